@@ -156,10 +156,11 @@ class CompilerError(GraphflowError):
 
     def __str__(self) -> str:
         stage = f" in stage {self.stage}" if self.stage else ""
-        parts = [f"{self.message}", f"This is a fault of graphflow{stage}, not of your program."]
+        parts = [self.message, f"This is a fault of graphflow{stage}, not of your program."]
         if self.where is not None:
             parts.append(self.where.describe())
-        parts.append("Please report it with this whole message, the program, and the output of `graphflow doctor`.")
+        parts.append("Please report it with this whole message, the program that led to it, and the versions of "
+                     "graphflow, Python and the operating system.")
         if self.dump:
             parts += [f"--- {self.stage or 'dump'} ---", self.dump.rstrip("\n"), "---"]
         return "\n".join(parts)

@@ -1,0 +1,179 @@
+"""Level 2: kernels, one form for both back ends.
+
+A kernel is a loop nest over buffers (`LoopKernel`) or a contraction (`ContractionKernel`). Buffers are the kernel's formal
+arguments; an index has one quasi-affine `Dim` per axis of the argument, over loop variables, symbols and *indirect*
+integers (loaded from a buffer: gather). Expressions are pure:
+
+    Const        a literal
+    Load         an element of an argument
+    Index        the value of an index expression, as a number
+    Local        a value bound by `Let`, or `acc`, a contraction's finished accumulator
+    Apply        a scalar function of the table `SCALARS`
+    Guarded      its value where every guard holds, else the fill; loads inside happen only where they hold
+    Reduce       a reduction over own loop variables; with several operands a tuple reduction (argmax)
+
+The order of evaluation is free except within one reduction, whose split is fixed by `tile`, never by thread count.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Union
+
+from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.plan.dtypes import DType
+
+
+@dataclass(frozen=True)
+class Guard:
+    """Holds where ``0 <= at < bound``."""
+    at: DimLike
+    bound: DimLike
+
+
+@dataclass(frozen=True)
+class Const:
+    value: float | int | bool
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Load:
+    """Element `index` of argument `arg` (its name)."""
+    arg: str
+    index: tuple[DimLike, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Index:
+    """The value of a dimension expression as a number of `dtype`."""
+    at: DimLike
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Local:
+    """A value that a `Let` of this name bound."""
+    name: str
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Apply:
+    """A scalar function by name: see `graphflow.compiler.kernel.scalars.SCALARS`."""
+    function: str
+    args: tuple[Expr, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True)
+class Guarded:
+    guards: tuple[Guard, ...]
+    value: Expr
+    fill: Expr
+
+    @property
+    def dtype(self) -> DType:
+        return self.value.dtype
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """Combines the operands over the loop variables, in the order of the loops, from the identity.
+
+    kind: sum, prod, max, min (one operand; max and min propagate NaN), any, all, or argmax, argmin (operands: value,
+    number; the first of equal values wins, NaN is the greatest / least). `result` picks the operand whose reduced value
+    this is. `lanes`, set by `tile`, names the variable that is vectorised.
+    """
+    kind: str
+    loops: tuple[tuple[str, DimLike], ...]
+    operands: tuple[Expr, ...]
+    result: int = 0
+    lanes: str = ""
+
+    @property
+    def dtype(self) -> DType:
+        return self.operands[self.result].dtype
+
+
+Expr = Union[Const, Load, Index, Local, Apply, Guarded, Reduce]
+
+
+@dataclass(frozen=True)
+class Let:
+    """Binds a scalar for the statements that follow it in the same body."""
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Store:
+    arg: str
+    index: tuple[DimLike, ...]
+    value: Expr
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`kind`: "serial" as written; "grid" the parallel loops, outermost and perfectly nested; "lanes" (innermost)
+    vectorised. Until `tile` decides, independent loops are "grid" or "serial" by nesting only."""
+    var: str
+    extent: DimLike
+    body: tuple[Statement, ...]
+    kind: str = "serial"
+
+
+Statement = Union[Let, Store, Loop]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A formal buffer of a kernel. `mode`: "r", "w" or "rw"; `layout` as in TensorType ("" is row-major).
+    An "rw" argument is read only at the very element that the same iteration writes."""
+    name: str
+    dtype: DType
+    shape: tuple[DimLike, ...]
+    mode: str
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class LoopKernel:
+    """A loop nest. `indirect` names integers loaded from buffers that indices may use as symbols; they may refer
+    to loop variables and to earlier ones. `symbols` are the program's symbols that occur in it."""
+    name: str
+    arguments: tuple[Argument, ...]
+    body: tuple[Statement, ...]
+    symbols: tuple[str, ...] = ()
+    indirect: Mapping[str, Expr] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """acc(b, m, n) = sum over k of a(b, m, k) * b(b, k, n), then `stores`, in which `acc` is the Local of that name.
+
+    Axes are (variable, extent) pairs. `batch`, `m`, `n` and `k` may have several; k's run in order. a and b are
+    expressions over batch, m, k and batch, k, n variables: padding, strides and prologues live in them. The stores index
+    by batch, m and n and read only their own element of what the kernel writes. The tile fields are filled by `tile`.
+    """
+    batch: tuple[tuple[str, DimLike], ...]
+    m: tuple[tuple[str, DimLike], ...]
+    n: tuple[tuple[str, DimLike], ...]
+    k: tuple[tuple[str, DimLike], ...]
+    a: Expr
+    b: Expr
+    stores: tuple[Store, ...]
+    tile: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ContractionKernel:
+    name: str
+    arguments: tuple[Argument, ...]
+    contraction: Contraction
+    symbols: tuple[str, ...] = ()
+    indirect: Mapping[str, Expr] = field(default_factory=dict)
+
+
+Kernel = Union[LoopKernel, ContractionKernel]
