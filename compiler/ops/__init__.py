@@ -1,1 +1,9 @@
-""""""
+"""The op table: every op of the language, by name. Each file of this folder holds the records of one family."""
+from __future__ import annotations
+
+from graphflow.compiler.ops import (contract, control, elementwise, indexing, leaf, random, reduce, shape,  # noqa: I001
+                                    window)
+from graphflow.compiler.ops.record import Op
+
+FAMILIES = (leaf, elementwise, reduce, shape, contract, window, indexing, random, control)
+OPS: dict[str, Op] = {op.name: op for family in FAMILIES for op in family.OPS}

@@ -1,0 +1,160 @@
+"""Types and operands of LLVM IR text, and constants written exactly."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import NamedTuple, Union
+
+import numpy as np
+
+_FLOATS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
+_SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64", "ptr": "p0"}
+
+
+class Type(NamedTuple):
+    """An LLVM first-class type: `element` is `float`, `i32`, `ptr` …; `lanes` is 1 for a scalar."""
+
+    element: str
+    lanes: int = 1
+
+    def __str__(self) -> str:
+        return self.element if self.lanes == 1 else f"<{self.lanes} x {self.element}>"
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the element is a floating-point type."""
+        return self.element in _FLOATS
+
+    @property
+    def bits(self) -> int:
+        """Bits of one element (a pointer has 64)."""
+        if self.element == "ptr":
+            return 64
+        return _FLOATS.get(self.element) or int(self.element[1:])
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of one element in memory."""
+        return (self.bits + 7) // 8
+
+    @property
+    def scalar(self) -> Type:
+        """The type of one lane."""
+        return Type(self.element)
+
+    @property
+    def suffix(self) -> str:
+        """The type's part of an intrinsic's name: `f32`, `v8i64` …"""
+        element = _SUFFIX.get(self.element, self.element)
+        return element if self.lanes == 1 else f"v{self.lanes}{element}"
+
+    def vector(self, lanes: int) -> Type:
+        """This element type with `lanes` lanes."""
+        return Type(self.element, lanes)
+
+    def like(self, element: Type) -> Type:
+        """The element type of `element` with this type's lanes."""
+        return Type(element.element, self.lanes)
+
+
+F16, BF16, F32, F64 = Type("half"), Type("bfloat"), Type("float"), Type("double")
+I1, I8, I16, I32, I64 = Type("i1"), Type("i8"), Type("i16"), Type("i32"), Type("i64")
+PTR, VOID = Type("ptr"), Type("void")
+
+#: The type of one element in memory, by dtype name. Signedness belongs to the operation, not to the type.
+MEMORY_TYPES = {
+    "float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64, "bool": I8,
+    "int8": I8, "int16": I16, "int32": I32, "int64": I64,
+    "uint8": I8, "uint16": I16, "uint32": I32, "uint64": I64,
+}
+
+
+class Value:
+    """An operand: its `type`, and its `name` as written in IR (`%v7`, `42`, `splat (float 0x…)`)."""
+
+    __slots__ = ("name", "type")
+
+    def __init__(self, type: Type, name: str) -> None:
+        self.type = type
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.type} {self.name}"
+
+    __repr__ = __str__
+
+
+#: What an instruction takes: a value, or a Python number that becomes a constant of the other operand's type.
+Operand = Union[Value, int, float]
+
+
+class Block(str):
+    """The label of a basic block."""
+
+
+class Phi(Value):
+    """A phi node; `add` may be called until the module's text is taken."""
+
+    __slots__ = ("incoming",)
+
+    def __init__(self, type: Type, name: str) -> None:
+        super().__init__(type, name)
+        self.incoming: list[tuple[Value, Block]] = []
+
+    def add(self, value: Value, block: Block) -> None:
+        """Say that the node has `value` when control comes from `block`."""
+        if value.type != self.type:
+            raise TypeError(f"phi of type {self.type} cannot receive {value}")
+        self.incoming.append((value, block))
+
+    def text(self) -> str:
+        """The instruction as IR text."""
+        pairs = ", ".join(f"[ {value.name}, %{block} ]" for value, block in self.incoming)
+        return f"  {self.name} = phi {self.type} {pairs}"
+
+
+def constant(type: Type, value: float) -> Value:
+    """`value` as an exact constant of `type`, in every lane; floats are rounded to the type first."""
+    text = _scalar_text(type, value)
+    if type.lanes > 1:
+        text = f"splat ({type.element} {text})"
+    return Value(type, text)
+
+
+def vector_constant(type: Type, values: Sequence[int | float]) -> Value:
+    """A vector constant with one given value per lane."""
+    if len(values) != type.lanes:
+        raise TypeError(f"{len(values)} values for {type}")
+    if type.lanes == 1:
+        return constant(type, values[0])
+    lanes = ", ".join(f"{type.element} {_scalar_text(type, value)}" for value in values)
+    return Value(type, f"<{lanes}>")
+
+
+def _scalar_text(type: Type, value: float) -> str:
+    """One lane of a constant, exactly: floats as the bits of the value."""
+    element = type.element
+    if element == "ptr":
+        if value != 0:
+            raise TypeError("the only pointer constant is null")
+        return "null"
+    if not type.is_float:
+        if element == "i1":
+            return "true" if value else "false"
+        return str(int(value))
+    if element == "double":
+        return "0x" + struct.pack(">d", float(value)).hex().upper()
+    with np.errstate(over="ignore", under="ignore"):
+        single = np.float32(value)
+        if element == "float":
+            return "0x" + struct.pack(">d", float(single)).hex().upper()
+        if element == "half":
+            return f"0xH{int(np.float16(value).view(np.uint16)):04X}"
+    bits = int(single.view(np.uint32))
+    if np.isnan(single):
+        return "0xR7FC0"
+    return f"0xR{((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF:04X}"
+
+
+TRUE, FALSE = constant(I1, True), constant(I1, False)
