@@ -1,8 +1,8 @@
 """A small builder of LLVM IR text.
 
-A `Module` collects functions, declarations and constant data; `Module.function` returns a `Builder`, whose methods
-append one instruction each and return a `Value` (a type and a name). Text is assembled directly because building an
-object per instruction costs more than everything else in the emitter together.
+A `Module` collects functions, declarations and constant data; `Module.function` returns a `Builder`,
+whose methods append one instruction each and return a `Value` (a type and a name). Text is assembled
+directly because an object per instruction costs more than everything else in the emitter together.
 
     module = Module()
     b = module.function("scale", [("x", PTR, "noalias"), ("n", I64)])
@@ -13,10 +13,10 @@ object per instruction costs more than everything else in the emitter together.
     b.ret()
     text = module.text()
 
-Conventions. A scalar is a `Type` with one lane, and every arithmetic method takes scalars and vectors alike. An operand
-may be a Python number (a constant of the other operand's type) or a scalar value beside a vector (it is splatted).
-Booleans in registers are `I1`; in memory they are `I8`. No instruction carries a fast-math flag: a multiply and an add
-become one fused operation only through `Builder.fma`.
+Conventions. A scalar is a `Type` with one lane, and every arithmetic method takes scalars and vectors
+alike. An operand may be a Python number (a constant of the other operand's type) or a scalar value beside
+a vector (it is splatted). Booleans in registers are `I1`; in memory they are `I8`. No instruction carries
+a fast-math flag: a multiply and an add become one fused operation only through `Builder.fma`.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from contextlib import contextmanager
 import numpy as np
 
 from graphflow.compiler.emit.values import (
-    BF16, F16, F32, F64, FALSE, I1, I8, I16, I32, I64, MEMORY_TYPES, PTR, TRUE, VOID,
+    F32, F64, FALSE, I1, I8, I16, I32, I64, MEMORY_TYPES, PTR, TRUE, VOID,
     Block, Operand, Phi, Type, Value, constant, vector_constant,
 )
 
 __all__ = [
-    "BF16", "F16", "F32", "F64", "FALSE", "I1", "I8", "I16", "I32", "I64", "MEMORY_TYPES", "PTR", "TRUE", "VOID",
+    "F32", "F64", "FALSE", "I1", "I8", "I16", "I32", "I64", "MEMORY_TYPES", "PTR", "TRUE", "VOID",
     "Block", "Builder", "Loop", "Module", "Operand", "Phi", "Type", "Value", "constant", "vector_constant",
 ]
 
@@ -40,8 +40,8 @@ __all__ = [
 class Loop:
     """A loop under construction, see `Builder.loop`.
 
-    `index` is the induction variable; `carry` holds the carried values at the start of the iteration; `next` sets
-    them for the following one; `results` holds their last values and exists once the loop is closed.
+    `index` is the induction variable; `carry` holds the carried values at the start of the iteration;
+    `next` sets them for the following one; `results` holds their last values once the loop is closed.
     """
 
     def __init__(self, index: Phi, carry: list[Phi]) -> None:
@@ -72,7 +72,7 @@ class Module:
         internal: bool = False,
         attributes: str = "nounwind",
     ) -> Builder:
-        """Start a function. A parameter is (name, type) or (name, type, attributes such as `noalias readonly`)."""
+        """Start a function. A parameter is (name, type) or (name, type, "noalias readonly" and the like)."""
         builder = Builder(self, name, params, returns, internal, attributes)
         self._functions.append(builder)
         return builder
@@ -122,7 +122,7 @@ class Builder:
         self._count = 0
         self.current = Block("entry")
 
-    # -- text and names ---------------------------------------------------------------------------------------
+    # -- text and names ------------------------------------------------------------------------------------
 
     def text(self) -> str:
         """The function as IR text."""
@@ -158,7 +158,7 @@ class Builder:
             matched.append(value)
         return matched
 
-    # -- arithmetic -------------------------------------------------------------------------------------------
+    # -- arithmetic ----------------------------------------------------------------------------------------
 
     def _binary(self, integer: str, floating: str, x: Operand, y: Operand) -> Value:
         x, y = self._match(x, y)
@@ -236,8 +236,8 @@ class Builder:
     def compare(self, predicate: str, x: Operand, y: Operand) -> Value:
         """Compare; the result is I1 per lane.
 
-        `eq ne lt le gt ge` are the IEEE comparisons for floats (false with NaN, except ne) and signed for integers;
-        any other LLVM predicate (`ult`, `uno` …) is passed on.
+        `eq ne lt le gt ge` are the IEEE comparisons for floats (false with NaN, except ne) and signed for
+        integers; any other LLVM predicate (`ult`, `uno` …) is passed on.
         """
         x, y = self._match(x, y)
         if predicate in ("eq", "ne", "lt", "le", "gt", "ge"):
@@ -261,12 +261,12 @@ class Builder:
         return self.intrinsic("fma", x, y, z)
 
     def intrinsic(self, name: str, *operands: Operand) -> Value:
-        """An LLVM intrinsic whose operands and result have one type: `fma`, `sqrt`, `fabs`, `smax`, `minimum` …"""
+        """An LLVM intrinsic whose operands and result have one type: `sqrt`, `fabs`, `smax`, `minimum` …"""
         values = self._match(*operands)
         type = values[0].type
         return self.call(f"llvm.{name}.{type.suffix}", type, values)
 
-    # -- casts ------------------------------------------------------------------------------------------------
+    # -- casts ---------------------------------------------------------------------------------------------
 
     def bitcast(self, x: Value, type: Type) -> Value:
         """The same bits as another type."""
@@ -275,8 +275,8 @@ class Builder:
     def cast(self, x: Value, element: Type, signed: bool = True) -> Value:
         """Convert the value of x to another element type, lanes kept.
 
-        `signed` says how the integer side is read. Float to integer truncates, saturates, and takes NaN to 0. To I1
-        means "is not zero". bfloat16 conversions round to nearest even.
+        `signed` says how the integer side is read. Float to integer truncates, saturates, and takes NaN to
+        0. To I1 means "is not zero".
         """
         source, target = x.type, x.type.like(element)
         if source == target:
@@ -285,16 +285,6 @@ class Builder:
             return self.compare("ne", x, 0)
         if source.element == "i1":
             signed = False
-        if source.element == "bfloat":
-            wide = self._convert("zext", self.bitcast(x, source.like(I16)), I32)
-            return self.cast(self.bitcast(self.shl(wide, 16), source.like(F32)), element, signed)
-        if target.bits == 16 and target.is_float and source.element != "float":
-            single = self._round_to_odd(x) if source.element == "double" else self.cast(x, F32, signed)
-            return self.cast(single, element)
-        if target.element == "bfloat":
-            return self._round_to_bfloat(x)
-        if source.element == "half" and target.element != "float":
-            return self.cast(self.cast(x, F32), element, signed)
         if source.is_float and target.is_float:
             return self._convert("fpext" if target.bits > source.bits else "fptrunc", x, element)
         if source.is_float:
@@ -312,30 +302,7 @@ class Builder:
         target = x.type.like(element)
         return self._emit(target, f"{opcode} {x} to {target}")
 
-    def _round_to_odd(self, x: Value) -> Value:
-        """double to float such that rounding the result once more, to 16 bits, equals rounding x directly.
-
-        An inexact result is the neighbour of x whose last bit is set (Boldo and Melquiond, 2008).
-        """
-        nearest = self._convert("fptrunc", x, F32)
-        back = self._convert("fpext", nearest, F64)
-        bits = self.bitcast(nearest, nearest.type.like(I32))
-        even = self.compare("eq", self.and_(bits, 1), 0)
-        too_large = self.compare("gt", self.intrinsic("fabs", back), self.intrinsic("fabs", x))
-        odd = self.select(too_large, self.sub(bits, 1), self.add(bits, 1))
-        inexact = self.compare("one", back, x)
-        return self.bitcast(self.select(self.and_(even, inexact), odd, bits), nearest.type)
-
-    def _round_to_bfloat(self, x: Value) -> Value:
-        """float to bfloat by integers: LLVM would call a library function per element."""
-        bits = self.bitcast(x, x.type.like(I32))
-        odd = self.and_(self.lshr(bits, 16), 1)
-        rounded = self.lshr(self.add(bits, self.add(odd, 0x7FFF)), 16)
-        quiet = self.or_(self.lshr(bits, 16), 0x40)
-        chosen = self.select(self.compare("uno", x, x), quiet, rounded)
-        return self.bitcast(self._convert("trunc", chosen, I16), x.type.like(BF16))
-
-    # -- vectors ----------------------------------------------------------------------------------------------
+    # -- vectors -------------------------------------------------------------------------------------------
 
     def splat(self, x: Value, lanes: int) -> Value:
         """A vector with the scalar x in every lane."""
@@ -349,7 +316,7 @@ class Builder:
                                 f"<{lanes} x i32> zeroinitializer")
 
     def iota(self, type: Type, start: int = 0, step: int = 1) -> Value:
-        """The constant start, start + step, … of an integer or float type; for a scalar type its first element."""
+        """The constant start, start + step, … with one element per lane of `type`."""
         return vector_constant(type, [start + step * lane for lane in range(type.lanes)])
 
     def first_lanes(self, count: Value, lanes: int) -> Value:
@@ -370,22 +337,14 @@ class Builder:
             return scalar
         return self._emit(x.type, f"insertelement {x}, {scalar}, i64 {lane}")
 
-    def poison(self, type: Type) -> Value:
-        """A value without content, to insert lanes into."""
-        return Value(type, "poison")
-
     def shuffle(self, x: Value, y: Value | None, lanes: Sequence[int]) -> Value:
         """The given lanes of x followed by y (-1: any value)."""
-        if x.type.lanes == 1:
-            raise TypeError("shuffle needs vectors")
-        type = x.type.vector(len(lanes))
-        second = "poison" if y is None else y.name
-        mask = ", ".join("i32 poison" if lane < 0 else f"i32 {lane}" for lane in lanes)
-        shuffled = Type(x.type.element, len(lanes))
-        text = f"shufflevector {x}, {x.type} {second}, <{len(lanes)} x i32> <{mask}>"
         if len(lanes) == 1:
             return self.extract(x, lanes[0])
-        return self._emit(shuffled if shuffled == type else type, text)
+        second = "poison" if y is None else y.name
+        mask = ", ".join("i32 poison" if lane < 0 else f"i32 {lane}" for lane in lanes)
+        text = f"shufflevector {x}, {x.type} {second}, <{len(lanes)} x i32> <{mask}>"
+        return self._emit(x.type.vector(len(lanes)), text)
 
     def slice(self, x: Value, start: int, count: int) -> Value:
         """`count` neighbouring lanes of x from lane `start`."""
@@ -395,7 +354,7 @@ class Builder:
         """The lanes of x followed by those of y; both have the same type."""
         if x.type.lanes == 1:
             type = x.type.vector(2)
-            return self.insert(self.insert(self.poison(type), x, 0), y, 1)
+            return self.insert(self.insert(Value(type, "poison"), x, 0), y, 1)
         return self.shuffle(x, y, range(2 * x.type.lanes))
 
     def reduce(self, x: Value, combine: Callable[[Value, Value], Value]) -> Value:
@@ -425,11 +384,11 @@ class Builder:
         result: Value | None = None
         for lane in range(lanes):
             scalar = function(*(self.extract(vector, lane) for vector in vectors))
-            result = self.insert(result or self.poison(scalar.type.vector(lanes)), scalar, lane)
+            result = self.insert(result or Value(scalar.type.vector(lanes), "poison"), scalar, lane)
         assert result is not None
         return result
 
-    # -- memory -----------------------------------------------------------------------------------------------
+    # -- memory --------------------------------------------------------------------------------------------
 
     def alloca(self, type: Type, count: int = 1, align: int | None = None) -> Value:
         """Stack room for `count` values of `type`, taken once when the function starts."""
@@ -439,19 +398,19 @@ class Builder:
         return Value(PTR, name)
 
     def gep(self, pointer: Value, index: Operand, element: Type) -> Value:
-        """The address `index` elements (of any sign) after `pointer`; indices in lanes give addresses in lanes."""
+        """The address `index` elements after `pointer`; a vector of indices gives a vector of addresses."""
         if not isinstance(index, Value):
             index = constant(I64, index)
         type = PTR.vector(index.type.lanes)
         return self._emit(type, f"getelementptr {element}, {pointer}, {index}")
 
-    def load(self, type: Type, pointer: Value, align: int | None = None, flags: str = "") -> Value:
-        """Load from consecutive elements. `align` defaults to that of one element; `flags`: `, !nontemporal !0` …"""
-        return self._emit(type, f"load {type}, {pointer}, align {align or type.bytes}{flags}")
+    def load(self, type: Type, pointer: Value, align: int | None = None) -> Value:
+        """Load from consecutive elements; `align` defaults to that of one element."""
+        return self._emit(type, f"load {type}, {pointer}, align {align or type.bytes}")
 
-    def store(self, value: Value, pointer: Value, align: int | None = None, flags: str = "") -> None:
+    def store(self, value: Value, pointer: Value, align: int | None = None) -> None:
         """Store to consecutive elements; `align` defaults to that of one element."""
-        self._lines.append(f"  store {value}, {pointer}, align {align or value.type.bytes}{flags}")
+        self._lines.append(f"  store {value}, {pointer}, align {align or value.type.bytes}")
 
     def masked_load(
         self, type: Type, pointer: Value, mask: Value, otherwise: Operand = 0, align: int | None = None
@@ -466,7 +425,9 @@ class Builder:
         name = f"llvm.masked.store.{self._vector_suffix(value.type)}.p0"
         self._masked_call(name, VOID, [value, pointer, align or value.type.bytes, mask])
 
-    def gather(self, type: Type, addresses: Value, mask: Value | None = None, otherwise: Operand = 0) -> Value:
+    def gather(
+        self, type: Type, addresses: Value, mask: Value | None = None, otherwise: Operand = 0
+    ) -> Value:
         """Load each lane from its own address (see `gep`); lanes that are not set get `otherwise`."""
         if mask is None:
             if type.lanes == 1:
@@ -497,7 +458,7 @@ class Builder:
         return type.suffix if type.lanes > 1 else "v1" + type.suffix
 
     def _masked_call(self, name: str, returns: Type, operands: list[Value | int]) -> Value:
-        """Call a masked memory intrinsic; scalars travel as vectors of one lane, which the intrinsics demand."""
+        """Call a masked memory intrinsic; these demand vectors, so scalars travel as one lane."""
         gathers = "gather" in name or "scatter" in name
         texts, types = [], []
         for operand in operands:
@@ -524,7 +485,7 @@ class Builder:
             return called
         return self._emit(returns, f"extractelement {result} {called.name}, i64 0")
 
-    # -- calls and control ------------------------------------------------------------------------------------
+    # -- calls and control ---------------------------------------------------------------------------------
 
     def call(
         self, name: str, returns: Type, operands: Sequence[Value], declare: bool = True, attributes: str = ""
@@ -578,12 +539,13 @@ class Builder:
 
     @contextmanager
     def loop(
-        self, start: Operand, stop: Operand, step: Operand = 1, carry: Sequence[Value] = (), hint: str = "loop"
+        self, start: Operand, stop: Operand, step: Operand = 1,
+        carry: Sequence[Value] = (), hint: str = "loop",
     ) -> Iterator[Loop]:
         """A loop over I64 start, start + step, … below stop, zero trips included; step is positive.
 
-        `carry` gives the first values of the carried variables: read `loop.carry`, call `loop.next(…)` once in the
-        body, and read `loop.results` after the `with` block.
+        `carry` gives the first values of the carried variables: read `loop.carry`, call `loop.next(…)` once
+        in the body, and read `loop.results` after the `with` block.
         """
         certain = isinstance(start, int) and isinstance(stop, int) and start < stop
         first = start if isinstance(start, Value) else constant(I64, start)

@@ -8,8 +8,8 @@ from typing import NamedTuple, Union
 
 import numpy as np
 
-_FLOATS = {"half": 16, "bfloat": 16, "float": 32, "double": 64}
-_SUFFIX = {"half": "f16", "bfloat": "bf16", "float": "f32", "double": "f64", "ptr": "p0"}
+_FLOATS = {"float": 32, "double": 64}
+_SUFFIX = {"float": "f32", "double": "f64", "ptr": "p0"}
 
 
 class Type(NamedTuple):
@@ -58,16 +58,12 @@ class Type(NamedTuple):
         return Type(element.element, self.lanes)
 
 
-F16, BF16, F32, F64 = Type("half"), Type("bfloat"), Type("float"), Type("double")
+F32, F64 = Type("float"), Type("double")
 I1, I8, I16, I32, I64 = Type("i1"), Type("i8"), Type("i16"), Type("i32"), Type("i64")
 PTR, VOID = Type("ptr"), Type("void")
 
-#: The type of one element in memory, by dtype name. Signedness belongs to the operation, not to the type.
-MEMORY_TYPES = {
-    "float16": F16, "bfloat16": BF16, "float32": F32, "float64": F64, "bool": I8,
-    "int8": I8, "int16": I16, "int32": I32, "int64": I64,
-    "uint8": I8, "uint16": I16, "uint32": I32, "uint64": I64,
-}
+#: The type of one element in memory, by the name of its DType. Signedness belongs to the operation.
+MEMORY_TYPES = {"f32": F32, "f64": F64, "i32": I32, "i64": I64, "u32": I32, "u8": I8, "bool": I8}
 
 
 class Value:
@@ -143,18 +139,11 @@ def _scalar_text(type: Type, value: float) -> str:
         if element == "i1":
             return "true" if value else "false"
         return str(int(value))
-    if element == "double":
-        return "0x" + struct.pack(">d", float(value)).hex().upper()
-    with np.errstate(over="ignore", under="ignore"):
-        single = np.float32(value)
-        if element == "float":
-            return "0x" + struct.pack(">d", float(single)).hex().upper()
-        if element == "half":
-            return f"0xH{int(np.float16(value).view(np.uint16)):04X}"
-    bits = int(single.view(np.uint32))
-    if np.isnan(single):
-        return "0xR7FC0"
-    return f"0xR{((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16) & 0xFFFF:04X}"
+    if element == "float":
+        with np.errstate(over="ignore", under="ignore"):
+            value = float(np.float32(value))
+    # LLVM writes a float constant too as the bits of the equal double.
+    return "0x" + struct.pack(">d", float(value)).hex().upper()
 
 
 TRUE, FALSE = constant(I1, True), constant(I1, False)
