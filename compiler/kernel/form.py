@@ -12,6 +12,7 @@ integers (loaded from a buffer: gather). Expressions are pure:
     Guarded      its value where every guard holds, else the fill; loads inside happen only where they hold
     Reduce       a reduction over own loop variables; with several operands a tuple reduction (argmax)
 
+A value that is used more than once is bound by a `Let` (or in `Reduce.lets`), so expressions are small trees.
 The order of evaluation is free except within one reduction, whose split is fixed by `tile`, never by thread count.
 """
 from __future__ import annotations
@@ -84,13 +85,15 @@ class Reduce:
 
     kind: sum, prod, max, min (one operand; max and min propagate NaN), any, all, or argmax, argmin (operands: value,
     number; the first of equal values wins, NaN is the greatest / least). `result` picks the operand whose reduced value
-    this is. `lanes`, set by `tile`, names the variable that is vectorised.
+    this is. `lanes`, set by `tile`, names the variable that is vectorised. `lets` bind what the operands use more than
+    once; they are evaluated anew in every iteration and seen by the operands and by later lets only.
     """
     kind: str
     loops: tuple[tuple[str, DimLike], ...]
     operands: tuple[Expr, ...]
     result: int = 0
     lanes: str = ""
+    lets: tuple[Let, ...] = ()
 
     @property
     def dtype(self) -> DType:
