@@ -159,8 +159,8 @@ class CompilerError(GraphflowError):
         parts = [self.message, f"This is a fault of graphflow{stage}, not of your program."]
         if self.where is not None:
             parts.append(self.where.describe())
-        parts.append("Please report it with this whole message, the program that led to it, and the versions of "
-                     "graphflow, Python and the operating system.")
+        parts.append("Please report it with this whole message, the program that led to it, and the "
+                     "versions of graphflow, Python and the operating system.")
         if self.dump:
             parts += [f"--- {self.stage or 'dump'} ---", self.dump.rstrip("\n"), "---"]
         return "\n".join(parts)
