@@ -9,7 +9,7 @@ variables as symbols, as the quasi-affine indices of kernels.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Union
 
@@ -346,7 +346,13 @@ def parse_dim(text: str) -> DimLike:
     return result
 
 
-def _parse_sum(tokens: list[str], at: int) -> tuple[DimLike, int]:
+def parse_tokens(tokens: Sequence[str], at: int) -> tuple[DimLike, int]:
+    """Reads a dimension that starts with token number `at`; gives it and the number of the token after it. The last
+    token must be ""."""
+    return _parse_sum(tokens, at)
+
+
+def _parse_sum(tokens: Sequence[str], at: int) -> tuple[DimLike, int]:
     negative = tokens[at] == "-"
     out, at = _parse_product(tokens, at + negative)
     out = -out if negative else out
@@ -357,7 +363,7 @@ def _parse_sum(tokens: list[str], at: int) -> tuple[DimLike, int]:
     return out, at
 
 
-def _parse_product(tokens: list[str], at: int) -> tuple[DimLike, int]:
+def _parse_product(tokens: Sequence[str], at: int) -> tuple[DimLike, int]:
     out, at = _parse_quotient(tokens, at)
     while tokens[at] == "*":
         right, at = _parse_quotient(tokens, at + 1)
@@ -365,7 +371,7 @@ def _parse_product(tokens: list[str], at: int) -> tuple[DimLike, int]:
     return out, at
 
 
-def _parse_quotient(tokens: list[str], at: int) -> tuple[DimLike, int]:
+def _parse_quotient(tokens: Sequence[str], at: int) -> tuple[DimLike, int]:
     token = tokens[at]
     if token == "(":
         out, at = _parse_sum(tokens, at + 1)

@@ -131,6 +131,10 @@ class DataError(UserError):
     """A file of data that is malformed, or arrays that make no data set."""
 
 
+class TextError(UserError):
+    """The text form of a graph, kernel or plan that cannot be read."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 
