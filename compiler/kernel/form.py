@@ -158,7 +158,8 @@ class Contraction:
 
     Axes are (variable, extent) pairs. `batch`, `m`, `n` and `k` may have several; k's run in order. a and b are
     expressions over batch, m, k and batch, k, n variables: padding, strides and prologues live in them. The stores index
-    by batch, m and n and read only their own element of what the kernel writes. The tile fields are filled by `tile`.
+    by batch, m and n and read only their own element of what the kernel writes. `lets` bind what the stores use more
+    than once (they may use `acc`). The tile fields are filled by `tile`.
     """
     batch: tuple[tuple[str, DimLike], ...]
     m: tuple[tuple[str, DimLike], ...]
@@ -168,6 +169,7 @@ class Contraction:
     b: Expr
     stores: tuple[Store, ...]
     tile: Mapping[str, int] = field(default_factory=dict)
+    lets: tuple[Let, ...] = ()
 
 
 @dataclass(frozen=True)

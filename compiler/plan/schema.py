@@ -17,13 +17,13 @@ SCHEMA_VERSION = 1
 ALIGNMENT = 64
 """Bytes: every arena buffer starts at a multiple."""
 
-ROLES = ("feed", "state", "output", "arena")
+ROLES = ("feed", "state", "output", "arena", "constant")
 
 
 @dataclass(frozen=True)
 class Buffer:
-    """A piece of memory. role: "feed" (the caller's array), "state" (in the Store), "output" (a new array of each call) or
-    "arena". `name`: of the feed, state entry or output; for the arena, the value that it holds. first/last: positions in
+    """A piece of memory. role: "feed" (the caller's array), "state" (in the Store), "output" (a new array of each call),
+    "arena" or "constant" (`data` holds its bytes). `name`: of the feed, state entry or output; for the arena, the value that it holds. first/last: positions in
     the body (inclusive) between which an arena buffer is alive. `alias`: an arena buffer that takes over the memory of
     that buffer, which dies at `first` (in-place), or "". `origins`: numbers of traced nodes.
     """
@@ -37,6 +37,7 @@ class Buffer:
     last: int = 0
     alias: str = ""
     origins: tuple[int, ...] = ()
+    data: bytes = b""
 
 
 @dataclass(frozen=True)
