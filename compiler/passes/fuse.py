@@ -1,0 +1,267 @@
+"""fuse: groups ops into kernels. Graph -> Graph whose work is done by `fused` nodes (bit-preserving).
+
+Consumers are visited first. A producer joins the kernel of its readers when that repeats no work and closes no cycle:
+
+- "map": every op is evaluated at the element that the kernel is at; views are looked through, and a producer read by one
+  kernel at another index (a transpose, a slice) is evaluated there.
+- "row": a map over rows together with reductions over the same axes of those rows (softmax, normalisation).
+- "contraction": one matmul or convolution with the map that follows it as its epilogue.
+
+A value that others need too is stored by the kernel that computes it. What is refused is recorded with the reason.
+Then each state update is written in place if every reader of the old value is, or can be ordered, before it: the order is
+an explicit edge (the last `after` inputs of the `fused` node), which `check_graph` verifies.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from graphflow.compiler.ir.graph import Graph, Node, Value
+from graphflow.compiler.ops import OPS
+from graphflow.compiler.passes.access import Read, domain, reads, relation
+from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
+from graphflow.compiler.plan.errors import Location
+
+TYPICAL_SIZE = 128
+"""What a symbolic dimension is taken to be when kernels are weighed against each other."""
+MANY_ELEMENTS = 1 << 14
+FEW_ROWS = 8
+
+
+@dataclass
+class Group:
+    """A kernel in the making. `level` of a member: "full" evaluated at each element of `shape`; "outer" once per row
+    (kind row: the axes of `shape` that are not in `reduced`); "inlined" at some other index inside its reader."""
+    kind: str
+    shape: tuple[DimLike, ...]
+    level: dict[Node, str]
+    reduced: tuple[int, ...] = ()
+    anchor: Node | None = None
+    stored: dict[Value, None] = field(default_factory=dict)
+
+    def outer_shape(self) -> tuple[DimLike, ...]:
+        return tuple(d for i, d in enumerate(self.shape) if i not in self.reduced)
+
+
+@dataclass
+class Fusion:
+    """The outcome: the groups (in no order), which group computes each node, and what was refused."""
+    graph: Graph
+    free: set[Node]
+    group_of: dict[Node, Group]
+    refusals: list[tuple[tuple[Location, ...], str]]
+    reads: dict[Node, list[Read]]
+    needed: dict[Node, dict[Value, None]]
+
+
+def fuse(graph: Graph) -> Graph:
+    """See the module's docstring. The refusals are kept by `fusion_of`, which `explain` calls."""
+    from graphflow.compiler.passes.assemble import assemble
+    return assemble(fusion_of(graph))
+
+
+def fusion_of(graph: Graph) -> Fusion:
+    """Decides the groups."""
+    roots = {v for v in graph.outputs.values()} | {v for n in graph.effects for v in n.inputs}
+    free = {n for n in graph.nodes() if OPS[n.op].kind == "view" and not any(v.node is n for v in roots)
+            and _has_index_map(n)}
+    work = [n for n in graph.nodes() if OPS[n.op].kind not in ("leaf", "effect") and n not in free]
+    f = Fusion(graph, free, {}, [], {n: reads(n, free.__contains__) for n in work}, {})
+    readers: dict[Node, list[tuple[Node, Read]]] = {n: [] for n in work}
+    for n in work:
+        for r in f.reads[n]:
+            if r.value.node in readers:
+                readers[r.value.node].append((n, r))
+    for v in roots:
+        f.needed.setdefault(v.node, {})[v] = None
+    for node in reversed(work):
+        _place(f, node, readers[node])
+    for node in work:                    # a value read from another kernel is stored by its own
+        for reader, read in readers[node]:
+            if f.group_of[reader] is not f.group_of[node]:
+                f.group_of[node].stored[read.value] = None
+        for v in f.needed.get(node, ()):
+            f.group_of[node].stored[v] = None
+    return f
+
+
+def _has_index_map(node: Node) -> bool:
+    """False for a reshape whose index map would divide by a symbol: it copies."""
+    from graphflow.compiler.passes.access import axis, view_reads
+    try:
+        view_reads(node, tuple(axis(i) for i in range(node.types[0].rank)))
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
+    """Joins the node to a group of its readers, or opens a group."""
+    groups = list(dict.fromkeys(id(f.group_of[c]) for c, _ in readers))
+    by_id = {id(f.group_of[c]): f.group_of[c] for c, _ in readers}
+    reasons: list[str] = []
+    for key in reversed(groups):
+        group = by_id[key]
+        inside = [(c, r) for c, r in readers if f.group_of[c] is group]
+        outside = len(groups) > 1 or node in f.needed
+        reason = _join(f, node, group, inside, outside)
+        if reason is None and outside:
+            others = [by_id[k] for k in groups if k != key]
+            if _reaches(f, others, group):
+                reason = "another reader comes before the kernel that would compute it"
+        if reason is None:
+            _commit(f, node, group, inside)
+            return
+        reasons.append(reason)
+    if reasons:
+        f.refusals.append((node.origins, f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}"))
+    kind = OPS[node.op].kind
+    if kind == "reduce":
+        f.group_of[node] = Group("row", domain(node), {node: "outer"}, tuple(node.attrs["axes"]))
+    elif kind == "contraction":
+        f.group_of[node] = Group("contraction", domain(node), {node: "full"}, anchor=node)
+    elif kind == "view" and not _has_index_map(node):
+        f.group_of[node] = Group("copy", domain(node), {node: "full"})
+    else:
+        f.group_of[node] = Group(kind if kind in ("routine", "control") else "map", domain(node), {node: "full"})
+
+
+def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[int, ...]] | str:
+    """(level, broadcast axes) at which the group's readers need a producer, or the reason why it can't be one level."""
+    levels: set[tuple[str, tuple[int, ...]]] = set()
+    for reader, read in inside:
+        kind = OPS[reader.op].kind
+        if kind == "contraction":
+            return "a contraction reads each element many times"
+        if kind in ("window", "gather", "routine", "control") or group.kind in ("copy", "routine", "control"):
+            return f"{reader.op} reads it at other places than its own"
+        at = group.level[reader]
+        if kind == "reduce":
+            at = "full"
+        shape = domain(reader)
+        how = relation(read, shape)
+        if how == "other":
+            return f"{reader.op} would compute its elements more than once"
+        if at == "inlined" or how == "injective":
+            if isinstance(how, tuple):
+                return f"{reader.op} would compute its elements more than once"
+            levels.add(("inlined", ()))
+        elif isinstance(how, tuple):
+            if at != "full":
+                return f"{reader.op} would compute its elements more than once"
+            levels.add(("outer", how))
+        else:
+            levels.add((at, ()))
+    if len(levels) > 1 and all(level == "outer" for level, _ in levels):
+        levels = {(level, axes) for level, axes in levels if axes} if group.kind != "row" else {("outer", group.reduced)}
+    if len(levels) != 1:
+        return "it is needed at several indices of one kernel"
+    return levels.pop()
+
+
+def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], outside: bool) -> str | None:
+    """The reason why the node can't join the group; None if it can."""
+    found = _level(group, inside)
+    if isinstance(found, str):
+        return found
+    level, axes = found
+    if outside and level == "inlined":
+        return "others read it too, and the kernel evaluates it at other indices"
+    kind = OPS[node.op].kind
+    if kind == "contraction":
+        if group.kind != "map" or level != "full":
+            return f"a {group.kind} kernel can't hold a contraction" if group.kind != "map" else "not read in place"
+        if any(OPS[n.op].kind in ("window", "gather") for n in group.level if n.op != "random_bits"):
+            return "the epilogue of a contraction only holds elementwise ops"
+        return None
+    if kind in ("routine", "control") or (kind == "view" and not _has_index_map(node)):
+        return f"{node.op} is a kernel of its own"
+    if kind == "reduce":
+        return _join_reduce(node, group, level, axes)
+    if kind in ("window", "gather"):
+        if level != "full" or (group.kind != "map" and node.op != "random_bits"):
+            return f"{node.op} is costly to evaluate inside a {group.kind} kernel"
+        return None
+    if level == "outer" and group.kind == "map":
+        rank = len(group.shape)
+        if axes != tuple(range(rank - len(axes), rank)) or _few_rows(group.shape, axes):
+            return "the kernel would compute its elements more than once"
+        return None
+    if level == "outer" and axes and axes != group.reduced:
+        return "it belongs to rows along other axes"
+    if level == "outer" and group.kind not in ("row", "map"):
+        return "the kernel has no rows"
+    return None
+
+
+def _join_reduce(node: Node, group: Group, level: str, axes: tuple[int, ...]) -> str | None:
+    reduced, shape = tuple(node.attrs["axes"]), domain(node)
+    if level == "inlined":
+        return "a reduction is not evaluated at other indices"
+    if group.kind == "map" and level == "full":
+        return None if _plain(group) else "the kernel reads at other places than its own"
+    if group.kind == "map":
+        if reduced != axes or shape != group.shape:
+            return "the reduction runs along other axes than the kernel's rows"
+        return "there are too few rows to share among threads" if _few_rows(shape, axes) else None
+    if group.kind == "row":
+        if level != "outer" or reduced != group.reduced or shape != group.shape:
+            return "the reduction runs along other axes than the kernel's rows"
+        return None
+    return f"a {group.kind} kernel can't hold a reduction before its result"
+
+
+def _plain(group: Group) -> bool:
+    return all(OPS[n.op].kind == "elementwise" for n in group.level)
+
+
+def _few_rows(shape: tuple[DimLike, ...], axes: tuple[int, ...]) -> bool:
+    rows = typical(product(d for i, d in enumerate(shape) if i not in axes))
+    return rows < FEW_ROWS and rows * typical(product(shape[i] for i in axes)) > MANY_ELEMENTS
+
+
+def typical(d: DimLike) -> int:
+    """The dimension's value when every symbol has its typical size."""
+    return evaluate(d, {s: TYPICAL_SIZE for s in symbols_of(d)})
+
+
+def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
+    level, axes = _level(group, inside)                       # type: ignore[misc]
+    kind = OPS[node.op].kind
+    if kind == "contraction":
+        group.kind, group.anchor = "contraction", node
+    elif kind == "reduce" and level == "full":                # the map was over the reduction's results
+        group.level = {n: "outer" if at == "full" else at for n, at in group.level.items()}
+        group.kind, group.shape, group.reduced = "row", domain(node), tuple(node.attrs["axes"])
+        level = "outer"
+    elif level == "outer" and group.kind == "map":
+        group.kind, group.reduced = "row", axes
+    group.level[node] = level
+    f.group_of[node] = group
+
+
+def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
+    """Whether a chain of readers leads from one of the sources to the target."""
+    consumers = _consumers(f)
+    seen: set[int] = set()
+    stack = list(sources)
+    while stack:
+        group = stack.pop()
+        if group is target:
+            return True
+        if id(group) in seen:
+            continue
+        seen.add(id(group))
+        for node in group.level:
+            stack.extend(f.group_of[c] for c in consumers.get(node, ()) if c in f.group_of)
+    return False
+
+
+def _consumers(f: Fusion) -> dict[Node, list[Node]]:
+    cached = getattr(f, "_consumer_table", None)
+    if cached is None:
+        cached = {}
+        for node, found in f.reads.items():
+            for r in found:
+                cached.setdefault(r.value.node, []).append(node)
+        f._consumer_table = cached                            # type: ignore[attr-defined]
+    return cached
