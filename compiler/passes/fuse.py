@@ -51,6 +51,7 @@ class Fusion:
     refusals: list[tuple[tuple[Location, ...], str]]
     reads: dict[Node, list[Read]]
     needed: dict[Node, dict[Value, None]]
+    consumers: dict[Node, list[Node]]
 
 
 def fuse(graph: Graph) -> Graph:
@@ -61,14 +62,15 @@ def fuse(graph: Graph) -> Graph:
 
 def fusion_of(graph: Graph) -> Fusion:
     """Decides the groups."""
-    roots = {v for v in graph.outputs.values()} | {v for n in graph.effects for v in n.inputs}
-    free = {n for n in graph.nodes() if OPS[n.op].kind == "view" and not any(v.node is n for v in roots)
-            and _has_index_map(n)}
+    roots = dict.fromkeys([*graph.outputs.values(), *(v for n in graph.effects for v in n.inputs)])
+    asked = {v.node for v in roots}
+    free = {n for n in graph.nodes() if OPS[n.op].kind == "view" and n not in asked and has_index_map(n)}
     work = [n for n in graph.nodes() if OPS[n.op].kind not in ("leaf", "effect") and n not in free]
-    f = Fusion(graph, free, {}, [], {n: reads(n, free.__contains__) for n in work}, {})
+    f = Fusion(graph, free, {}, [], {n: reads(n, free.__contains__) for n in work}, {}, {})
     readers: dict[Node, list[tuple[Node, Read]]] = {n: [] for n in work}
     for n in work:
         for r in f.reads[n]:
+            f.consumers.setdefault(r.value.node, []).append(n)
             if r.value.node in readers:
                 readers[r.value.node].append((n, r))
     for v in roots:
@@ -84,7 +86,7 @@ def fusion_of(graph: Graph) -> Fusion:
     return f
 
 
-def _has_index_map(node: Node) -> bool:
+def has_index_map(node: Node) -> bool:
     """False for a reshape whose index map would divide by a symbol: it copies."""
     from graphflow.compiler.passes.access import axis, view_reads
     try:
@@ -119,7 +121,7 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
         f.group_of[node] = Group("row", domain(node), {node: "outer"}, tuple(node.attrs["axes"]))
     elif kind == "contraction":
         f.group_of[node] = Group("contraction", domain(node), {node: "full"}, anchor=node)
-    elif kind == "view" and not _has_index_map(node):
+    elif kind == "view" and not has_index_map(node):
         f.group_of[node] = Group("copy", domain(node), {node: "full"})
     else:
         f.group_of[node] = Group(kind if kind in ("routine", "control") else "map", domain(node), {node: "full"})
@@ -173,7 +175,7 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
         if any(OPS[n.op].kind in ("window", "gather") for n in group.level if n.op != "random_bits"):
             return "the epilogue of a contraction only holds elementwise ops"
         return None
-    if kind in ("routine", "control") or (kind == "view" and not _has_index_map(node)):
+    if kind in ("routine", "control") or (kind == "view" and not has_index_map(node)):
         return f"{node.op} is a kernel of its own"
     if kind == "reduce":
         return _join_reduce(node, group, level, axes)
@@ -241,7 +243,6 @@ def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]
 
 def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
     """Whether a chain of readers leads from one of the sources to the target."""
-    consumers = _consumers(f)
     seen: set[int] = set()
     stack = list(sources)
     while stack:
@@ -252,16 +253,6 @@ def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
             continue
         seen.add(id(group))
         for node in group.level:
-            stack.extend(f.group_of[c] for c in consumers.get(node, ()) if c in f.group_of)
+            stack.extend(f.group_of[c] for c in f.consumers.get(node, ()) if c in f.group_of)
     return False
 
-
-def _consumers(f: Fusion) -> dict[Node, list[Node]]:
-    cached = getattr(f, "_consumer_table", None)
-    if cached is None:
-        cached = {}
-        for node, found in f.reads.items():
-            for r in found:
-                cached.setdefault(r.value.node, []).append(node)
-        f._consumer_table = cached                            # type: ignore[attr-defined]
-    return cached

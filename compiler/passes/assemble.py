@@ -1,0 +1,199 @@
+"""The second half of fuse: makes the `fused` nodes of the chosen groups and writes state updates in place where allowed."""
+from __future__ import annotations
+
+from graphflow.compiler.ir.builder import Builder
+from graphflow.compiler.ir.graph import Graph, Node, Region, Value
+from graphflow.compiler.ops import OPS
+from graphflow.compiler.passes.access import domain, relation
+from graphflow.compiler.passes.fuse import Fusion, Group
+from graphflow.compiler.plan.errors import Location
+
+
+def assemble(f: Fusion) -> Graph:
+    """The fused graph."""
+    groups = list({id(g): g for g in f.group_of.values()}.values())
+    sources = {id(g): _sources(f, g) for g in groups}
+    inplace, after = _in_place(f, groups, sources)
+    order = _ordered(groups, sources, after)
+    b = Builder()
+    mapped: dict[Value, Value] = {}
+    for node in f.graph.nodes():
+        if OPS[node.op].kind == "leaf":
+            for v in node.results:
+                mapped[v] = Value(b.intern(node), v.index)
+    for g in order:
+        fused = _fused_node(f, b, g, mapped, inplace, [mapped[_first_stored(h)] for h in after.get(id(g), ())])
+        for position, v in enumerate(g.stored):
+            mapped[v] = fused.result(position)
+    effects = []
+    for n in f.graph.effects:
+        effects.append(b.copy(n, [mapped[v] for v in n.inputs]))
+    return Graph(f.graph.name, tuple(mapped[v] for v in f.graph.inputs),
+                 {k: mapped[v] for k, v in f.graph.outputs.items()}, tuple(effects), f.graph.guards)
+
+
+def _first_stored(g: Group) -> Value:
+    return next(iter(g.stored))
+
+
+def _sources(f: Fusion, g: Group) -> list[Group]:
+    """The groups whose values the group reads."""
+    found: dict[int, Group] = {}
+    for node in g.level:
+        for r in f.reads[node]:
+            h = f.group_of.get(r.value.node)
+            if h is not None and h is not g:
+                found[id(h)] = h
+    return list(found.values())
+
+
+def _ordered(groups: list[Group], sources: dict[int, list[Group]], after: dict[int, list[Group]]) -> list[Group]:
+    """The groups, each behind those that it reads or must follow."""
+    done: dict[int, Group] = {}
+    for root in groups:
+        stack = [(root, iter([*sources[id(root)], *after.get(id(root), ())]))]
+        while stack:
+            g, pending = stack[-1]
+            if id(g) in done:
+                stack.pop()
+                continue
+            nxt = next((h for h in pending if id(h) not in done), None)
+            if nxt is None:
+                done[id(g)] = g
+                stack.pop()
+            else:
+                stack.append((nxt, iter([*sources[id(nxt)], *after.get(id(nxt), ())])))
+    return list(done.values())
+
+
+def _in_place(f: Fusion, groups: list[Group], sources: dict[int, list[Group]]
+              ) -> tuple[dict[Value, str], dict[int, list[Group]]]:
+    """Which values are written straight into a state, and behind which groups each writer must run."""
+    inplace: dict[Value, str] = {}
+    after: dict[int, list[Group]] = {}
+    users: dict[int, list[Group]] = {id(g): [] for g in groups}
+    for g in groups:
+        for h in sources[id(g)]:
+            users[id(h)].append(g)
+    checked = _ancestors([f.group_of[v.node] for n in f.graph.effects if n.op == "check" for v in n.inputs
+                          if v.node in f.group_of], sources)
+    states = f.graph.states()
+    for name, effect in f.graph.updates().items():
+        value = effect.inputs[0]
+        g = f.group_of.get(value.node)
+        if g is None or value in inplace:
+            continue
+        readers = _state_readers(f, groups, states.get(name))
+        reason = _refusal(f, g, value, states.get(name), checked)
+        others = [h for h in readers if h is not g]
+        if reason is None and any(h is not g and _leads(g, h, users, after) for h in others):
+            reason = "a kernel that needs the new value also reads the old one"
+        if reason is not None:
+            f.refusals.append((effect.origins, f"the update of {name!r} is not made in place: {reason}"))
+            continue
+        inplace[value] = name
+        if others:
+            after.setdefault(id(g), []).extend(h for h in others if h not in after.get(id(g), []))
+    return inplace, after
+
+
+def _state_readers(f: Fusion, groups: list[Group], leaf: Node | None) -> list[Group]:
+    found: dict[int, Group] = {}
+    for node in f.consumers.get(leaf, ()) if leaf is not None else ():
+        found[id(f.group_of[node])] = f.group_of[node]
+    return list(found.values())
+
+
+def _refusal(f: Fusion, g: Group, value: Value, leaf: Node | None, checked: set[int]) -> str | None:
+    """Why the group can't write `value` over the state that `leaf` reads; None if it can."""
+    if g.kind not in ("map", "row", "contraction"):
+        return f"a {g.kind} kernel makes the new value"
+    if id(g) in checked:
+        return "a check, which must run before any state changes, needs the new value"
+    if leaf is None:
+        return None
+    if value.type != leaf.types[0]:
+        return "the new value has another type than the state"
+    level = g.level[value.node]
+    if level == "inlined":
+        return "the new value is made at another index than it is needed"
+    for node in g.level:
+        for r in f.reads[node]:
+            if r.value.node is not leaf:
+                continue
+            at = "full" if OPS[node.op].kind == "reduce" else g.level[node]
+            if OPS[node.op].kind != "elementwise" or at != level or relation(r, domain(node)) != "identity":
+                return f"{node.op} in the same kernel reads other elements of the old value"
+    return None
+
+
+def _ancestors(groups: list[Group], sources: dict[int, list[Group]]) -> set[int]:
+    seen: set[int] = set()
+    stack = list(groups)
+    while stack:
+        g = stack.pop()
+        if id(g) not in seen:
+            seen.add(id(g))
+            stack.extend(sources[id(g)])
+    return seen
+
+
+def _leads(start: Group, target: Group, users: dict[int, list[Group]], after: dict[int, list[Group]]) -> bool:
+    """Whether `target` must run behind `start`, through values or earlier ordering."""
+    followers: dict[int, list[Group]] = {}
+    by_id = {id(g): g for hs in users.values() for g in hs}
+    for key, before in after.items():
+        for h in before:
+            if key in by_id or key == id(target):
+                followers.setdefault(id(h), []).append(by_id.get(key, target))
+    seen: set[int] = set()
+    stack = [start]
+    while stack:
+        g = stack.pop()
+        if g is target:
+            return True
+        if id(g) not in seen:
+            seen.add(id(g))
+            stack.extend(users[id(g)])
+            stack.extend(followers.get(id(g), ()))
+    return False
+
+
+def _fused_node(f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inplace: dict[Value, str],
+                after: list[Value]) -> Node:
+    """The group as one node; ops of the region keep their types and origins."""
+    inner = Builder()
+    parameters: dict[Value, Value] = {}
+    cloned: dict[Value, Value] = {}
+
+    def clone(v: Value) -> Value:
+        if v in cloned:
+            return cloned[v]
+        node = v.node
+        if node in g.level or node in f.free:
+            made = inner.copy(node, [clone(x) for x in node.inputs])
+            for r in node.results:
+                cloned[r] = made.result(r.index)
+        else:
+            with inner.origin(node.origins):
+                cloned[v] = parameters[v] = inner.parameter(v.type, len(parameters))
+        return cloned[v]
+
+    results = tuple(clone(v) for v in g.stored)
+    region = Region(tuple(parameters.values()), results)
+    operands = [mapped[v] for v in parameters]
+    extra = [v for v in dict.fromkeys(after) if v not in operands]
+    origins: dict[Location, None] = {o: None for n in g.level for o in n.origins}
+    names = tuple(inplace.get(v, "") for v in g.stored)
+    with b.origin(tuple(origins)):
+        return b.node("fused", [*operands, *extra],
+                      {"kind": g.kind, "after": len(extra), "inplace": names, "note": _note(g)}, [region])
+
+
+def _note(g: Group) -> str:
+    """A name for people: the ops of the kernel, the anchor first, each once."""
+    names = [n.op for n in reversed(list(g.level))]
+    if g.anchor is not None:
+        names = [g.anchor.op, *names]
+    short = list(dict.fromkeys(names))
+    return "_".join(short[:5]) + ("_etc" if len(short) > 5 else "")

@@ -1,0 +1,98 @@
+"""The autodiff stage: replaces every `grad` node by the nodes that compute the gradient.
+
+Reverse mode. Only nodes on a path from what is differentiated with respect to, to the scalar, are visited, users before
+operands; each op's record says how a cotangent goes through it. Cotangents of a value are added in the order in which
+the graph meets them, so the result has the same bits every time. Gradients inside gradients come out innermost first,
+because a `grad` whose scalar needs another one comes after it.
+
+Assumes: a checked graph. Guarantees: no `grad` node is left; gradient nodes carry the origins of their forward node.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from graphflow.compiler.ir.builder import Builder, rebuild
+from graphflow.compiler.ir.graph import Graph, Node, TensorType, Value, topological
+from graphflow.compiler.ops.record import Gradient, Op
+from graphflow.compiler.passes.rewrite import RewriteBuilder, pinned_results
+from graphflow.compiler.plan.errors import CompilerError, Location, UseError
+
+NO_FLOW = frozenset(("stop_gradient", "constant", "array", "input", "state", "training"))
+"""Ops through which no gradient flows, whatever they read."""
+
+
+def expand_gradients(graph: Graph) -> Graph:
+    """The graph without `grad` nodes. UseError where an op on the way has no gradient."""
+    pinned = pinned_results(graph)
+    builder = RewriteBuilder()
+
+    def make(b: Builder, node: Node, inputs: list[Value]) -> Sequence[Value]:
+        if node in pinned:
+            return builder.keep(node, inputs, pinned[node])
+        if node.op == "grad":
+            return gradients(b, inputs[0], inputs[1:])
+        return b.copy(node, inputs).results
+
+    return rebuild(graph, make, builder)
+
+
+def gradients(b: Builder, scalar: Value, wrt: Sequence[Value]) -> list[Value]:
+    """The derivative of `scalar` with respect to each value, made of nodes of the builder; zeros where `scalar` does not
+    depend on it."""
+    order = topological([scalar.node])
+    active = _active(order, wrt)
+    cotangents: dict[Value, Value] = {}
+    if scalar in active:
+        cotangents[scalar] = b.constant(1, scalar.dtype, scalar.shape)
+    for node in reversed(order):
+        given = [cotangents.get(v) for v in node.results]
+        if any(given) and any(v in active for v in node.inputs):
+            with b.origin(node.origins):
+                _through(b, node, given, active, cotangents)
+    return [cotangents[v] if v in cotangents else b.zeros(v.type) for v in wrt]
+
+
+def _active(order: Sequence[Node], wrt: Sequence[Value]) -> set[Value]:
+    """The float values that depend on one of `wrt` through ops that let gradients pass, and these themselves."""
+    active = set(wrt)
+    for node in order:
+        if node.op not in NO_FLOW and any(v in active for v in node.inputs):
+            active.update(v for v in node.results if v.dtype.is_float)
+    return active
+
+
+def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[Value], cotangents: dict[Value, Value]
+             ) -> None:
+    """Adds what flows through one node to the cotangents of its operands."""
+    from graphflow.compiler.ops import OPS
+    if node.op in NO_FLOW:
+        return                                                # it was asked for itself; what it reads was not
+    flowing = _gradient_of(OPS[node.op], node)(b, node, given)
+    if len(flowing) != len(node.inputs):
+        raise CompilerError(f"the gradient of {node.op} gives {len(flowing)} cotangents for {len(node.inputs)} operands",
+                            stage="autodiff", where=_where(node))
+    for operand, cotangent in zip(node.inputs, flowing):
+        if cotangent is None or operand not in active:
+            continue
+        if _plain(cotangent.type) != _plain(operand.type):
+            raise CompilerError(f"the gradient of {node.op} is {cotangent.type} where its operand is {operand.type}",
+                                stage="autodiff", where=_where(node))
+        before = cotangents.get(operand)
+        cotangents[operand] = cotangent if before is None else b.add(before, cotangent)
+
+
+def _gradient_of(op: Op, node: Node) -> Gradient:
+    if op.gradient is not None:
+        return op.gradient
+    if op.kind == "control":
+        raise NotImplementedError(f"the gradient of {op.name} is not made yet")
+    raise UseError(f"{op.name} has no gradient", op=op.name, shapes=[v.shape for v in node.inputs], where=_where(node),
+                   hint="put gf.stop_gradient around its operand if it is to count as a constant")
+
+
+def _plain(type: TensorType) -> TensorType:
+    return TensorType(type.dtype, type.shape)
+
+
+def _where(node: Node) -> Location | None:
+    return node.origins[0] if node.origins else None
