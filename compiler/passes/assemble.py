@@ -86,7 +86,7 @@ def _in_place(f: Fusion, groups: list[Group], sources: dict[int, list[Group]]
         readers = _state_readers(f, groups, states.get(name))
         reason = _refusal(f, g, value, states.get(name), checked)
         others = [h for h in readers if h is not g]
-        if reason is None and any(h is not g and _leads(g, h, users, after) for h in others):
+        if reason is None and any(_leads(g, h, groups, users, after) for h in others):
             reason = "a kernel that needs the new value also reads the old one"
         if reason is not None:
             f.refusals.append((effect.origins, f"the update of {name!r} is not made in place: {reason}"))
@@ -138,14 +138,13 @@ def _ancestors(groups: list[Group], sources: dict[int, list[Group]]) -> set[int]
     return seen
 
 
-def _leads(start: Group, target: Group, users: dict[int, list[Group]], after: dict[int, list[Group]]) -> bool:
+def _leads(start: Group, target: Group, groups: list[Group], users: dict[int, list[Group]],
+           after: dict[int, list[Group]]) -> bool:
     """Whether `target` must run behind `start`, through values or earlier ordering."""
     followers: dict[int, list[Group]] = {}
-    by_id = {id(g): g for hs in users.values() for g in hs}
-    for key, before in after.items():
-        for h in before:
-            if key in by_id or key == id(target):
-                followers.setdefault(id(h), []).append(by_id.get(key, target))
+    for g in groups:
+        for h in after.get(id(g), ()):
+            followers.setdefault(id(h), []).append(g)
     seen: set[int] = set()
     stack = [start]
     while stack:
@@ -187,7 +186,8 @@ def _fused_node(f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inp
     names = tuple(inplace.get(v, "") for v in g.stored)
     with b.origin(tuple(origins)):
         return b.node("fused", [*operands, *extra],
-                      {"kind": g.kind, "after": len(extra), "inplace": names, "note": _note(g)}, [region])
+                      {"kind": g.kind, "axes": g.reduced, "after": len(extra), "inplace": names, "note": _note(g)},
+                      [region])
 
 
 def _note(g: Group) -> str:
