@@ -47,6 +47,9 @@ class Point(Protocol):
     def apply(self, function: str, *args: Expr, dtype: DType | None = None) -> Expr:
         """A scalar function (see SCALARS)."""
 
+    def bind(self, value: Expr) -> Expr:
+        """The value under a name: for what a lowering uses more than once."""
+
     def indirect(self, value: Expr) -> DimLike:
         """An integer expression as a symbol that indices may use."""
 

@@ -47,6 +47,9 @@ class Probe:
     def apply(self, function: str, *args: Expr, dtype: DType | None = None) -> Expr:
         return Const(0, dtype or F32)
 
+    def bind(self, value: Expr) -> Expr:
+        return value
+
     def indirect(self, value: Expr) -> DimLike:
         self._fresh += 1
         return symbol(f"indirect{self._fresh}")
@@ -77,7 +80,7 @@ def reads(node: Node, free: Callable[[Node], bool]) -> list[Read]:
     if kind in ("elementwise", "reduce"):
         for v in node.inputs:
             out += through(v, index, free)
-    elif kind == "view":
+    elif kind in ("view", "leaf"):
         for i, at in view_reads(node, index):
             out += through(node.inputs[i], at, free, OPS[node.op].injective)
     else:

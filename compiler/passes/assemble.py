@@ -18,9 +18,9 @@ def assemble(f: Fusion) -> Graph:
     b = Builder()
     mapped: dict[Value, Value] = {}
     for node in f.graph.nodes():
-        if OPS[node.op].kind == "leaf":
+        if OPS[node.op].kind == "leaf" and node not in f.free and node not in f.group_of:
             for v in node.results:
-                mapped[v] = Value(b.intern(node), v.index)
+                mapped[v] = Value(b.copy(node, ()), v.index)
     for g in order:
         fused = _fused_node(f, b, g, mapped, inplace, [mapped[_first_stored(h)] for h in after.get(id(g), ())])
         for position, v in enumerate(g.stored):

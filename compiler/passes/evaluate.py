@@ -71,11 +71,17 @@ class Evaluator:
                     return scope.known[k]
         expr = self._compute(v, at)
         if self._binds(v, expr):
-            name = self.fresh("t")
-            self.scopes[-1].lets.append(Let(name, expr))
-            expr = Local(name, expr.dtype)
+            expr = self.bind(expr)
         self.scopes[-1].known[key] = expr
         return expr
+
+    def bind(self, expr: Expr) -> Expr:
+        """The expression as a `Let` of the innermost scope."""
+        if not self.binding or isinstance(expr, (Const, Index, Local)):
+            return expr
+        name = self.fresh("t")
+        self.scopes[-1].lets.append(Let(name, expr))
+        return Local(name, expr.dtype)
 
     def _binds(self, v: Value, expr: Expr) -> bool:
         if not self.binding or isinstance(expr, (Const, Index, Local)):
@@ -142,6 +148,9 @@ class OpPoint:
         elif function == "where":
             dtype = args[1].dtype
         return Apply(function, args, dtype or args[0].dtype)
+
+    def bind(self, value: Expr) -> Expr:
+        return self._e.bind(value)
 
     def indirect(self, value: Expr) -> DimLike:
         for name, known in self._e.indirect.items():

@@ -64,8 +64,8 @@ def fusion_of(graph: Graph) -> Fusion:
     """Decides the groups."""
     roots = dict.fromkeys([*graph.outputs.values(), *(v for n in graph.effects for v in n.inputs)])
     asked = {v.node for v in roots}
-    free = {n for n in graph.nodes() if OPS[n.op].kind == "view" and n not in asked and has_index_map(n)}
-    work = [n for n in graph.nodes() if OPS[n.op].kind not in ("leaf", "effect") and n not in free]
+    free = {n for n in graph.nodes() if is_view(n) and n not in asked and has_index_map(n)}
+    work = [n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free]
     f = Fusion(graph, free, {}, [], {n: reads(n, free.__contains__) for n in work}, {}, {})
     readers: dict[Node, list[tuple[Node, Read]]] = {n: [] for n in work}
     for n in work:
@@ -84,6 +84,11 @@ def fusion_of(graph: Graph) -> Fusion:
         for v in f.needed.get(node, ()):
             f.group_of[node].stored[v] = None
     return f
+
+
+def is_view(node: Node) -> bool:
+    """Whether the op computes nothing: a view, or a literal."""
+    return OPS[node.op].kind == "view" or (OPS[node.op].kind == "leaf" and OPS[node.op].lowering is not None)
 
 
 def has_index_map(node: Node) -> bool:
@@ -121,7 +126,7 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
         f.group_of[node] = Group("row", domain(node), {node: "outer"}, tuple(node.attrs["axes"]))
     elif kind == "contraction":
         f.group_of[node] = Group("contraction", domain(node), {node: "full"}, anchor=node)
-    elif kind == "view" and not has_index_map(node):
+    elif is_view(node) and not has_index_map(node):
         f.group_of[node] = Group("copy", domain(node), {node: "full"})
     else:
         f.group_of[node] = Group(kind if kind in ("routine", "control") else "map", domain(node), {node: "full"})
@@ -175,7 +180,7 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
         if any(OPS[n.op].kind in ("window", "gather") for n in group.level if n.op != "random_bits"):
             return "the epilogue of a contraction only holds elementwise ops"
         return None
-    if kind in ("routine", "control") or (kind == "view" and not has_index_map(node)):
+    if kind in ("routine", "control") or (is_view(node) and not has_index_map(node)):
         return f"{node.op} is a kernel of its own"
     if kind == "reduce":
         return _join_reduce(node, group, level, axes)
