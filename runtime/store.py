@@ -1,0 +1,231 @@
+"""The Store: everything that lives from one call of a program to the next.
+
+Parameters, optimizer slots, running statistics, the seed and the step counter are named entries of one
+allocation, in row-major form. Programs bind to their addresses; everyone else reads copies and writes
+through a check.
+"""
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from graphflow.compiler.plan.bind import align
+from graphflow.compiler.plan.dtypes import I64, U32, DType, as_dtype
+from graphflow.compiler.plan.errors import CheckpointError, DTypeError, ShapeError, UseError
+from graphflow.runtime.arena import Arena, address_of, aligned_bytes
+
+ROLES = ("parameter", "slot", "statistic", "seed", "step")
+SEED, STEP = "rng.seed", "rng.step"
+"""The entries that every Store has: the seed (u32) and the number of training steps done (i64)."""
+
+CHECKPOINT_FORMAT = 1
+
+Initial = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any] | np.ndarray | float | int | bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a Store. `offset`: bytes from the start of the Store's memory."""
+    name: str
+    role: str
+    dtype: DType
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
+
+    @property
+    def bytes(self) -> int:
+        return self.size * self.dtype.bytes
+
+
+class Store:
+    """Named arrays in one allocation. ``store[name]`` is a copy; ``store[name] = array`` checks shape and
+    type.
+
+    `seed` decides every initial value (together with the entry's name, so the order of declarations does
+    not matter) and what random operations draw. `lock` is held while a program runs on the Store.
+    `version` changes when entries are added or move: whoever keeps their addresses must take them anew.
+    `arena` is the working memory of the programs that run on this Store: they run one at a time, so they
+    share it.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        if not isinstance(seed, (int, np.integer)) or not 0 <= seed < 2 ** 32:
+            raise UseError(f"the seed is {seed!r}", hint="use an integer from 0 to 4294967295")
+        self.lock = threading.RLock()
+        self.version = 0
+        self.arena = Arena()
+        self._entries: dict[str, Entry] = {}
+        self._views: dict[str, np.ndarray] = {}
+        self._memory = aligned_bytes(0, "the Store")
+        self._used = 0
+        self._seed = int(seed)
+        self.declare(SEED, "seed", U32, (), self._seed)
+        self.declare(STEP, "step", I64, (), 0)
+
+    @property
+    def seed(self) -> int:
+        """The seed, as it is now (a loaded checkpoint brings its own)."""
+        return int(self._views[SEED])
+
+    def declare(self, name: str, role: str, dtype: Any, shape: Sequence[int], initial: Initial = 0) -> None:
+        """Adds an entry. `role`: one of ROLES. `initial`: a scalar, an array, or a function of
+        (generator, shape, NumPy dtype) that returns one.
+
+        An entry that exists with the same role, type and shape stays as it is; UseError if it differs.
+        """
+        dtype, shape = as_dtype(dtype), tuple(int(n) for n in shape)
+        if role not in ROLES:
+            raise UseError(f"{role!r} is no role of a Store entry", hint=f"use one of {', '.join(ROLES)}")
+        with self.lock:
+            old = self._entries.get(name)
+            if old is not None:
+                if (old.role, old.dtype, old.shape) != (role, dtype, shape):
+                    raise UseError(f"the Store has {name} as a {old.role} {_type_text(old.dtype, old.shape)}"
+                                   f", not as a {role} {_type_text(dtype, shape)}",
+                                   hint="give it another name")
+                return
+            value = self._initial_value(name, dtype, shape, initial)
+            entry = Entry(name, role, dtype, shape, self._used)
+            self._grow(self._used + align(entry.bytes))
+            self._used += align(entry.bytes)
+            self._entries[name] = entry
+            self._views[name] = self._view(entry)
+            self._views[name][...] = value
+            self.version += 1
+
+    def _initial_value(self, name: str, dtype: DType, shape: tuple[int, ...], initial: Initial) -> np.ndarray:
+        if callable(initial):
+            generator = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
+            initial = initial(generator, shape, dtype.numpy)
+        value = np.asarray(initial)
+        if value.shape not in (shape, ()):
+            raise ShapeError(f"the initial value of {name} has the wrong shape", shapes=(value.shape, shape),
+                             hint="give an array of the entry's shape, or a scalar")
+        return _converted(name, value, dtype)
+
+    def _grow(self, size: int) -> None:
+        """Moves the entries to a larger block if need be, by half again: many declarations stay cheap."""
+        if size <= len(self._memory):
+            return
+        memory = aligned_bytes(max(size, len(self._memory) * 3 // 2, 4096), "the Store")
+        memory[:self._used] = self._memory[:self._used]
+        self._memory = memory
+        self._views = {name: self._view(entry) for name, entry in self._entries.items()}
+
+    def _view(self, entry: Entry) -> np.ndarray:
+        raw = self._memory[entry.offset:entry.offset + entry.bytes]
+        return raw.view(entry.dtype.numpy).reshape(entry.shape)
+
+    def entry(self, name: str) -> Entry:
+        """The entry's role, type and place; UseError if there is none of that name."""
+        try:
+            return self._entries[name]
+        except KeyError:
+            near = ", ".join(list(self._entries)[:20])
+            raise UseError(f"the Store has no entry {name!r}", hint=f"it has: {near}") from None
+
+    def address(self, name: str) -> int:
+        """Where the entry lies, valid while `version` stays the same."""
+        return address_of(self._memory) + self.entry(name).offset
+
+    def names(self, role: str | None = None) -> list[str]:
+        """The entries' names in the order of declaration, of one role if it is given."""
+        return [e.name for e in self._entries.values() if role is None or e.role == role]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A copy of the entry."""
+        self.entry(name)
+        with self.lock:
+            return self._views[name].copy()
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        """Overwrites the entry; ShapeError or DTypeError if `value` does not fit it."""
+        entry, value = self.entry(name), np.asarray(value)
+        if value.shape != entry.shape:
+            raise ShapeError(f"{name} takes an array of shape {list(entry.shape)}, not {list(value.shape)}")
+        value = _converted(name, value, entry.dtype)
+        with self.lock:
+            self._views[name][...] = value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that the entries take, padding included."""
+        return self._used
+
+    def save(self, path: str | PathLike[str], plan_hash: str = "") -> None:
+        """Writes every entry to a checkpoint file, whole or not at all."""
+        from graphflow.runtime.checkpoint import save_checkpoint
+        with self.lock:
+            tensors = {name: view.copy() for name, view in self._views.items()}
+        metadata = {"format": str(CHECKPOINT_FORMAT), "plan": plan_hash}
+        metadata.update({f"role:{e.name}": e.role for e in self._entries.values()})
+        save_checkpoint(path, tensors, metadata)
+
+    def load(self, path: str | PathLike[str]) -> Mapping[str, str]:
+        """Replaces every entry with the file's; returns its metadata (`plan`: the hash given when it was
+        saved).
+
+        CheckpointError naming what is missing, surplus or of another shape or type; the Store is then as
+        it was.
+        """
+        from graphflow.runtime.checkpoint import load_checkpoint
+        tensors, metadata = load_checkpoint(path)
+        if metadata.get("format") != str(CHECKPOINT_FORMAT):
+            raise CheckpointError(f"{path} is of checkpoint format {metadata.get('format', 'unknown')!r}; "
+                                  f"this version reads format {CHECKPOINT_FORMAT}")
+        faults = [f"{name} is missing" for name in self._entries if name not in tensors]
+        faults += [f"{name} is not of this net" for name in tensors if name not in self._entries]
+        for name, value in tensors.items():
+            entry = self._entries.get(name)
+            if entry and (value.shape != entry.shape or value.dtype != entry.dtype.numpy):
+                faults.append(f"{name} is {value.dtype}{list(value.shape)} in the file, "
+                              f"{_type_text(entry.dtype, entry.shape)} here")
+        if faults:
+            more = [f"and {len(faults) - 12} more"] if len(faults) > 12 else []
+            raise CheckpointError(f"{path} holds another net:\n  " + "\n  ".join(faults[:12] + more),
+                                  hint="load it into the net that it was saved from")
+        with self.lock:
+            for name, value in tensors.items():
+                self._views[name][...] = value
+        return metadata
+
+
+def _type_text(dtype: DType, shape: Sequence[int]) -> str:
+    return f"{dtype.full_name}{list(shape)}"
+
+
+def _converted(name: str, value: np.ndarray, dtype: DType) -> np.ndarray:
+    """`value` as `dtype` where its kind allows: floats take integers, nothing drops a fraction."""
+    try:
+        given = as_dtype(value.dtype)
+    except DTypeError:
+        given = None
+    fits = given is not None and (given == dtype or dtype.is_float and given.kind in "fiub"
+                                  or dtype.is_integer and given.kind in "iub")
+    if not fits:
+        raise DTypeError(f"{name} takes {dtype.full_name}, not {value.dtype}",
+                         hint=f"convert the array with .astype('{dtype.full_name}')")
+    if given is not None and given != dtype and dtype.is_integer and value.size:
+        limits = np.iinfo(dtype.numpy)
+        if int(value.min()) < limits.min or int(value.max()) > limits.max:
+            raise DTypeError(f"{name} takes {dtype.full_name}, and a value lies outside its range")
+    return value.astype(dtype.numpy)
