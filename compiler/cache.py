@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 import warnings
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 _MAGIC = b"graphflow cache 1\n"
@@ -133,7 +133,7 @@ class Cache:
                 path.unlink(missing_ok=True)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _opened(folder: Path | None) -> Cache:
     return Cache(folder)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from graphflow.compiler.plan.dtypes import DType
@@ -79,7 +79,7 @@ def make_target(triple: str, cpu: str, features: dict[str, bool], caches: dict[i
                   caches.get(1, 32 << 10), caches.get(2, 1 << 20), caches.get(3, 8 << 20))
 
 
-@lru_cache(maxsize=None)
+@cache
 def host_target() -> Target:
     """The processor this process runs on. DeviceError if graphflow has no code generator for it."""
     import llvmlite.binding as llvm

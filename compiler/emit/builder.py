@@ -27,32 +27,32 @@ from contextlib import contextmanager
 import numpy as np
 
 from graphflow.compiler.emit.values import (
-    F32, F64, FALSE, I1, I8, I16, I32, I64, MEMORY_TYPES, PTR, TRUE, VOID,
-    Block, Operand, Phi, Type, Value, constant, vector_constant,
+    F32,
+    F64,
+    FALSE,
+    I1,
+    I8,
+    I16,
+    I32,
+    I64,
+    MEMORY_TYPES,
+    PTR,
+    TRUE,
+    VOID,
+    Block,
+    Loop,
+    Operand,
+    Phi,
+    Type,
+    Value,
+    constant,
+    vector_constant,
 )
 
 __all__ = [
     "F32", "F64", "FALSE", "I1", "I8", "I16", "I32", "I64", "MEMORY_TYPES", "PTR", "TRUE", "VOID",
     "Block", "Builder", "Loop", "Module", "Operand", "Phi", "Type", "Value", "constant", "vector_constant",
 ]
-
-
-class Loop:
-    """A loop under construction, see `Builder.loop`.
-
-    `index` is the induction variable; `carry` holds the carried values at the start of the iteration;
-    `next` sets them for the following one; `results` holds their last values once the loop is closed.
-    """
-
-    def __init__(self, index: Phi, carry: list[Phi]) -> None:
-        self.index: Value = index
-        self.carry: list[Value] = list(carry)
-        self.following: list[Value] = []
-        self.results: list[Value] = []
-
-    def next(self, *values: Value) -> None:
-        """Set the carried values of the following iteration, in the order of `carry`."""
-        self.following = list(values)
 
 
 class Module:
@@ -309,7 +309,7 @@ class Builder:
         if lanes == 1 or x.type.lanes == lanes:
             return x
         type = x.type.vector(lanes)
-        if x.name[0] not in "%@":
+        if x.is_constant:
             return Value(type, f"splat ({x.type} {x.name})")
         first = self._emit(type, f"insertelement {type} poison, {x}, i64 0")
         return self._emit(type, f"shufflevector {type} {first.name}, {type} poison, "

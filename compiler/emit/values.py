@@ -1,10 +1,10 @@
-"""Types and operands of LLVM IR text, and constants written exactly."""
+"""What instructions of LLVM IR text are made of: types, values, labels, and constants written exactly."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 
@@ -75,14 +75,19 @@ class Value:
         self.type = type
         self.name = name
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether this is written out as a literal."""
+        return self.name[0] not in "%@"
+
     def __str__(self) -> str:
         return f"{self.type} {self.name}"
 
     __repr__ = __str__
 
 
-#: What an instruction takes: a value, or a Python number that becomes a constant of the other operand's type.
-Operand = Union[Value, int, float]
+#: What an instruction takes: a value, or a number that becomes a constant of the other operand's type.
+Operand = Value | int | float
 
 
 class Block(str):
@@ -108,6 +113,24 @@ class Phi(Value):
         """The instruction as IR text."""
         pairs = ", ".join(f"[ {value.name}, %{block} ]" for value, block in self.incoming)
         return f"  {self.name} = phi {self.type} {pairs}"
+
+
+class Loop:
+    """A loop under construction, see `Builder.loop`.
+
+    `index` is the induction variable; `carry` holds the carried values at the start of the iteration;
+    `next` sets them for the following one; `results` holds their last values once the loop is closed.
+    """
+
+    def __init__(self, index: Phi, carry: list[Phi]) -> None:
+        self.index: Value = index
+        self.carry: list[Value] = list(carry)
+        self.following: list[Value] = []
+        self.results: list[Value] = []
+
+    def next(self, *values: Value) -> None:
+        """Set the carried values of the following iteration, in the order of `carry`."""
+        self.following = list(values)
 
 
 def constant(type: Type, value: float) -> Value:
