@@ -1,0 +1,309 @@
+"""Kernels of fused nodes: the loop nest or contraction that computes a region, before tiling.
+
+Arguments are named a0, a1, … in the order of the region's parameters, then of its results; a result that is written over a
+state which the region also reads shares that argument ("rw"). Names of loops and locals are made in a fixed order, so
+that equal regions give equal kernels.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphflow.compiler.ir.graph import Node, Region, Value
+from graphflow.compiler.kernel.form import (Argument, Const, Contraction, ContractionKernel, Expr, Guard, Guarded, Kernel,
+                                            Let, Load, Local, Loop, LoopKernel, Reduce, Statement, Store)
+from graphflow.compiler.ops import OPS
+from graphflow.compiler.ops.record import Contract
+from graphflow.compiler.passes.access import domain
+from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint, zero
+from graphflow.compiler.plan.dims import DimLike, bounds_of, ceildiv, symbol, symbols_of
+
+Index = tuple[DimLike, ...]
+
+
+@dataclass
+class Formals:
+    """The formal arguments of a fused node's kernel. `slots`: for each argument ("in", i) or ("out", j); an argument
+    that is both has the slot of its result."""
+    arguments: list[Argument]
+    slots: list[tuple[str, int]]
+    inputs: dict[Value, str]
+    outputs: list[str]
+
+
+def formals(node: Node, shared: dict[int, int]) -> Formals:
+    """`shared`: operand number -> result number where both are the same buffer."""
+    region = node.regions[0]
+    f = Formals([], [], {}, [""] * len(region.results))
+    for i, p in enumerate(region.parameters):
+        name = f"a{len(f.arguments)}"
+        f.inputs[p] = name
+        mode, slot = ("r", ("in", i)) if i not in shared else ("rw", ("out", shared[i]))
+        f.arguments.append(Argument(name, p.dtype, p.shape, mode))
+        f.slots.append(slot)
+        if i in shared:
+            f.outputs[shared[i]] = name
+    for j, r in enumerate(region.results):
+        if not f.outputs[j]:
+            f.outputs[j] = f"a{len(f.arguments)}"
+            f.arguments.append(Argument(f.outputs[j], r.dtype, r.shape, "w"))
+            f.slots.append(("out", j))
+    return f
+
+
+def evaluator(node: Node, f: Formals) -> Evaluator:
+    """An evaluator of the node's region over these arguments."""
+    written = frozenset(a.name for a in f.arguments if a.mode == "rw")
+    return Evaluator(node.regions[0], f.inputs, written)
+
+
+def axes_of(prefix: str, extents: tuple[DimLike, ...]) -> tuple[Loops, Index]:
+    """Loops over the extents and the index that walks them; an axis of extent 1 needs no loop."""
+    loops = tuple((f"{prefix}{i}", e) for i, e in enumerate(extents) if not _is_one(e))
+    index = tuple(0 if _is_one(e) else symbol(f"{prefix}{i}") for i, e in enumerate(extents))
+    return loops, index
+
+
+def _is_one(e: DimLike) -> bool:
+    return isinstance(e, int) and e == 1
+
+
+def nest(loops: Loops, body: tuple[Statement, ...], kind: str) -> tuple[Statement, ...]:
+    """The body inside the loops, the last innermost."""
+    for name, extent in reversed(loops):
+        body = (Loop(name, extent, body, kind),)
+    return body
+
+
+def map_kernel(name: str, node: Node, f: Formals) -> LoopKernel:
+    """Every result at every element of one domain."""
+    region, e = node.regions[0], evaluator(node, f)
+    loops, index = axes_of("i", region.results[0].shape)
+    e.declare(loops)
+    stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
+    return finish(name, f, e, nest(loops, (*e.scopes[0].lets, *stores), "grid"))
+
+
+def row_kernel(name: str, node: Node, f: Formals) -> LoopKernel:
+    """Reductions over rows, values made once per row, and values of every element of the row."""
+    region, e = node.regions[0], evaluator(node, f)
+    shape, axes = row_shape(node)
+    loops, index = axes_of("i", shape)
+    outer = tuple((n, x) for n, x in loops if int(n[1:]) not in axes)
+    inner = tuple((n, x) for n, x in loops if int(n[1:]) in axes)
+    at_row = tuple(d for i, d in enumerate(index) if i not in axes)
+    e.declare(outer)
+    for n in region.nodes():
+        if OPS[n.op].kind == "reduce":
+            for r in n.results:
+                e.value(r, at_row)
+    by_row = [(j, r) for j, r in enumerate(region.results) if r.type.rank == len(at_row)]
+    by_element = [(j, r) for j, r in enumerate(region.results) if r.type.rank != len(at_row)]
+    for n in region.nodes():              # values of the row that elements use: made before the loop over elements
+        if by_element and n.types and n.types[0].shape == tuple(shape[i] for i in range(len(shape)) if i not in axes):
+            if OPS[n.op].kind == "elementwise" and not any(v.shape == shape for v in n.inputs):
+                e.value(n.result(), at_row)
+    stores = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in by_row]
+    body: list[Statement] = list(e.scopes[0].lets)
+    if by_element:
+        e.scopes.append(type(e.scopes[0])())
+        e.declare(inner)
+        each = [Store(f.outputs[j], index, e.value(r, index)) for j, r in by_element]
+        body += nest(inner, (*e.scopes[-1].lets, *each), "serial")
+    return finish(name, f, e, nest(outer, (*body, *stores), "grid"))
+
+
+def row_shape(node: Node) -> tuple[tuple[DimLike, ...], tuple[int, ...]]:
+    """The full shape of a row kernel's domain and the axes that its rows run along."""
+    region = node.regions[0]
+    for n in region.nodes():
+        if OPS[n.op].kind == "reduce":
+            return domain(n), tuple(n.attrs["axes"])
+    return max((r.shape for r in region.results), key=len), tuple(node.attrs["axes"])
+
+
+def contraction_kernel(name: str, node: Node, f: Formals) -> ContractionKernel:
+    """The contraction with everything after it as its epilogue."""
+    region, e = node.regions[0], evaluator(node, f)
+    made, out_index = _contraction(node, e, ())
+    anchor = _anchor(node)
+    e.preset(anchor.result(), out_index, Local("acc", anchor.types[0].dtype))
+    stores = tuple(Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results))
+    c = Contraction(*made[:6], stores, lets=tuple(e.scopes[0].lets))
+    symbols = _symbols(f.arguments, [x for loops in made[:4] for _, x in loops])
+    return ContractionKernel(name, tuple(f.arguments), c, symbols, dict(e.indirect))
+
+
+def _anchor(node: Node) -> Node:
+    return next(n for n in node.regions[0].nodes() if OPS[n.op].kind == "contraction")
+
+
+def _contraction(node: Node, e: Evaluator, split: tuple[int, ...]) -> tuple[tuple, Index]:
+    """((batch, m, n, k loops, a, b), index of the result) of the region's contraction; `split` cuts the first k axis
+    into pieces of that length, which become a leading batch axis "s"."""
+    anchor = _anchor(node)
+    lowering = OPS[anchor.op].lowering
+    assert isinstance(lowering, Contract)
+    parts = lowering.parts(OpPoint(e, anchor))
+    batch, at_batch = axes_of("b", parts.batch)
+    m, at_m = axes_of("m", parts.m)
+    n, at_n = axes_of("n", parts.n)
+    k, at_k = axes_of("k", parts.k)
+    e.declare((*batch, *m, *n, *k))
+    guards: list[Guard] = []
+    if split:
+        piece, whole = split[0], parts.k[0]
+        first = symbol("s") * piece + symbol("k0")
+        batch = (("s", ceildiv(whole, piece)), *batch)
+        k = (("k0", piece), *(x for x in k if x[0] != "k0"))
+        at_k = (first, *at_k[1:])
+        e.declare((batch[0], k[0]))
+        if not (isinstance(whole, int) and whole % piece == 0):
+            guards = [Guard(first, whole)]
+    e.binding = False
+    e.guards.extend(guards)
+    a, b = parts.a(at_batch, at_m, at_k), parts.b(at_batch, at_n, at_k)
+    del e.guards[:]
+    e.binding = True
+    return (batch, m, n, k, a, b), tuple(parts.out(at_batch, at_m, at_n))
+
+
+def split_contraction(name: str, node: Node, f: Formals) -> tuple[ContractionKernel, LoopKernel, tuple[DimLike, ...]]:
+    """(partial sums per piece, their sum with the epilogue, the partials' shape)."""
+    region, e = node.regions[0], evaluator(node, f)
+    anchor, piece = _anchor(node), node.attrs["split"]
+    made, out_index = _contraction(node, e, (piece,))
+    dtype = anchor.types[0].dtype
+    pieces = made[0][0][1]
+    shape = (pieces, *anchor.types[0].shape)
+    used = _loads(made[4]) | _loads(made[5])
+    first = [a for a in f.arguments if a.name in used]
+    partial = Argument("p", dtype, shape, "w")
+    c = Contraction(*made[:6], (Store("p", (symbol("s"), *out_index), Local("acc", dtype)),))
+    arguments = [*first, partial]
+    head = ContractionKernel(f"{name}_partial", tuple(arguments), c,
+                             _symbols(arguments, [x for loops in made[:4] for _, x in loops]), dict(e.indirect))
+    e = evaluator(node, f)
+    loops, index = axes_of("i", anchor.types[0].shape)
+    e.declare((*loops, ("s", pieces)))
+    total = Reduce("sum", (("s", pieces),), (Load("p", (symbol("s"), *index), dtype),))
+    e.preset(anchor.result(), index, e.bind(total))
+    stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
+    body = nest(loops, (*e.scopes[0].lets, *stores), "grid")
+    tail = _with_partial(finish(name, f, e, body), Argument("p", dtype, shape, "r"))
+    return head, tail, shape
+
+
+def split_row(name: str, node: Node, f: Formals) -> tuple[LoopKernel, LoopKernel, list[tuple[DimLike, ...]], list]:
+    """(partials of every reduction per piece, their combination with what follows, shapes and dtypes of the partials)."""
+    region, e = node.regions[0], evaluator(node, f)
+    shape, axes = row_shape(node)
+    piece, first_axis = node.attrs["split"], axes[0]
+    pieces = ceildiv(shape[first_axis], piece)
+    loops, index = axes_of("i", shape)
+    outer = tuple((n, x) for n, x in loops if int(n[1:]) not in axes)
+    at_row = tuple(d for i, d in enumerate(index) if i not in axes)
+    rows = tuple(d for i, d in enumerate(shape) if i not in axes)
+    e.declare((*outer, ("s", pieces)))
+    reductions = [n for n in region.nodes() if OPS[n.op].kind == "reduce"]
+    stores, shapes, dtypes, arguments = [], [], [], list(f.arguments)
+    for number, n in enumerate(reductions):
+        reduce = _piece(e, n, shape, axes, at_row, piece)
+        shapes.append((pieces, *rows))
+        dtypes.append(n.types[0].dtype)
+        arguments.append(Argument(f"p{number}", n.types[0].dtype, shapes[-1], "w"))
+        stores.append(Store(f"p{number}", (symbol("s"), *at_row), reduce))
+    body = nest((("s", pieces), *outer), (*e.scopes[0].lets, *stores), "grid")
+    head = finish(f"{name}_partial", f, e, body, arguments)
+    e = evaluator(node, f)
+    e.declare((*outer, ("s", pieces)))
+    for number, n in enumerate(reductions):
+        kind = n.op.removeprefix("reduce_")
+        total = Reduce(kind, ((f"s{number}", pieces),),
+                       (Load(f"p{number}", (symbol(f"s{number}"), *at_row), dtypes[number]),))
+        e.preset(n.result(), at_row, e.bind(total))
+    ends = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in enumerate(region.results)]
+    tail = finish(name, f, e, nest(outer, (*e.scopes[0].lets, *ends), "grid"),
+                  [*f.arguments, *(Argument(f"p{i}", d, s, "r") for i, (s, d) in enumerate(zip(shapes, dtypes)))])
+    return head, tail, shapes, dtypes
+
+
+IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}
+
+
+def _piece(e: Evaluator, n: Node, shape: Index, axes: tuple[int, ...], at_row: Index, piece: int) -> Expr:
+    """The reduction over one piece of the first axis; elements past the end count as the identity."""
+    kind = n.op.removeprefix("reduce_")
+    point = OpPoint(e, n)
+    loops = point.loops(piece, *(shape[a] for a in axes[1:]))
+    at = [symbol("s") * piece + symbol(loops[0][0]), *(symbol(v) for v, _ in loops[1:])]
+    index: list[DimLike] = []
+    rows = iter(at_row)
+    for i in range(len(shape)):
+        index.append(at[axes.index(i)] if i in axes else next(rows))
+    dtype = n.inputs[0].dtype
+    fill = IDENTITY[kind] if kind in IDENTITY else _worst(kind, dtype)
+    operand = point.operand(0, index, (Guard(at[0], shape[axes[0]]),), fill)
+    return point.reduce(kind, loops, operand)
+
+
+def _worst(kind: str, dtype) -> float | int | bool:
+    if dtype.is_float:
+        return float("-inf") if kind == "max" else float("inf")
+    import numpy as np
+    limits = np.iinfo(dtype.numpy)
+    return int(limits.min if kind == "max" else limits.max)
+
+
+def _with_partial(kernel: LoopKernel, partial: Argument) -> LoopKernel:
+    from dataclasses import replace
+    arguments = (*kernel.arguments, partial)
+    kept = tuple(a for a in arguments if a.mode != "r" or a.name in _kernel_loads(kernel))
+    return replace(kernel, arguments=kept, symbols=tuple(sorted({*kernel.symbols, *symbols_of(*partial.shape)})))
+
+
+def finish(name: str, f: Formals, e: Evaluator, body: tuple[Statement, ...], arguments: list[Argument] | None = None
+           ) -> LoopKernel:
+    """The kernel, without arguments that nothing in it touches."""
+    kernel = LoopKernel(name, tuple(arguments or f.arguments), body, (), dict(e.indirect))
+    loads = _kernel_loads(kernel)
+    stores = {s.arg for s in _statements(body) if isinstance(s, Store)}
+    kept = tuple(a for a in kernel.arguments if a.name in loads | stores)
+    extents = [s.extent for s in _statements(body) if isinstance(s, Loop)]
+    return LoopKernel(name, kept, body, _symbols(list(kept), extents), kernel.indirect)
+
+
+def _symbols(arguments: list[Argument], dims: list[DimLike]) -> tuple[str, ...]:
+    return tuple(sorted(symbols_of(*(d for a in arguments for d in a.shape), *dims)))
+
+
+def _statements(body: tuple[Statement, ...]) -> list[Statement]:
+    out: list[Statement] = []
+    for s in body:
+        out.append(s)
+        if isinstance(s, Loop):
+            out += _statements(s.body)
+    return out
+
+
+def _kernel_loads(kernel: LoopKernel) -> set[str]:
+    found: set[str] = set()
+    for s in _statements(kernel.body):
+        if isinstance(s, (Let, Store)):
+            found |= _loads(s.value)
+    for expr in kernel.indirect.values():
+        found |= _loads(expr)
+    return found
+
+
+def _loads(e: Expr) -> set[str]:
+    """The arguments that an expression reads."""
+    from graphflow.compiler.kernel.form import Apply
+    if isinstance(e, Load):
+        return {e.arg}
+    if isinstance(e, Apply):
+        return set().union(*(_loads(x) for x in e.args)) if e.args else set()
+    if isinstance(e, Guarded):
+        return _loads(e.value) | _loads(e.fill)
+    if isinstance(e, Reduce):
+        return set().union(*(_loads(x) for x in e.operands), *(_loads(x.value) for x in e.lets))
+    return set()

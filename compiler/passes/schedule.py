@@ -1,0 +1,126 @@
+"""schedule: the order of the kernels, the split of long reductions, and the layout of buffers (bit-preserving but for the
+order of summation in split reductions, which is fixed here by the shapes).
+
+Every `fused` node gets its `position` and `split`. Order: checks and what they need come first; then, among the kernels
+that can run, the one that leaves the least memory alive. Layout: every buffer is row-major; values carry no other yet.
+"""
+from __future__ import annotations
+
+from graphflow.compiler.ir.builder import Builder, rebuild
+from graphflow.compiler.ir.graph import Graph, Node, Value
+from graphflow.compiler.ops import OPS
+from graphflow.compiler.ops.record import Contract
+from graphflow.compiler.passes.access import Probe, domain
+from graphflow.compiler.passes.fuse import FEW_ROWS, typical
+from graphflow.compiler.plan.dims import product
+
+PIECE = 2048
+"""About how many products one piece of a split contraction sums, and
+how many elements (times 8) one piece of a split reduction does."""
+MAX_PARTIALS = 1 << 20
+TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
+
+
+def schedule(graph: Graph) -> Graph:
+    """The same graph with `position` and `split` set on every fused node."""
+    position = {node: i for i, node in enumerate(order(graph))}
+
+    def make(b: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
+        if node.op != "fused":
+            return b.copy(node, inputs).results
+        attrs = {**node.attrs, "position": position[node], "split": split(node)}
+        return b.intern(Node("fused", tuple(inputs), attrs, node.regions, node.types, node.origins)).results
+    return rebuild(graph, make)
+
+
+def order(graph: Graph) -> list[Node]:
+    """The fused nodes in the order in which they run: a list schedule that keeps little alive."""
+    nodes = [n for n in graph.nodes() if n.op == "fused"]
+    users = {n: [u for u in us if u.op == "fused"] for n, us in graph.users().items()}
+    waiting = {n: len({v.node for v in n.inputs if v.node.op == "fused"}) for n in nodes}
+    readers_left = {n: len(users[n]) for n in nodes}
+    urgent = _needed_by_checks(graph)
+    index = {n: i for i, n in enumerate(nodes)}
+    kept = {v.node for v in graph.outputs.values()} | {v.node for e in graph.effects for v in e.inputs}
+    size = {n: sum(typical(t.size) * t.dtype.bytes for i, t in enumerate(n.types) if not _stays(n, i)) for n in nodes}
+    ready = [n for n in nodes if not waiting[n]]
+    out: list[Node] = []
+
+    def cost(n: Node) -> tuple[bool, int, int]:
+        producers = {v.node for v in n.inputs if v.node.op == "fused"}
+        freed = sum(size[p] for p in producers if readers_left[p] == 1 and p not in kept)
+        return n not in urgent, size[n] - freed, index[n]
+
+    while ready:
+        best = min(ready, key=cost)
+        ready.remove(best)
+        out.append(best)
+        for p in {v.node for v in best.inputs if v.node.op == "fused"}:
+            readers_left[p] -= 1
+        for u in users[best]:
+            waiting[u] -= 1
+            if not waiting[u]:
+                ready.append(u)
+    return out
+
+
+def _stays(node: Node, result: int) -> bool:
+    return bool(node.attrs["inplace"][result])
+
+
+def _needed_by_checks(graph: Graph) -> set[Node]:
+    seen: set[Node] = set()
+    stack = [v.node for e in graph.effects if e.op == "check" for v in e.inputs]
+    while stack:
+        n = stack.pop()
+        if n not in seen:
+            seen.add(n)
+            stack.extend(v.node for v in n.inputs)
+    return seen
+
+
+def split(node: Node) -> int:
+    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split. A function of the
+    shapes alone, with symbols at their typical size."""
+    region = node.regions[0]
+    inner = region.nodes()
+    if node.attrs["kind"] == "contraction":
+        anchor = next(n for n in inner if OPS[n.op].kind == "contraction")
+        lowering = OPS[anchor.op].lowering
+        assert isinstance(lowering, Contract)
+        parts = lowering.parts(Probe(anchor))
+        m, n, batch = (typical(product(x)) for x in (parts.m, parts.n, parts.batch))
+        k, rest = typical(product(parts.k)), typical(product(parts.k[1:]))
+        tiles = batch * -(-m // TILE_M) * -(-n // TILE_N)
+        if not parts.k or k < 2 * PIECE or tiles >= ENOUGH_TILES:
+            return 0
+        first = typical(parts.k[0])
+        piece = max(1, PIECE // max(rest, 1), -(-first * batch * m * n // MAX_PARTIALS))
+        return piece if piece < first else 0
+    if node.attrs["kind"] == "row":
+        reductions = [n for n in inner if OPS[n.op].kind == "reduce"]
+        if not reductions:
+            return 0
+        shape, axes = domain(reductions[0]), node.attrs["axes"]
+        rows = typical(product(d for i, d in enumerate(shape) if i not in axes))
+        first, total = typical(shape[axes[0]]), typical(product(shape[i] for i in axes))
+        outer_rank = len(shape) - len(axes)
+        if rows >= FEW_ROWS or total < 16 * PIECE or any(v.type.rank != outer_rank for v in region.results):
+            return 0
+        if any(_depends(r, set(reductions) - {r}) for r in reductions) or len(axes) == 0:
+            return 0
+        piece = max(1, 8 * PIECE // max(total // first, 1))
+        return piece if piece < first else 0
+    return 0
+
+
+def _depends(node: Node, targets: set[Node]) -> bool:
+    stack, seen = [v.node for v in node.inputs], set()
+    while stack:
+        n = stack.pop()
+        if n in targets:
+            return True
+        if n not in seen:
+            seen.add(n)
+            stack.extend(v.node for v in n.inputs)
+    return False
