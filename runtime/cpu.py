@@ -94,7 +94,7 @@ class CpuProgram:
         with self.store.lock:
             bound = self._bound_for(feeds)
             table = bound.table
-            held = self._fill_feeds(table, feeds)
+            held = self.fill_feeds(table, feeds)
             outputs = []
             for place, shape, dtype in bound.outputs:
                 array = np.empty(shape, dtype)
@@ -106,7 +106,7 @@ class CpuProgram:
             raise self.failure(code)
         return outputs
 
-    def _fill_feeds(self, table: Any, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
+    def fill_feeds(self, table: Any, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Writes the feeds' addresses; returns the copies made of those that are not plain row-major
         memory."""
         copies = []

@@ -1,7 +1,9 @@
-"""The runtime runs a plan: hand-written native code for y = x + w and a check, so that nothing else is tested."""
+"""The runtime runs a plan: hand-written native code for y = x + w and a check, so that nothing else is
+tested."""
 from __future__ import annotations
 
 import timeit
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,17 +12,27 @@ from graphflow.compiler.emit.object import compile_object
 from graphflow.compiler.emit.pool import pool_object
 from graphflow.compiler.plan.dims import symbol
 from graphflow.compiler.plan.dtypes import BOOL, F32
-from graphflow.compiler.plan.errors import CompilerError, FeedError, Location, ShapeError, UseError
+from graphflow.compiler.plan.errors import (
+    CompilerError,
+    DeviceError,
+    FeedError,
+    Location,
+    ShapeError,
+    UseError,
+)
 from graphflow.compiler.plan.schema import Buffer, Check, EntryGuard, Launch, Message, Plan
 from graphflow.compiler.target import host_target
 from graphflow.runtime.cpu import MAX_BINDINGS, CpuProgram
+from graphflow.runtime.device import device, devices
+from graphflow.runtime.measure import measure_arena
 from graphflow.runtime.native import install_pool
+from graphflow.runtime.null import NullProgram
 from graphflow.runtime.store import Store
 
 pytestmark = pytest.mark.cpu
 N = symbol("N")
 
-# ctx: buffers, symbols, threads, parallel, scratch, scratch bytes. Buffers: x[N,3], w[3], ok[1], t[N,3], y[N,3].
+# The context: buffers, symbols, threads, ... The buffers: x[N,3], w[3], ok[1], t[N,3], y[N,3].
 IR = """
 define i64 @add(ptr %ctx) {
 entry:
@@ -68,7 +80,8 @@ check:
 PLAN = Plan(
     "add", "test", ("N",),
     (Buffer("b0", "feed", "x", F32, (N, 3), origins=(0,)), Buffer("b1", "state", "w", F32, (3,)),
-     Buffer("b2", "arena", "ok", BOOL, (), first=0, last=1), Buffer("b3", "arena", "t", F32, (N, 3), first=0, last=0),
+     Buffer("b2", "arena", "ok", BOOL, (), first=0, last=1),
+     Buffer("b3", "arena", "t", F32, (N, 3), first=0, last=0),
      Buffer("b4", "output", "y", F32, (N, 3))),
     feeds=("b0",), outputs=("b4",), states=("b1",), written=(),
     body=(Launch("k", ("b0", "b1", "b2", "b3", "b4"), 1), Check("b2", 0)),
@@ -91,7 +104,7 @@ def make(code: bytes, plan: Plan = PLAN, **options) -> CpuProgram:
 
 def test_result_and_state(code):
     program = make(code)
-    for n in (1, 17, 64, 0 + 2):
+    for n in (1, 17, 64, 2):
         x = np.random.default_rng(n).normal(size=(n, 3)).astype(np.float32)
         y, = program.run([x])
         np.testing.assert_array_equal(y, x + np.arange(3, dtype=np.float32))
@@ -146,7 +159,6 @@ def test_failed_check(code):
 
 
 def test_guard_between_symbols(code):
-    from dataclasses import replace
     program = make(code, replace(PLAN, guards=(EntryGuard(N, 4, 0),)))
     program.run([np.zeros((4, 3), np.float32)])
     with pytest.raises(ShapeError, match=r"N == 4 does not hold for these feeds: 5 != 4"):
@@ -179,7 +191,6 @@ def test_bindings_are_bounded(code):
 
 
 def test_result_that_no_check_has(code):
-    from dataclasses import replace
     with pytest.raises(CompilerError, match="no check's number"):
         make(code, replace(PLAN, body=PLAN.body[:1], messages=())).run([np.full((2, 3), np.nan, np.float32)])
 
@@ -192,3 +203,53 @@ def test_call_overhead(code, capsys):
     with capsys.disabled():
         print(f" [{seconds * 1e6:.2f} µs a call]", end="")
     assert seconds < 30e-6                                       # 10 µs is the aim; the machine may be busy
+
+
+@pytest.mark.parametrize("n", [1, 17, 64])
+def test_measured_arena_is_the_planned_one(code, n):
+    program = make(code)
+    found = measure_arena(program, [np.ones((n, 3), np.float32)])
+    assert found.planned_bytes == program.peak_bytes({"N": n})
+    assert (found.first, found.end) == (0, found.planned_bytes)
+    assert found.overruns == () and found.never_written == {}
+
+
+@pytest.mark.parametrize("shape, message", [((N, 2), "bytes between b3 and"), ((N, 3), "")])
+def test_guard_finds_overruns(code, shape, message):
+    """The code writes N*3 elements: a plan that gives the buffer N*2 is caught."""
+    plan = replace(PLAN, buffers=tuple(replace(b, shape=shape) if b.id == "b3" else b for b in PLAN.buffers))
+    program, x = make(code, plan, guard=True), np.ones((5, 3), np.float32)
+    if message:
+        with pytest.raises(CompilerError, match=message):
+            program.run([x])
+        assert measure_arena(program, [x]).overruns
+    else:
+        np.testing.assert_array_equal(program.run([x])[0], x + np.arange(3, dtype=np.float32))
+
+
+def test_guard_finds_output_overrun(code):
+    plan = replace(PLAN, buffers=(*PLAN.buffers[:-1], replace(PLAN.buffers[-1], shape=(N, 2))))
+    with pytest.raises(CompilerError, match="beyond its output 'y'"):
+        make(code, plan, guard=True).run([np.ones((5, 3), np.float32)])
+
+
+def test_null_program():
+    program = NullProgram(PLAN, flops=N * 3)
+    y, = program.run([np.ones((10 ** 6, 3), np.float32)])
+    assert y.shape == (10 ** 6, 3) and not y.any()
+    counts = program.counts({"N": 100})
+    assert (counts.launches, counts.flops, counts.state_bytes, counts.output_bytes) == (1, 300, 12, 1200)
+    assert counts.bytes == 3 * 1200 + 12 + 1
+    with pytest.raises(FeedError, match="must be float32"):
+        program.run([np.ones((2, 3))])
+
+
+def test_devices():
+    table = {d.name: d for d in devices()}
+    assert list(table) == ["cpu", "cuda", "reference", "null"]
+    assert not table["cpu"].unusable and "vectors" in table["cpu"].describe()
+    assert "not usable" in table["cuda"].describe()
+    with pytest.raises(DeviceError, match="no device 'tpu'"):
+        device("tpu")
+    with pytest.raises(DeviceError, match="cuda is not usable here"):
+        device("cuda")

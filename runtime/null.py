@@ -1,0 +1,67 @@
+"""The null device: plans, counts, checks feeds, and computes nothing. For nets that no machine at hand
+could run."""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from graphflow.compiler.plan.bind import Binding, bind, buffer_bytes
+from graphflow.compiler.plan.dims import DimLike, evaluate
+from graphflow.compiler.plan.errors import UseError
+from graphflow.compiler.plan.schema import Copy, Launch, Plan
+from graphflow.runtime.feeds import FeedChecker, Where, nowhere
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one step would take. `bytes`: of all operands of all launches and copies; `peak_bytes`: the
+    arena; `state_bytes`, `output_bytes`: beside it; `flops`: 0 where the program's cost is not known."""
+    launches: int
+    bytes: int
+    flops: int
+    peak_bytes: int
+    state_bytes: int
+    output_bytes: int
+
+
+class NullProgram:
+    """A plan without code. `flops`: the cost of a step, an expression of the plan's symbols."""
+
+    def __init__(self, plan: Plan, threads: int = 1, where: Where = nowhere, flops: DimLike = 0) -> None:
+        self.plan, self.threads, self.flops = plan, threads, flops
+        self.checker = FeedChecker(plan, where)
+
+    def run(self, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Outputs of the right shapes and types, all zero; FeedError as on any device."""
+        symbols = self.checker.symbols(feeds)
+        outputs = [self.plan.buffer(id) for id in self.plan.outputs]
+        return [np.zeros([evaluate(d, symbols) for d in b.shape], b.dtype.numpy) for b in outputs]
+
+    def binding(self, symbols: dict[str, int]) -> Binding:
+        """Offsets and sizes for these values of the symbols."""
+        if set(symbols) != set(self.plan.symbols):
+            raise UseError(f"{self.plan.name} has the symbols {list(self.plan.symbols)}, got {list(symbols)}")
+        return bind(self.plan, {name: symbols[name] for name in self.plan.symbols}, self.threads)
+
+    def peak_bytes(self, symbols: dict[str, int]) -> int:
+        """The exact size of the working memory that a call would take, scratch included."""
+        return self.binding(symbols).peak_bytes
+
+    def counts(self, symbols: dict[str, int]) -> Counts:
+        """What a step with these values of the symbols would take."""
+        size = {b.id: buffer_bytes(b, symbols) for b in self.plan.buffers}
+        moved = 0
+        for item in self.plan.body:
+            if isinstance(item, Launch):
+                moved += sum(size[id] for id in item.buffers)
+            elif isinstance(item, Copy):
+                moved += size[item.source] + size[item.target]
+
+        def role_bytes(role: str) -> int:
+            return sum(size[b.id] for b in self.plan.buffers if b.role == role)
+
+        return Counts(launches=sum(isinstance(item, Launch) for item in self.plan.body), bytes=moved,
+                      flops=evaluate(self.flops, symbols), peak_bytes=self.peak_bytes(symbols),
+                      state_bytes=role_bytes("state"), output_bytes=role_bytes("output"))
