@@ -6,16 +6,17 @@ that equal regions give equal kernels.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphflow.compiler.ir.graph import Node, Region, Value
-from graphflow.compiler.kernel.form import (Argument, Const, Contraction, ContractionKernel, Expr, Guard, Guarded, Kernel,
-                                            Let, Load, Local, Loop, LoopKernel, Reduce, Statement, Store)
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import (Argument, Contraction, ContractionKernel, Expr, Guard, Kernel, Load, Local, Loop,
+                                            LoopKernel, Reduce, Statement, Store)
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import domain
-from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint, zero
-from graphflow.compiler.plan.dims import DimLike, bounds_of, ceildiv, symbol, symbols_of
+from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
+from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
 
 Index = tuple[DimLike, ...]
 
@@ -74,16 +75,16 @@ def nest(loops: Loops, body: tuple[Statement, ...], kind: str) -> tuple[Statemen
     return body
 
 
-def map_kernel(name: str, node: Node, f: Formals) -> LoopKernel:
+def map_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """Every result at every element of one domain."""
     region, e = node.regions[0], evaluator(node, f)
     loops, index = axes_of("i", region.results[0].shape)
     e.declare(loops)
     stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
-    return finish(name, f, e, nest(loops, (*e.scopes[0].lets, *stores), "grid"))
+    return finish(name, e, f.arguments, nest(loops, (*e.scopes[0].lets, *stores), "grid"))
 
 
-def row_kernel(name: str, node: Node, f: Formals) -> LoopKernel:
+def row_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """Reductions over rows, values made once per row, and values of every element of the row."""
     region, e = node.regions[0], evaluator(node, f)
     shape, axes = row_shape(node)
@@ -109,7 +110,7 @@ def row_kernel(name: str, node: Node, f: Formals) -> LoopKernel:
         e.declare(inner)
         each = [Store(f.outputs[j], index, e.value(r, index)) for j, r in by_element]
         body += nest(inner, (*e.scopes[-1].lets, *each), "serial")
-    return finish(name, f, e, nest(outer, (*body, *stores), "grid"))
+    return finish(name, e, f.arguments, nest(outer, (*body, *stores), "grid"))
 
 
 def row_shape(node: Node) -> tuple[tuple[DimLike, ...], tuple[int, ...]]:
@@ -121,16 +122,14 @@ def row_shape(node: Node) -> tuple[tuple[DimLike, ...], tuple[int, ...]]:
     return max((r.shape for r in region.results), key=len), tuple(node.attrs["axes"])
 
 
-def contraction_kernel(name: str, node: Node, f: Formals) -> ContractionKernel:
+def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """The contraction with everything after it as its epilogue."""
     region, e = node.regions[0], evaluator(node, f)
     made, out_index = _contraction(node, e, ())
     anchor = _anchor(node)
     e.preset(anchor.result(), out_index, Local("acc", anchor.types[0].dtype))
     stores = tuple(Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results))
-    c = Contraction(*made[:6], stores, lets=tuple(e.scopes[0].lets))
-    symbols = _symbols(f.arguments, [x for loops in made[:4] for _, x in loops])
-    return ContractionKernel(name, tuple(f.arguments), c, symbols, dict(e.indirect))
+    return finish(name, e, f.arguments, Contraction(*made, stores, lets=tuple(e.scopes[0].lets)))
 
 
 def _anchor(node: Node) -> Node:
@@ -167,7 +166,7 @@ def _contraction(node: Node, e: Evaluator, split: tuple[int, ...]) -> tuple[tupl
     return (batch, m, n, k, a, b), tuple(parts.out(at_batch, at_m, at_n))
 
 
-def split_contraction(name: str, node: Node, f: Formals) -> tuple[ContractionKernel, LoopKernel, tuple[DimLike, ...]]:
+def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, tuple[DimLike, ...]]:
     """(partial sums per piece, their sum with the epilogue, the partials' shape)."""
     region, e = node.regions[0], evaluator(node, f)
     anchor, piece = _anchor(node), node.attrs["split"]
@@ -175,13 +174,8 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[ContractionKer
     dtype = anchor.types[0].dtype
     pieces = made[0][0][1]
     shape = (pieces, *anchor.types[0].shape)
-    used = _loads(made[4]) | _loads(made[5])
-    first = [a for a in f.arguments if a.name in used]
-    partial = Argument("p", dtype, shape, "w")
-    c = Contraction(*made[:6], (Store("p", (symbol("s"), *out_index), Local("acc", dtype)),))
-    arguments = [*first, partial]
-    head = ContractionKernel(f"{name}_partial", tuple(arguments), c,
-                             _symbols(arguments, [x for loops in made[:4] for _, x in loops]), dict(e.indirect))
+    c = Contraction(*made, (Store("p", (symbol("s"), *out_index), Local("acc", dtype)),))
+    head = finish(f"{name}_partial", e, [*f.arguments, Argument("p", dtype, shape, "w")], c)
     e = evaluator(node, f)
     loops, index = axes_of("i", anchor.types[0].shape)
     e.declare((*loops, ("s", pieces)))
@@ -189,11 +183,10 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[ContractionKer
     e.preset(anchor.result(), index, e.bind(total))
     stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
     body = nest(loops, (*e.scopes[0].lets, *stores), "grid")
-    tail = _with_partial(finish(name, f, e, body), Argument("p", dtype, shape, "r"))
-    return head, tail, shape
+    return head, finish(name, e, [*f.arguments, Argument("p", dtype, shape, "r")], body), shape
 
 
-def split_row(name: str, node: Node, f: Formals) -> tuple[LoopKernel, LoopKernel, list[tuple[DimLike, ...]], list]:
+def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[tuple[DimLike, ...]], list]:
     """(partials of every reduction per piece, their combination with what follows, shapes and dtypes of the partials)."""
     region, e = node.regions[0], evaluator(node, f)
     shape, axes = row_shape(node)
@@ -213,7 +206,7 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[LoopKernel, LoopKernel
         arguments.append(Argument(f"p{number}", n.types[0].dtype, shapes[-1], "w"))
         stores.append(Store(f"p{number}", (symbol("s"), *at_row), reduce))
     body = nest((("s", pieces), *outer), (*e.scopes[0].lets, *stores), "grid")
-    head = finish(f"{name}_partial", f, e, body, arguments)
+    head = finish(f"{name}_partial", e, arguments, body)
     e = evaluator(node, f)
     e.declare((*outer, ("s", pieces)))
     for number, n in enumerate(reductions):
@@ -222,8 +215,8 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[LoopKernel, LoopKernel
                        (Load(f"p{number}", (symbol(f"s{number}"), *at_row), dtypes[number]),))
         e.preset(n.result(), at_row, e.bind(total))
     ends = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in enumerate(region.results)]
-    tail = finish(name, f, e, nest(outer, (*e.scopes[0].lets, *ends), "grid"),
-                  [*f.arguments, *(Argument(f"p{i}", d, s, "r") for i, (s, d) in enumerate(zip(shapes, dtypes)))])
+    partials = [Argument(f"p{i}", d, s, "r") for i, (s, d) in enumerate(zip(shapes, dtypes))]
+    tail = finish(name, e, [*f.arguments, *partials], nest(outer, (*e.scopes[0].lets, *ends), "grid"))
     return head, tail, shapes, dtypes
 
 
@@ -254,56 +247,13 @@ def _worst(kind: str, dtype) -> float | int | bool:
     return int(limits.min if kind == "max" else limits.max)
 
 
-def _with_partial(kernel: LoopKernel, partial: Argument) -> LoopKernel:
-    from dataclasses import replace
-    arguments = (*kernel.arguments, partial)
-    kept = tuple(a for a in arguments if a.mode != "r" or a.name in _kernel_loads(kernel))
-    return replace(kernel, arguments=kept, symbols=tuple(sorted({*kernel.symbols, *symbols_of(*partial.shape)})))
-
-
-def finish(name: str, f: Formals, e: Evaluator, body: tuple[Statement, ...], arguments: list[Argument] | None = None
-           ) -> LoopKernel:
-    """The kernel, without arguments that nothing in it touches."""
-    kernel = LoopKernel(name, tuple(arguments or f.arguments), body, (), dict(e.indirect))
-    loads = _kernel_loads(kernel)
-    stores = {s.arg for s in _statements(body) if isinstance(s, Store)}
-    kept = tuple(a for a in kernel.arguments if a.name in loads | stores)
-    extents = [s.extent for s in _statements(body) if isinstance(s, Loop)]
-    return LoopKernel(name, kept, body, _symbols(list(kept), extents), kernel.indirect)
-
-
-def _symbols(arguments: list[Argument], dims: list[DimLike]) -> tuple[str, ...]:
-    return tuple(sorted(symbols_of(*(d for a in arguments for d in a.shape), *dims)))
-
-
-def _statements(body: tuple[Statement, ...]) -> list[Statement]:
-    out: list[Statement] = []
-    for s in body:
-        out.append(s)
-        if isinstance(s, Loop):
-            out += _statements(s.body)
-    return out
-
-
-def _kernel_loads(kernel: LoopKernel) -> set[str]:
-    found: set[str] = set()
-    for s in _statements(kernel.body):
-        if isinstance(s, (Let, Store)):
-            found |= _loads(s.value)
-    for expr in kernel.indirect.values():
-        found |= _loads(expr)
-    return found
-
-
-def _loads(e: Expr) -> set[str]:
-    """The arguments that an expression reads."""
-    from graphflow.compiler.kernel.form import Apply
-    if isinstance(e, Load):
-        return {e.arg}
-    if isinstance(e, Apply):
-        return set().union(*(_loads(x) for x in e.args)) if e.args else set()
-    if isinstance(e, Guarded):
-        return _loads(e.value) | _loads(e.fill)
-    if isinstance(e, Reduce):
-        return set().union(*(_loads(x) for x in e.operands), *(_loads(x.value) for x in e.lets))
-    return set()
+def finish(name: str, e: Evaluator, arguments: list[Argument], body: tuple[Statement, ...] | Contraction) -> Kernel:
+    """The kernel, with the arguments that it touches and its symbols."""
+    kernel: Kernel
+    if isinstance(body, Contraction):
+        kernel = ContractionKernel(name, tuple(arguments), body, (), dict(e.indirect))
+    else:
+        kernel = LoopKernel(name, tuple(arguments), body, (), dict(e.indirect))
+    touched = walk.loaded(kernel) | {s.arg for s in walk.stores(kernel)}
+    kernel = replace(kernel, arguments=tuple(a for a in arguments if a.name in touched))
+    return replace(kernel, symbols=walk.symbols(kernel))
