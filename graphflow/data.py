@@ -94,10 +94,9 @@ def _parse_idx(name: str, file: IO[bytes]) -> np.ndarray:
     content = _read_exactly(file, expected)
     if len(content) < expected:
         raise DataError(f"{name}: cut short: shape {list(shape)} of {dtype.name} takes {expected} bytes, "
-                        f"the file has {len(content)}", shapes=[shape])
+                        f"the file has {len(content)}")
     if file.read(1):
-        raise DataError(f"{name}: bytes follow the {expected} that shape {list(shape)} of {dtype.name} takes",
-                        shapes=[shape])
+        raise DataError(f"{name}: bytes follow the {expected} that shape {list(shape)} of {dtype.name} takes")
     return _shape_array(name, content, shape, dtype)
 
 
@@ -107,8 +106,7 @@ def _shape_array(where: str, content: bytearray, shape: tuple[int, ...], dtype: 
     try:
         array = np.frombuffer(content, dtype).reshape(shape, order=order)
     except ValueError as error:  # Sizes that are impossible even beside a 0; a dtype of 0 bytes.
-        raise DataError(f"{where}: impossible shape {list(shape)} of {dtype}: {error}",
-                        shapes=[shape]) from error
+        raise DataError(f"{where}: impossible shape {list(shape)} of {dtype}: {error}") from error
     return np.ascontiguousarray(array.astype(dtype.newbyteorder("="), copy=False)).reshape(shape)
 
 
@@ -172,13 +170,13 @@ def _read_npy(name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> n
             raise DataError(f"{where} holds Python objects, which could run code when read",
                             hint="save it again with a numeric dtype")
         if any(size < 0 for size in shape):
-            raise DataError(f"{where}: a negative size in its shape", shapes=[shape])
+            raise DataError(f"{where}: a negative size in its shape {list(shape)}")
         expected = math.prod(shape) * dtype.itemsize
         content = _read_exactly(file, expected + 1)
     if len(content) != expected:
         has = len(content) if len(content) < expected else "more"
         raise DataError(f"{where}: shape {list(shape)} of {dtype.name} takes {expected} bytes, "
-                        f"the file has {has}", shapes=[shape])
+                        f"the file has {has}")
     return _shape_array(where, content, shape, dtype, "F" if fortran else "C")
 
 
@@ -193,7 +191,9 @@ def load_csv(path: PathLike, *, dtype: DTypeLike = np.float32, header: bool = Fa
     name = os.fspath(path)
     target = np.dtype(dtype)
     if target.kind not in "iuf":
-        raise DataError(f"{name}: a CSV file is read as integers or floats, not as {target.name}")
+        raise UseError(f"{name}: a CSV file is read as integers or floats, not as {target.name}")
+    if len(delimiter) != 1:
+        raise UseError(f"{name}: the delimiter is one character, not {delimiter!r}")
     rows: list[np.ndarray] = []
     try:
         with _open(path) as raw:
@@ -288,7 +288,7 @@ class Minibatches:
         """The row indices in the order in which `epoch` visits them."""
         if not self.shuffle:
             return np.arange(self.rows)
-        # Sorting raw bits gives the same order under every NumPy; Generator.permutation promises no such thing.
+        # Sorting raw bits gives one order under every NumPy; Generator.permutation promises no such thing.
         return np.argsort(np.random.PCG64([self.seed, epoch]).random_raw(self.rows), kind="stable")
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -317,7 +317,7 @@ def _rows_of(name: str, data: ArrayLike) -> np.ndarray:
     if array.dtype.hasobject:
         raise DataError(f"'{name}' holds Python objects, not numbers", hint="are its rows of one shape?")
     if array.ndim == 0:
-        raise DataError(f"'{name}' is a scalar; minibatches need rows along axis 0", shapes=[()])
+        raise DataError(f"'{name}' is a scalar; minibatches need rows along axis 0")
     return np.ascontiguousarray(array)
 
 
