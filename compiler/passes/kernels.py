@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graphflow.compiler.ir.graph import Node, Region, Value
+from graphflow.compiler.ir.graph import Node, Value
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import (Argument, Contraction, ContractionKernel, Expr, Guard, Kernel, Load, Local, Loop,
                                             LoopKernel, Reduce, Statement, Store)

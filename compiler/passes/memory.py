@@ -1,0 +1,170 @@
+"""memory: when each arena buffer is alive, and which ones take over the memory of another.
+
+Assumes that the body's order is final and that each launch's buffers match its kernel's arguments.
+Guarantees, for every arena buffer, `first` (the launch that first writes it) and `last` (the last one
+that touches it); `alias` where a kernel may write its result over an operand that dies there; and that no
+buffer is left that nothing touches. Offsets are not chosen here but by `bind`, once the symbols have
+values. Preserves every bit.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from graphflow.compiler.kernel.form import (
+    Apply,
+    ContractionKernel,
+    Expr,
+    Guarded,
+    Kernel,
+    Load,
+    Loop,
+    Reduce,
+    Statement,
+    Store,
+)
+from graphflow.compiler.kernel.program import KernelProgram
+from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.plan.errors import CompilerError
+from graphflow.compiler.plan.schema import Buffer, Check, Copy, Item, Launch
+
+
+def memory(program: KernelProgram) -> KernelProgram:
+    """The program with lifetimes and in-place results; CompilerError if a value is read before it is
+    written."""
+    plan = program.plan
+    table = {b.id: b for b in plan.buffers}
+    lives = _lifetimes(program, table)
+    aliases = _aliases(program, table, lives)
+    kept = []
+    for b in plan.buffers:
+        if b.role == "arena" and b.id in lives:
+            first, last = lives[b.id]
+            kept.append(replace(b, first=first, last=last, alias=aliases.get(b.id, "")))
+        elif b.role != "arena":
+            kept.append(b)
+    kept.sort(key=lambda b: b.first if b.role == "arena" else -1)          # stable: what is taken over comes first
+    return replace(program, plan=replace(plan, buffers=tuple(kept)))
+
+
+def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(ids of the buffers that the item reads, ids of those that it writes)."""
+    if isinstance(item, Check):
+        return (item.buffer,), ()
+    if isinstance(item, Copy):
+        return (item.source,), (item.target,)
+    arguments = program.kernels[item.kernel].arguments
+    if len(arguments) != len(item.buffers):
+        raise CompilerError(f"{item.kernel} takes {len(arguments)} buffers, a launch gives it {len(item.buffers)}",
+                            stage="memory")
+    pairs = list(zip(arguments, item.buffers))
+    return tuple(id for a, id in pairs if "r" in a.mode), tuple(id for a, id in pairs if "w" in a.mode)
+
+
+def _lifetimes(program: KernelProgram, table: dict[str, Buffer]) -> dict[str, tuple[int, int]]:
+    """Buffer -> (first, last position) for every arena buffer that the body touches."""
+    lives: dict[str, tuple[int, int]] = {}
+    for position, item in enumerate(program.plan.body):
+        reads, writes = accesses(program, item)
+        for id in reads:
+            if table[id].role == "arena" and id not in lives:
+                raise CompilerError(f"item {position} of the body reads {id} before anything writes it",
+                                    stage="memory")
+        for id in (*reads, *writes):
+            if table[id].role == "arena":
+                lives[id] = (lives.get(id, (position,))[0], position)
+    return lives
+
+
+def _aliases(program: KernelProgram, table: dict[str, Buffer], lives: dict[str, tuple[int, int]]) -> dict[str, str]:
+    """Buffer -> the one whose memory it takes over."""
+    out: dict[str, str] = {}
+    taken: set[str] = set()
+    proved: dict[tuple[str, int, int], bool] = {}
+    for position, item in enumerate(program.plan.body):
+        if not isinstance(item, Launch):
+            continue
+        kernel = program.kernels[item.kernel]
+        for target in range(len(item.buffers)):
+            for source in range(len(item.buffers)):
+                x, y = item.buffers[source], item.buffers[target]
+                if y in out or x in taken or not _may_share(item, kernel, table, source, target):
+                    continue
+                if lives[x][1] != position or lives[y][0] != position:
+                    continue
+                key = (item.kernel, source, target)
+                if key not in proved:
+                    proved[key] = reads_before_writing(kernel, kernel.arguments[source].name,
+                                                       kernel.arguments[target].name)
+                if proved[key]:
+                    out[y] = x
+                    taken.add(x)
+    return out
+
+
+def _may_share(item: Launch, kernel: Kernel, table: dict[str, Buffer], source: int, target: int) -> bool:
+    """Whether two buffers of a launch, one read and one written, are of one size and form."""
+    x, y = table[item.buffers[source]], table[item.buffers[target]]
+    formal_x, formal_y = kernel.arguments[source], kernel.arguments[target]
+    return (x.role == y.role == "arena" and x.id != y.id and formal_x.mode == "r" and formal_y.mode == "w"
+            and (x.dtype, x.shape, x.layout) == (y.dtype, y.shape, y.layout)
+            and formal_x.shape == formal_y.shape
+            and item.buffers.count(x.id) == item.buffers.count(y.id) == 1)
+
+
+@dataclass(frozen=True)
+class _Access:
+    """A load or a store: `path` names the enclosing loops, `order` counts accesses in the order of the
+    text."""
+    order: int
+    path: tuple[str, ...]
+    index: tuple[DimLike, ...]
+
+
+def reads_before_writing(kernel: Kernel, source: str, target: str) -> bool:
+    """Whether the kernel reads `source` only at the very element of `target` that the same iteration
+    writes, and only before it writes it, so that both can be the same memory."""
+    loads: list[_Access] = []
+    stores: list[_Access] = []
+    everywhere: list[Expr] = list(kernel.indirect.values())
+    if isinstance(kernel, ContractionKernel):
+        c = kernel.contraction
+        everywhere += [c.a, c.b]
+        _collect((*c.lets, *c.stores), (), source, target, loads, stores)
+    else:
+        _collect(kernel.body, (), source, target, loads, stores)
+    if any(load.arg == source for e in everywhere for load in loads_of(e)):
+        return False
+    return bool(stores) and all(load.index == store.index and load.path == store.path and load.order < store.order
+                                for load in loads for store in stores)
+
+
+def _collect(body: tuple[Statement, ...], path: tuple[str, ...], source: str, target: str,
+             loads: list[_Access], stores: list[_Access]) -> None:
+    """Appends the loads of `source` and the stores to `target`."""
+    for number, s in enumerate(body):
+        if isinstance(s, Loop):
+            _collect(s.body, (*path, f"{number}:{s.var}"), source, target, loads, stores)
+            continue
+        for load in loads_of(s.value):
+            if load.arg == source:
+                loads.append(_Access(len(loads) + len(stores), path, load.index))
+        if isinstance(s, Store) and s.arg == target:
+            stores.append(_Access(len(loads) + len(stores), path, s.index))
+
+
+def loads_of(e: Expr) -> Iterator[Load]:
+    """Every load in the expression, in the order of the text."""
+    if isinstance(e, Load):
+        yield e
+    elif isinstance(e, Apply):
+        for x in e.args:
+            yield from loads_of(x)
+    elif isinstance(e, Guarded):
+        yield from loads_of(e.value)
+        yield from loads_of(e.fill)
+    elif isinstance(e, Reduce):
+        for let in e.lets:
+            yield from loads_of(let.value)
+        for x in e.operands:
+            yield from loads_of(x)
