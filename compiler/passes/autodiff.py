@@ -13,12 +13,11 @@ from collections.abc import Sequence
 
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, TensorType, Value, topological
-from graphflow.compiler.ops.record import Gradient, Op
 from graphflow.compiler.passes.rewrite import RewriteBuilder, pinned_results
 from graphflow.compiler.plan.errors import CompilerError, Location, UseError
 
-NO_FLOW = frozenset(("stop_gradient", "constant", "array", "input", "state", "training"))
-"""Ops through which no gradient flows, whatever they read."""
+NO_FLOW = frozenset(("stop_gradient", "sign", "floor", "ceil", "round", "floordiv"))
+"""Ops through which no gradient flows: it is 0 wherever it exists."""
 
 
 def expand_gradients(graph: Graph) -> Graph:
@@ -66,8 +65,12 @@ def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[
     """Adds what flows through one node to the cotangents of its operands."""
     from graphflow.compiler.ops import OPS
     if node.op in NO_FLOW:
-        return                                                # it was asked for itself; what it reads was not
-    flowing = _gradient_of(OPS[node.op], node)(b, node, given)
+        return
+    gradient = OPS[node.op].gradient
+    if gradient is None:
+        raise UseError(f"{node.op} has no gradient", op=node.op, shapes=[v.shape for v in node.inputs],
+                       where=_where(node), hint="put gf.stop_gradient around its operand to treat it as constant")
+    flowing = gradient(b, node, given)
     if len(flowing) != len(node.inputs):
         raise CompilerError(f"the gradient of {node.op} gives {len(flowing)} cotangents for {len(node.inputs)} operands",
                             stage="autodiff", where=_where(node))
@@ -79,15 +82,6 @@ def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[
                                 stage="autodiff", where=_where(node))
         before = cotangents.get(operand)
         cotangents[operand] = cotangent if before is None else b.add(before, cotangent)
-
-
-def _gradient_of(op: Op, node: Node) -> Gradient:
-    if op.gradient is not None:
-        return op.gradient
-    if op.kind == "control":
-        raise NotImplementedError(f"the gradient of {op.name} is not made yet")
-    raise UseError(f"{op.name} has no gradient", op=op.name, shapes=[v.shape for v in node.inputs], where=_where(node),
-                   hint="put gf.stop_gradient around its operand if it is to count as a constant")
 
 
 def _plain(type: TensorType) -> TensorType:

@@ -229,11 +229,7 @@ def _concatenate(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resu
 # --- reductions and indexing
 
 def _reduce(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
-    return None if node.attrs["axes"] else inputs[0]
-
-
-def _reduce_one(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
-    """Over axes of extent 1. A float sum is left: it may turn -0.0 into 0.0."""
+    """Over no axes or axes of extent 1. A float sum is left: it may turn -0.0 into 0.0."""
     if any(inputs[0].shape[axis] != 1 for axis in node.attrs["axes"]):
         return None
     if node.op == "reduce_sum" and inputs[0].dtype.is_float:
@@ -267,7 +263,6 @@ CANONICAL: tuple[Rule, ...] = (
     Rule("empty padding", "pad", _pad),
     Rule("flip of flip, of axes of extent 1", "flip", _flip),
     Rule("concatenate one part", "concatenate", _concatenate),
-    *(Rule("reduce over no axes", op, _reduce) for op in _REDUCTIONS),
-    *(Rule("reduce over axes of extent 1", op, _reduce_one) for op in _REDUCTIONS),
+    *(Rule("reduce over no axes or axes of extent 1", op, _reduce) for op in _REDUCTIONS),
 )
 """The table, in the order in which an op's rows are tried."""

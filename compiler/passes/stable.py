@@ -67,7 +67,8 @@ def _one_plus(b: RewriteBuilder, value: Value) -> Value | None:
 def _log_sum_exp(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
     """log(sum(exp(x))) = m + log(sum(exp(x - m))) with m = max(x), unless x is a difference from a maximum already.
     m counts as a constant: its derivatives cancel. An infinite m is not subtracted, for inf - inf is NaN."""
-    total = b.match(inputs[0], "reduce_sum")
+    view = b.match(inputs[0], "reshape")
+    total = b.match(view.inputs[0] if view is not None else inputs[0], "reduce_sum")
     inner = b.match(total.inputs[0], "exp") if total is not None else None
     if total is None or inner is None:
         return None
@@ -77,7 +78,8 @@ def _log_sum_exp(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resu
     m = b.stop_gradient(b.reduce_max(x, axes=axes))
     m = b.where(b.isfinite(m), m, b.zeros(m.type))
     shifted = b.sub(x, restore(b, m, x.shape, axes))
-    return b.add(m, b.log(b.reduce_sum(b.exp(shifted), axes=axes)))
+    found = b.add(m, b.log(b.reduce_sum(b.exp(shifted), axes=axes)))
+    return b.reshape(found, shape=node.types[0].shape) if view is not None else found
 
 
 def _is_shifted(b: RewriteBuilder, x: Value) -> bool:
