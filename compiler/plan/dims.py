@@ -229,11 +229,11 @@ def evaluate(d: DimLike, values: Mapping[str, int]) -> int:
     for atoms, c in d.terms:
         for a in atoms:
             if isinstance(a, Symbol):
-                c *= values[a.name]
+                c = c * values[a.name]
             else:
                 inner = evaluate(a.inner, values)
-                c *= inner % a.by if a.rest else inner // a.by
-        total += c
+                c = c * (inner % a.by if a.rest else inner // a.by)
+        total = total + c
     return total
 
 

@@ -1,0 +1,159 @@
+"""What each op must compute, said with NumPy and SciPy and without graphflow: name -> function(arrays, attrs)."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from graphflow.compiler.plan.dtypes import BOOL
+
+Oracle = Callable[[list, dict], Any]
+
+
+def plain(function: Callable) -> Oracle:
+    """An oracle of the operands alone."""
+    return lambda arrays, attrs: function(*arrays)
+
+
+def over_axes(function: Callable) -> Oracle:
+    """A reduction, one axis after another from the last."""
+    def oracle(arrays: list, attrs: dict) -> Any:
+        out = arrays[0]
+        for axis in sorted(attrs["axes"], reverse=True):
+            out = function(out, axis=axis)
+        return out
+    return oracle
+
+
+def divide_down(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Floor division, element by element in Python's numbers; 0 for an integer divided by 0."""
+    out = [0 if b == 0 else a // b for a, b in zip(x.ravel().tolist(), y.ravel().tolist())]
+    return np.array(out, x.dtype).reshape(x.shape)
+
+
+def modulo(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The remainder of `divide_down`."""
+    out = [0 if b == 0 else a % b for a, b in zip(x.ravel().tolist(), y.ravel().tolist())]
+    return np.array(out, x.dtype).reshape(x.shape)
+
+
+def literal(arrays: list, attrs: dict) -> np.ndarray:
+    """The elements of an `array` constant, each unpacked by Python."""
+    import struct
+    codes = {"f32": "f", "f64": "d", "i32": "i", "i64": "q", "u32": "I", "u8": "B", "bool": "?"}
+    code = codes[attrs["dtype"].name]
+    count = math.prod(attrs["shape"])
+    return np.array(struct.unpack(f"<{count}{code}", attrs["data"])).reshape(attrs["shape"])
+
+
+def pad(arrays: list, attrs: dict) -> np.ndarray:
+    """Inner padding by a Kronecker-like stretch of each axis, outer padding by np.pad."""
+    x = arrays[0]
+    fill = bool(attrs["value"]) if x.dtype == bool else attrs["value"]
+    for axis, (low, high, gap) in enumerate(zip(attrs["low"], attrs["high"], attrs["interior"])):
+        n = x.shape[axis]
+        if n == 0:
+            shape = list(x.shape)
+            shape[axis] = low + high - gap
+            x = np.full(shape, fill, x.dtype)
+            continue
+        for at in range(n - 1, 0, -1):
+            x = np.insert(x, [at] * gap, fill, axis=axis)
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (low, high)
+        x = np.pad(x, widths, constant_values=fill)
+    return x
+
+
+def threefry(arrays: list, attrs: dict) -> np.ndarray:
+    """Threefry-2x32-20 with Python's integers, after the paper's definition."""
+    size, mask = math.prod(attrs["shape"]), 2 ** 32 - 1
+    keys = [int(arrays[0]), int(arrays[1])]
+    keys.append(0x1BD11BDA ^ keys[0] ^ keys[1])
+    out = []
+    for element in range(size):
+        x = [(element + keys[0]) & mask, (attrs["stream"] + keys[1]) & mask]
+        for r in range(20):
+            turn = (13, 15, 26, 6, 17, 29, 16, 24)[r % 8]
+            x[0] = (x[0] + x[1]) & mask
+            x[1] = (((x[1] << turn) | (x[1] >> (32 - turn))) & mask) ^ x[0]
+            if r % 4 == 3:
+                s = r // 4 + 1
+                x = [(x[0] + keys[s % 3]) & mask, (x[1] + keys[(s + 1) % 3] + s) & mask]
+        out.append(x[0])
+    return np.array(out, np.uint32).reshape(attrs["shape"])
+
+
+def cast(arrays: list, attrs: dict) -> np.ndarray:
+    """Truncation towards zero for integers, x != 0 for bools."""
+    x, dtype = arrays[0], attrs["dtype"]
+    if dtype == BOOL:
+        return x != 0
+    return (np.trunc(x) if dtype.is_integer and x.dtype.kind == "f" else x).astype(dtype.numpy)
+
+
+def where(condition: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Selection by np.copyto."""
+    out = y.copy()
+    np.copyto(out, x, where=condition)
+    return out
+
+
+def concatenate(arrays: list, attrs: dict) -> np.ndarray:
+    """Slice by slice."""
+    axis = attrs["axis"]
+    slices = [part.take(at, axis) for part in arrays for at in range(part.shape[axis])]
+    return np.stack(slices, axis)
+
+
+def identity(x: np.ndarray) -> np.ndarray:
+    return x
+
+
+ORACLES: dict[str, Oracle] = {
+    "constant": lambda arrays, attrs: attrs["value"],
+    "array": literal,
+    "update": plain(identity),
+    "add": plain(lambda x, y: x + y), "sub": plain(lambda x, y: x - y), "mul": plain(lambda x, y: x * y),
+    "div": plain(lambda x, y: x / y), "mod": plain(modulo), "floordiv": plain(divide_down),
+    "pow": plain(lambda x, y: np.exp(y * np.log(x.astype(np.float64)))),
+    "minimum": plain(lambda x, y: np.where(x < y, x, y)), "maximum": plain(lambda x, y: np.where(x > y, x, y)),
+    "neg": plain(lambda x: np.zeros_like(x) - x), "abs": plain(lambda x: np.where(x < 0, np.zeros_like(x) - x, x)),
+    "sign": plain(lambda x: (x > 0).astype(int) - (x < 0).astype(int)),
+    "relu": plain(lambda x: x * (x > 0)),
+    "sqrt": plain(lambda x: x.astype(np.float64) ** 0.5), "rsqrt": plain(lambda x: x.astype(np.float64) ** -0.5),
+    "exp": plain(lambda x: np.e ** x.astype(np.float64)), "expm1": plain(lambda x: special.exprel(x) * x),
+    "log": plain(lambda x: special.xlogy(np.ones_like(x), x)),
+    "log1p": plain(lambda x: special.xlog1py(np.ones_like(x), x)),
+    "tanh": plain(lambda x: 1 - 2 / (1 + np.exp(2 * x.astype(np.float64)))), "sigmoid": plain(special.expit),
+    "softplus": plain(lambda x: -special.log_expit(-x)), "erf": plain(special.erf),
+    "sin": plain(lambda x: np.exp(1j * x.astype(np.float64)).imag),
+    "cos": plain(lambda x: np.exp(1j * x.astype(np.float64)).real),
+    "floor": plain(lambda x: x // 1), "ceil": plain(lambda x: -(-x // 1)), "round": plain(np.around),
+    "isnan": plain(lambda x: x != x), "isfinite": plain(lambda x: np.abs(x) < np.inf),
+    "eq": plain(lambda x, y: x == y), "ne": plain(lambda x, y: x != y), "lt": plain(lambda x, y: x < y),
+    "le": plain(lambda x, y: x <= y), "gt": plain(lambda x, y: x > y), "ge": plain(lambda x, y: x >= y),
+    "logical_and": plain(lambda x, y: x & y), "logical_or": plain(lambda x, y: x | y), "logical_not": plain(lambda x: ~x),
+    "bit_and": plain(lambda x, y: x & y), "bit_or": plain(lambda x, y: x | y), "bit_xor": plain(lambda x, y: x ^ y),
+    "shift_left": plain(lambda x, y: x * np.left_shift(1, y).astype(x.dtype)),
+    "shift_right": plain(lambda x, y: x // np.left_shift(1, y.astype(np.int64)).astype(np.int64)),
+    "where": plain(where), "cast": cast, "stop_gradient": plain(identity),
+    "reduce_sum": over_axes(lambda x, axis: np.add.reduce(x, axis=axis, dtype=x.dtype)),
+    "reduce_prod": over_axes(lambda x, axis: np.multiply.reduce(x, axis=axis, dtype=x.dtype)),
+    "reduce_max": over_axes(np.maximum.reduce), "reduce_min": over_axes(np.minimum.reduce),
+    "reduce_any": over_axes(np.logical_or.reduce), "reduce_all": over_axes(np.logical_and.reduce),
+    "argmax": lambda arrays, attrs: np.argsort(-arrays[0], axis=attrs["axis"], kind="stable").take(0, attrs["axis"]),
+    "argmin": lambda arrays, attrs: np.argsort(arrays[0], axis=attrs["axis"], kind="stable").take(0, attrs["axis"]),
+    "broadcast_to": lambda arrays, attrs: np.zeros(attrs["shape"], arrays[0].dtype) + arrays[0],
+    "reshape": lambda arrays, attrs: np.array(arrays[0].ravel().tolist(), arrays[0].dtype).reshape(attrs["shape"]),
+    "transpose": lambda arrays, attrs: np.einsum(arrays[0], list(range(arrays[0].ndim)), list(attrs["perm"])),
+    "slice": lambda arrays, attrs: arrays[0][np.ix_(*map(range, attrs["starts"], attrs["stops"], attrs["steps"]))],
+    "flip": lambda arrays, attrs: arrays[0][np.ix_(*(range(n)[::-1] if axis in attrs["axes"] else range(n)
+                                                     for axis, n in enumerate(arrays[0].shape)))],
+    "pad": pad, "concatenate": concatenate,
+    "iota": lambda arrays, attrs: np.indices(attrs["shape"])[attrs["axis"]],
+    "random_bits": threefry,
+}
