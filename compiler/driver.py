@@ -1,0 +1,279 @@
+"""The pass driver: runs every stage, times it, checks its result, prints and dumps it; stops after and starts from any.
+
+    trace -> canonical -> stable -> autodiff -> joint -> fuse -> schedule      (tensor graphs)
+          -> lower -> tile -> memory                                           (kernel programs)
+          -> emit                                                              (LLVM text)
+          -> plan                                                              (what the runtime executes)
+
+`compile_program` looks into the object cache first, under the text of the traced graph; only a miss runs the passes.
+"""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from graphflow.compiler.cache import cache_key, program_cache
+from graphflow.compiler.ir.check import check_graph
+from graphflow.compiler.ir.graph import Graph
+from graphflow.compiler.ir.text import parse_graph, print_graph
+from graphflow.compiler.kernel.check import check_program
+from graphflow.compiler.kernel.program import KernelProgram
+from graphflow.compiler.kernel.text import parse_program, print_program
+from graphflow.compiler.passes.autodiff import expand_gradients
+from graphflow.compiler.passes.canonical import canonicalize
+from graphflow.compiler.passes.fuse import Fusion, fusion_of
+from graphflow.compiler.passes.assemble import assemble
+from graphflow.compiler.passes.joint import simplify_joint
+from graphflow.compiler.passes.lower import lower
+from graphflow.compiler.passes.memory import memory
+from graphflow.compiler.passes.schedule import schedule
+from graphflow.compiler.passes.stable import stabilize
+from graphflow.compiler.passes.tile import tile
+from graphflow.compiler.plan.errors import GraphflowError, Location, UseError
+from graphflow.compiler.plan.plan_text import parse_plan, print_plan
+from graphflow.compiler.plan.schema import Launch, Plan
+from graphflow.compiler.plan.validate import validate
+from graphflow.compiler.target import Target, host_target
+
+
+@dataclass
+class Context:
+    """What stages share: the target, the numbers of the traced graph's source lines, and what was refused and why."""
+    target: Target
+    numbers: Mapping[Location, int] = field(default_factory=dict)
+    refusals: list[tuple[tuple[Location, ...], str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The program with the LLVM text of its kernels and entry."""
+    program: KernelProgram
+    ir: str
+
+
+class Stage(NamedTuple):
+    """`run` makes the stage's result from the one before."""
+    name: str
+    run: Callable[[Any, Context], Any]
+    keeps: str = "bits"                  # "bits" or "tolerance": what the stage does to the values computed
+
+
+def _fuse(graph: Graph, context: Context) -> Graph:
+    fusion: Fusion = fusion_of(graph)
+    fused = assemble(fusion)
+    context.refusals[:] = fusion.refusals
+    return fused
+
+
+def _tile(program: KernelProgram, context: Context) -> KernelProgram:
+    from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
+    program = tile(program)
+    body = [replace(item, tasks=kernel_tasks(program.kernels[item.kernel]),
+                    scratch=kernel_scratch(program.kernels[item.kernel], context.target))
+            if isinstance(item, Launch) else item for item in program.plan.body]
+    return replace(program, plan=replace(program.plan, body=tuple(body)))
+
+
+def _emit(program: KernelProgram, context: Context) -> Emitted:
+    from graphflow.compiler.emit.module import emit_module
+    return Emitted(program, emit_module(program, context.target))
+
+
+STAGES = (
+    Stage("trace", lambda graph, context: graph),
+    Stage("canonical", lambda graph, context: canonicalize(graph)),
+    Stage("stable", lambda graph, context: stabilize(graph), "tolerance"),
+    Stage("autodiff", lambda graph, context: expand_gradients(graph)),
+    Stage("joint", lambda graph, context: simplify_joint(graph), "tolerance"),
+    Stage("fuse", _fuse),
+    Stage("schedule", lambda graph, context: schedule(graph)),
+    Stage("lower", lambda graph, context: lower(graph, context.numbers, context.target.key()), "tolerance"),
+    Stage("tile", _tile, "tolerance"),
+    Stage("memory", lambda program, context: memory(program)),
+    Stage("emit", _emit, "tolerance"),
+    Stage("plan", lambda emitted, context: emitted.program.plan),
+)
+NAMES = tuple(s.name for s in STAGES)
+
+
+def check(result: Any, stage: str) -> None:
+    """Raises CompilerError where the result of a stage breaks the rules of its level."""
+    if isinstance(result, Graph):
+        check_graph(result, stage)
+    elif isinstance(result, KernelProgram):
+        check_program(result)
+    elif isinstance(result, Plan):
+        validate(result)
+
+
+def print_stage(result: Any) -> str:
+    """The text of any stage's result."""
+    if isinstance(result, Graph):
+        return print_graph(result)
+    if isinstance(result, KernelProgram):
+        return print_program(result)
+    return result.ir if isinstance(result, Emitted) else print_plan(result)
+
+
+def parse_stage(text: str, stage: str) -> Any:
+    """What `print_stage` printed for that stage. LLVM text is read by LLVM, so it can't be started from."""
+    index = stage_index(stage)
+    if index <= stage_index("schedule"):
+        return parse_graph(text)
+    if index <= stage_index("memory"):
+        return parse_program(text)
+    if stage == "plan":
+        return parse_plan(text)
+    raise UseError("the emit stage holds LLVM text, which graphflow does not read back", hint="start from memory")
+
+
+def stage_index(name: str) -> int:
+    """The stage's place in the pipeline; UseError if there is no such stage."""
+    if name not in NAMES:
+        raise UseError(f"there is no stage {name!r}", hint=f"the stages: {', '.join(NAMES)}")
+    return NAMES.index(name)
+
+
+class Compilation:
+    """One program on its way through the stages. Stages run when they are first asked for."""
+
+    def __init__(self, start: Any, target: Target, stage: str = "trace"):
+        """`start`: the result of `stage` (a traced Graph), from which the later stages follow."""
+        self.context = Context(target)
+        self.first = stage_index(stage)
+        if isinstance(start, Graph):
+            numbers: dict[Location, int] = {}
+            for number, node in enumerate(start.nodes()):
+                for origin in node.origins:
+                    numbers.setdefault(origin, number)
+            self.context.numbers = numbers
+        self.seconds: dict[str, float] = {}
+        self._results: dict[str, Any] = {}
+        self._start = start
+
+    @classmethod
+    def resume(cls, text: str, stage: str, target: Target | None = None) -> Compilation:
+        """Starts from the text of a stage, edited or not."""
+        return cls(parse_stage(text, stage), target or host_target(), stage)
+
+    def result(self, stage: str) -> Any:
+        """The result of a stage, run and checked together with those before it."""
+        last = stage_index(stage)
+        if last < self.first:
+            raise UseError(f"this compilation starts from {NAMES[self.first]}, behind {stage}")
+        current = self._start
+        for s in STAGES[self.first:last + 1]:
+            if s.name not in self._results:
+                begin = time.perf_counter()
+                current = current if s is STAGES[self.first] else s.run(current, self.context)
+                self.seconds[s.name] = time.perf_counter() - begin
+                check(current, s.name)
+                self._results[s.name] = current
+            current = self._results[s.name]
+        return current
+
+    def text(self, stage: str) -> str:
+        """The printed result of a stage."""
+        return print_stage(self.result(stage))
+
+    def graph(self, stage: str) -> Any:
+        """A networkx.DiGraph of a stage: ops and values, or kernels and buffers."""
+        from graphflow.compiler.ir.export import program_to_networkx, to_networkx
+        result = self.result(stage)
+        if isinstance(result, Graph):
+            return to_networkx(result)
+        if isinstance(result, (Emitted, Plan)):
+            result = self.result("memory")
+        return program_to_networkx(result)
+
+    def object_code(self) -> bytes:
+        """The machine code of the emitted module."""
+        from graphflow.compiler.emit.object import compile_object
+        begin = time.perf_counter()
+        code = compile_object(self.result("emit").ir, self.context.target)
+        self.seconds["object"] = time.perf_counter() - begin
+        return code
+
+    def assembly(self) -> str:
+        """The assembly of the emitted module."""
+        from graphflow.compiler.emit.object import assembly
+        return assembly(self.result("emit").ir, self.context.target)
+
+    def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
+        """Writes a numbered text file per stage (or for one), GraphML beside graphs, the LLVM text and the assembly."""
+        from graphflow.compiler.ir.export import write_graphml
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        names = [stage] if stage else NAMES[self.first:]
+        written: list[Path] = []
+        for name in names:
+            number, end = stage_index(name) + 1, "ll" if name == "emit" else "txt"
+            path = folder / f"{number:02}.{name}.{end}"
+            path.write_text(self.text(name))
+            written.append(path)
+            if name not in ("emit", "plan"):
+                write_graphml(self.graph(name), path.with_suffix(".graphml"))
+                written.append(path.with_suffix(".graphml"))
+        if stage is None:
+            for name, text in (("refusals.txt", self.explain()), ("assembly.s", self.assembly())):
+                path = folder / f"{len(STAGES) + 1 + (name == 'assembly.s'):02}.{name}"
+                path.write_text(text)
+                written.append(path)
+        return written
+
+    def explain(self) -> str:
+        """What was not fused or not done in place, and why: a line for each, with the user's lines."""
+        self.result("fuse")
+        lines = [f"{', '.join(str(o) for o in origins) or '?'}: {reason}" for origins, reason in self.context.refusals]
+        return "\n".join(lines) + "\n" if lines else "nothing was refused\n"
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program ready to run. `locations`: number of a traced node -> its source line. `cached`: it came from disk."""
+    plan: Plan
+    object_code: bytes
+    compilation: Compilation
+    locations: tuple[Location | None, ...]
+    seconds: float
+    cached: bool
+
+
+def compile_program(graph: Graph, target: Target | None = None) -> Compiled:
+    """The traced graph as a plan and machine code for the target (the machine at hand by default)."""
+    begin = time.perf_counter()
+    target = target or host_target()
+    compilation = Compilation(graph, target)
+    locations = tuple(n.origins[0] if n.origins else None for n in graph.nodes())
+    cache = program_cache()
+    key = cache_key(print_graph(graph, origins=False), target.key(), emitter_version())
+    found = cache.get(key)
+    if found is not None:
+        try:
+            plan = parse_plan(found["plan"].decode())
+            validate(plan)
+            return Compiled(plan, found["object"], compilation, locations, time.perf_counter() - begin, True)
+        except GraphflowError:
+            pass                         # written by something else: compile anew and replace it
+    plan, code = compilation.result("plan"), compilation.object_code()
+    cache.put(key, {"plan": print_plan(plan).encode(), "object": code})
+    return Compiled(plan, code, compilation, locations, time.perf_counter() - begin, False)
+
+
+_VERSION: list[str] = []
+
+
+def emitter_version() -> str:
+    """Changes with any line of the compiler and with LLVM: part of every cache key."""
+    if not _VERSION:
+        import hashlib
+
+        from graphflow.compiler.emit.object import llvm_version
+        digest = hashlib.sha256()
+        for path in sorted(Path(__file__).parent.rglob("*.py")):
+            digest.update(path.read_bytes())
+        _VERSION.append(f"{digest.hexdigest()} {llvm_version()}")
+    return _VERSION[0]
