@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Union
 
 import numpy as np
 
@@ -51,8 +52,24 @@ from graphflow.compiler.emit.values import (
 
 __all__ = [
     "F32", "F64", "FALSE", "I1", "I8", "I16", "I32", "I64", "MEMORY_TYPES", "PTR", "TRUE", "VOID",
-    "Block", "Builder", "Loop", "Module", "Operand", "Phi", "Type", "Value", "constant", "vector_constant",
+    "Block", "Builder", "Loop", "Module", "Operand", "Phi", "Point", "Type", "Value", "constant",
+    "vector_constant",
 ]
+
+
+class Point:
+    """A place in a function where instructions can still be added, see `Builder.point`.
+
+    `current` is the block in which the next instruction there will stand.
+    """
+
+    def __init__(self, current: Block) -> None:
+        self.lines: list[Line] = []
+        self.current = current
+
+
+#: A line of a function's text, a node whose text is not final, or the lines of a `Point`.
+Line = Union[str, Phi, list["Line"]]
 
 
 class Module:
@@ -118,7 +135,7 @@ class Builder:
         linkage = "internal " if internal else ""
         self._head = f"define {linkage}{returns} @{name}({listed}) {attributes}".rstrip() + " {\nentry:"
         self._allocas: list[str] = []
-        self._lines: list[str | Phi] = []
+        self._lines: list[Line] = []
         self._count = 0
         self.current = Block("entry")
 
@@ -126,8 +143,22 @@ class Builder:
 
     def text(self) -> str:
         """The function as IR text."""
-        lines = [line if isinstance(line, str) else line.text() for line in self._lines]
-        return "\n".join([self._head, *self._allocas, *lines, "}"])
+        return "\n".join([self._head, *self._allocas, *_flat(self._lines), "}"])
+
+    def point(self) -> Point:
+        """Mark this place, so that `at` can add instructions here later on."""
+        point = Point(self.current)
+        self._lines.append(point.lines)
+        return point
+
+    @contextmanager
+    def at(self, point: Point) -> Iterator[None]:
+        """Instructions appended inside the `with` go to the point; new blocks begun there are followed."""
+        saved = self._lines, self.current
+        self._lines, self.current = point.lines, point.current
+        yield
+        point.current = self.current
+        self._lines, self.current = saved
 
     def comment(self, text: str) -> None:
         """Write a comment line, such as where in the user's program the next instructions come from."""
@@ -598,3 +629,11 @@ class Builder:
             self.branch(done)
         self.place(done)
         return self.phi(incoming[0][0].type, *incoming)
+
+
+def _flat(lines: list[Line]) -> Iterator[str]:
+    for line in lines:
+        if isinstance(line, list):
+            yield from _flat(line)
+        else:
+            yield line if isinstance(line, str) else line.text()
