@@ -103,7 +103,7 @@ class Module:
     def data(self, name: str, array: np.ndarray, align: int = 64) -> Value:
         """Add a constant array of bytes and return its address."""
         raw = np.ascontiguousarray(array).tobytes()
-        text = "".join(f"\\{byte:02X}" for byte in raw)
+        text = "\\" + raw.hex("\\") if raw else ""
         self._globals.append(f'@{name} = internal constant [{len(raw)} x i8] c"{text}", align {align}')
         return Value(PTR, f"@{name}")
 
