@@ -23,7 +23,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Union
 
 import numpy as np
 
@@ -41,12 +40,15 @@ from graphflow.compiler.emit.values import (
     TRUE,
     VOID,
     Block,
+    Line,
     Loop,
     Operand,
     Phi,
+    Point,
     Type,
     Value,
     constant,
+    flat,
     vector_constant,
 )
 
@@ -55,21 +57,6 @@ __all__ = [
     "Block", "Builder", "Loop", "Module", "Operand", "Phi", "Point", "Type", "Value", "constant",
     "vector_constant",
 ]
-
-
-class Point:
-    """A place in a function where instructions can still be added, see `Builder.point`.
-
-    `current` is the block in which the next instruction there will stand.
-    """
-
-    def __init__(self, current: Block) -> None:
-        self.lines: list[Line] = []
-        self.current = current
-
-
-#: A line of a function's text, a node whose text is not final, or the lines of a `Point`.
-Line = Union[str, Phi, list["Line"]]
 
 
 class Module:
@@ -143,7 +130,7 @@ class Builder:
 
     def text(self) -> str:
         """The function as IR text."""
-        return "\n".join([self._head, *self._allocas, *_flat(self._lines), "}"])
+        return "\n".join([self._head, *self._allocas, *flat(self._lines), "}"])
 
     def point(self) -> Point:
         """Mark this place, so that `at` can add instructions here later on."""
@@ -629,11 +616,3 @@ class Builder:
             self.branch(done)
         self.place(done)
         return self.phi(incoming[0][0].type, *incoming)
-
-
-def _flat(lines: list[Line]) -> Iterator[str]:
-    for line in lines:
-        if isinstance(line, list):
-            yield from _flat(line)
-        else:
-            yield line if isinstance(line, str) else line.text()

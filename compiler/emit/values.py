@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -131,6 +131,30 @@ class Loop:
     def next(self, *values: Value) -> None:
         """Set the carried values of the following iteration, in the order of `carry`."""
         self.following = list(values)
+
+
+#: A line of a function's text, a node whose text is not final, or the lines of a `Point`.
+Line = Union[str, Phi, "list[Line]"]
+
+
+class Point:
+    """A place in a function where instructions can still be added, see `Builder.point`.
+
+    `current` is the block in which the next instruction there will stand.
+    """
+
+    def __init__(self, current: Block) -> None:
+        self.lines: list[Line] = []
+        self.current = current
+
+
+def flat(lines: list[Line]) -> Iterator[str]:
+    """The lines of a function's text in order."""
+    for line in lines:
+        if isinstance(line, list):
+            yield from flat(line)
+        else:
+            yield line if isinstance(line, str) else line.text()
 
 
 def constant(type: Type, value: float) -> Value:
