@@ -193,6 +193,8 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
         if axes != tuple(range(rank - len(axes), rank)) or _few_rows(group.shape, axes):
             return "the kernel would compute its elements more than once"
         return None
+    if level == "full" and outside and group.kind == "row" and len(group.shape) - 1 not in group.reduced:
+        return "others read it too, and this kernel walks down columns"
     if level == "outer" and axes and axes != group.reduced:
         return "it belongs to rows along other axes"
     if level == "outer" and group.kind not in ("row", "map"):
