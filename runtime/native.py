@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import os
 import threading
 from collections.abc import Sequence
@@ -109,7 +110,7 @@ def default_threads() -> int:
         processors = set(range(os.cpu_count() or 1))
     cores = {_core(processor) for processor in processors}
     quota = _cpu_quota()
-    return max(1, len(cores) if quota is None else min(len(cores), int(quota + 0.999)))
+    return max(1, len(cores) if quota is None else min(len(cores), math.ceil(quota)))
 
 
 def _core(processor: int) -> str:
