@@ -77,6 +77,9 @@ def fusion_of(graph: Graph) -> Fusion:
         f.needed.setdefault(v.node, {})[v] = None
     for node in reversed(work):
         _place(f, node, readers[node])
+    for node in work:
+        for reader in f.consumers.get(node, ()):
+            _unite(f, f.group_of[node], f.group_of[reader])
     for node in work:                    # a value read from another kernel is stored by its own
         for reader, read in readers[node]:
             if f.group_of[reader] is not f.group_of[node]:
@@ -263,3 +266,54 @@ def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
             stack.extend(f.group_of[c] for c in f.consumers.get(node, ()) if c in f.group_of)
     return False
 
+
+def _unite(f: Fusion, first: Group, then: Group) -> None:
+    """Makes one kernel of two where the second walks the same elements or rows as the first, whose values it reads."""
+    if first is then or {first.kind, then.kind} - {"map", "row"}:
+        return
+    if first.shape == then.shape and "map" in (first.kind, then.kind) or _same_rows(first, then):
+        down = False
+    elif first.kind == "row" and then.kind == "map" and then.shape == first.outer_shape():
+        down = True                              # a map over the rows' results
+    else:
+        return
+    reduced = first.reduced or then.reduced
+    if reduced and len(first.shape) - 1 not in reduced or (then.kind == "row" and first.kind == "map"):
+        return                                   # columns: see _join; and rows are not forced on a plain map
+    if any(OPS[n.op].kind in ("window", "gather") and n.op != "random_bits" for n in (*first.level, *then.level)):
+        return
+    at = {n: "outer" if down and level == "full" else level for n, level in then.level.items()}
+    for node in then.level:
+        for r in f.reads[node]:
+            if f.group_of.get(r.value.node) is first and not _in_step(f, first, node, r, at[node], reduced):
+                return
+    others = [g for g in _read_groups(f, then) if g is not first]
+    if any(_reaches(f, [g for g in _readers_of(f, first) if g is not then], other) for other in others):
+        return
+    first.level.update(at)
+    first.kind, first.reduced = ("row" if reduced else "map"), reduced
+    for node in then.level:
+        f.group_of[node] = first
+
+
+def _same_rows(first: Group, then: Group) -> bool:
+    return (first.shape, first.reduced) == (then.shape, then.reduced)
+
+
+def _in_step(f: Fusion, first: Group, reader: Node, read: Read, level: str, reduced: tuple[int, ...]) -> bool:
+    """Whether `first` has the value at hand where the reader wants it."""
+    at = "full" if OPS[reader.op].kind == "reduce" else level
+    have = first.level[read.value.node]
+    how = relation(read, domain(reader))
+    return (how == "identity" and at == have) or (at == "full" and have == "outer" and how == reduced)
+
+
+def _read_groups(f: Fusion, group: Group) -> list[Group]:
+    found = {id(f.group_of[r.value.node]): f.group_of[r.value.node]
+             for n in group.level for r in f.reads[n] if r.value.node in f.group_of}
+    return [g for g in found.values() if g is not group]
+
+
+def _readers_of(f: Fusion, group: Group) -> list[Group]:
+    found = {id(f.group_of[c]): f.group_of[c] for n in group.level for c in f.consumers.get(n, ())}
+    return [g for g in found.values() if g is not group]
