@@ -1,5 +1,5 @@
-"""Runs a tensor graph with NumPy, op by op, by the references of the op table: the `reference` device, and the oracle to
-which every pass and back end is held."""
+"""Runs a tensor graph with NumPy, op by op, by the references of the op table: the `reference` device, and
+the oracle to which every pass and back end is held."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from graphflow.compiler.ir.graph import Graph, Node, Region, TensorType, Value
+from graphflow.compiler.ir.graph import Graph, Node, Region, TensorType
 from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, evaluate, symbols_of
-from graphflow.compiler.plan.errors import CompilerError, FeedError, UserError, UseError
+from graphflow.compiler.plan.errors import CompilerError, FeedError, UseError, UserError
 
 Arrays = Mapping[str, Any]
 _Values = dict[Node, Sequence[np.ndarray]]
@@ -19,31 +19,33 @@ def interpret(graph: Graph, feeds: Arrays, state: Arrays, symbols: Mapping[str, 
               ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """(outputs by name, new values of the updated state entries by name).
 
-    Every read of a state entry sees `state`, which stays as it is. `symbols` gives symbols that no feed's shape binds.
-    FeedError for a wrong feed, a guard or a check that does not hold; CompilerError where an op's reference and its type
-    rule disagree. `grad` nodes must have been expanded.
+    Every read of a state entry sees `state`, which stays as it is. `symbols` gives symbols that no feed's
+    shape binds. FeedError for a wrong feed, a guard or a check that does not hold; CompilerError where an
+    op's reference and its type rule disagree. `grad` nodes must have been expanded.
     """
     bound = {**bind_symbols(graph, feeds), **(symbols or {})}
     for guard in graph.guards:
         left, right = evaluate(guard.left, bound), evaluate(guard.right, bound)
         if left != right:
-            raise FeedError(f"{guard.left} = {guard.right} must hold, but with these feeds it says {left} = {right}",
+            raise FeedError(f"{guard.left} = {guard.right} must hold, but with these feeds it says {left} = "
+                            f"{right}",
                             where=guard.where)
     values: _Values = {}
     with np.errstate(all="ignore"):
         _run(graph.nodes(), values, _Context(feeds, state, bound))
-    at = lambda v: values[v.node][v.index]
-    return ({name: at(v) for name, v in graph.outputs.items()},
+    return ({name: values[v.node][v.index] for name, v in graph.outputs.items()},
             {name: values[node][0] for name, node in graph.updates().items()})
 
 
 def bind_symbols(graph: Graph, feeds: Arrays) -> dict[str, int]:
-    """The symbols' values, from the shapes of the feeds; FeedError for a missing, surplus or ill-typed feed, or one whose
-    shape contradicts its declaration or another feed. A symbol is bound by an axis whose extent is that symbol alone."""
+    """The symbols' values, from the shapes of the feeds; FeedError for a missing, surplus or ill-typed feed,
+    or one whose shape contradicts its declaration or another feed. A symbol is bound by an axis whose extent
+    is that symbol alone."""
     declared = {v.node.attrs["name"]: v for v in graph.inputs}
     surplus = [name for name in feeds if name not in declared]
     if surplus:
-        raise FeedError(f"there is no feed {surplus[0]!r}", hint=f"the feeds are {', '.join(declared) or 'none'}")
+        raise FeedError(f"there is no feed {surplus[0]!r}",
+                        hint=f"the feeds are {', '.join(declared) or 'none'}")
     bound: dict[str, int] = {}
     later: list[tuple[str, int, DimLike, int]] = []
     for name, v in declared.items():
@@ -102,16 +104,18 @@ def _run(nodes: Iterable[Node], values: _Values, context: _Context) -> None:
             types = [context.type(t) for t in node.types]
             results = _evaluate(node, [values[v.node][v.index] for v in node.inputs], types, context)
         except UserError as error:
-            raise error.with_location(_where(node))
+            error.with_location(_where(node))
+            raise
         values[node] = [np.asarray(r) for r in results]
         found = [(r.dtype, r.shape) for r in values[node]]
         expected = [(t.dtype.numpy, t.shape) for t in types]
         if found != expected:
-            raise CompilerError(f"the reference of {node.op} gives {found}, but its type rule says {expected}",
-                                stage="interpret", where=_where(node))
+            message = f"the reference of {node.op} gives {found}, but its type rule says {expected}"
+            raise CompilerError(message, stage="interpret", where=_where(node))
 
 
-def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType], context: _Context) -> Sequence[Any]:
+def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType],
+              context: _Context) -> Sequence[Any]:
     from graphflow.compiler.ops import OPS
     attrs = {name: context.concrete(value) for name, value in node.attrs.items()}
     if node.op == "input":
@@ -131,16 +135,15 @@ def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType], con
         return _region(node.regions[0], arrays[:len(arrays) - attrs["after"]], context)
     reference = OPS[node.op].reference
     if reference is None:
-        raise CompilerError(f"the op {node.op} cannot be interpreted: an earlier stage replaces it", stage="interpret",
-                            where=_where(node))
+        raise CompilerError(f"the op {node.op} cannot be interpreted: an earlier stage replaces it",
+                            stage="interpret", where=_where(node))
     return reference(arrays, attrs, types)
 
 
 def _region(region: Region, arrays: Sequence[np.ndarray], context: _Context) -> list[np.ndarray]:
     values: _Values = {p.node: [a] for p, a in zip(region.parameters, arrays)}
     _run(region.nodes(), values, context)
-    at = lambda v: values[v.node][v.index]
-    return [at(v) for v in region.results]
+    return [values[v.node][v.index] for v in region.results]
 
 
 def _scan(body: Region, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any], types: Sequence[TensorType],

@@ -1,5 +1,5 @@
-"""What several test files share: running graphs on a device, operands for samples, gradients, and a lowering evaluated
-with NumPy."""
+"""What several test files share: running graphs on a device, operands for samples, gradients, and a lowering
+evaluated with NumPy."""
 from __future__ import annotations
 
 import zlib
@@ -58,7 +58,8 @@ def make_operands(name: str, sample: Sample, float_dtype: DType) -> list[np.ndar
     return [make_operand(arg, float_dtype, rng) for arg in sample.args]
 
 
-def one_op(op: Op, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]) -> tuple[Builder, list[Value], Node]:
+def one_op(op: Op, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any]
+           ) -> tuple[Builder, list[Value], Node]:
     """A builder, feeds ``x0``, ``x1`` … typed like the arrays, and the node of the op on them."""
     b = Builder()
     inputs = [feed(b, f"x{i}", a) for i, a in enumerate(arrays)]
@@ -75,8 +76,12 @@ def graph_of(inputs: Sequence[Value], outputs: Sequence[Value], name: str = "g")
     return Graph(name, tuple(inputs), {f"y{i}": v for i, v in enumerate(outputs)})
 
 
-def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator) -> tuple[Value, dict[str, np.ndarray], list]:
-    """A scalar, the inner product of the values with random weights; the weights as feeds, and their `input` values."""
+Directional = tuple[Value, dict[str, np.ndarray], list[Value]]
+
+
+def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator) -> Directional:
+    """A scalar, the inner product of the values with random weights; the weights as feeds, and their `input`
+    values."""
     start = zlib.crc32(repr([id(v.node) for v in values]).encode())
     total, feeds, made = None, {}, []
     for i, v in enumerate(values):
@@ -95,8 +100,8 @@ AXES = 20
 
 
 class EagerPoint:
-    """The `Point` of a lowering, which computes with NumPy at all points at once: an expression is an array, and every
-    read is checked to be within its operand."""
+    """The `Point` of a lowering, which computes with NumPy at all points at once: an expression is an array,
+    and every read is checked to be within its operand."""
 
     def __init__(self, node: Node, arrays: Sequence[np.ndarray]):
         self.node, self.arrays = node, arrays
@@ -116,7 +121,8 @@ class EagerPoint:
             out.append((name, extent))
         return tuple(out)
 
-    def operand(self, i: int, index: Sequence[DimLike], guards: Sequence[Guard] = (), fill: Any = 0) -> np.ndarray:
+    def operand(self, i: int, index: Sequence[DimLike], guards: Sequence[Guard] = (),
+                fill: Any = 0) -> np.ndarray:
         array = self.arrays[i]
         holds: Any = np.asarray(True)
         for g in guards:
@@ -125,7 +131,8 @@ class EagerPoint:
         assert len(index) == array.ndim
         where = []
         if array.size == 0:
-            assert not np.any(holds) or any(v.size == 0 for v in self.values.values()), "a read of an empty operand"
+            no_points = any(v.size == 0 for v in self.values.values())
+            assert no_points or not np.any(holds), f"{self.node.op} reads operand {i}, which is empty"
             return np.asarray(fill).astype(array.dtype)
         for at, extent in zip(map(self.number, index), array.shape):
             assert np.all(~holds | ((at >= 0) & (at < extent))), f"{self.node.op} reads operand {i} outside"
@@ -159,11 +166,14 @@ class EagerPoint:
         self.values[name] = value.astype(np.int64)
         return symbol(name)
 
-    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Any, result: int = 0) -> np.ndarray:
-        shape = np.broadcast_shapes(*(a.shape for a in operands), *(self.values[name].shape for name, _ in loops))
+    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Any,
+               result: int = 0) -> np.ndarray:
+        shape = np.broadcast_shapes(*(a.shape for a in operands),
+                                    *(self.values[name].shape for name, _ in loops))
         axes = tuple(int(name[1:]) for name, _ in loops)
         last, count = tuple(range(AXES - len(axes), AXES)), int(np.prod([shape[axis] for axis in axes]))
-        flat = [np.moveaxis(np.broadcast_to(a, shape), axes, last).reshape(*_but(shape, axes), count) for a in operands]
+        flat = [np.moveaxis(np.broadcast_to(a, shape), axes, last).reshape(*_but(shape, axes), count)
+                for a in operands]
         if kind in ("argmax", "argmin"):
             assert len(operands) == 2
             if flat[0].shape[-1]:
@@ -207,11 +217,12 @@ def _evaluate_contraction(lowering: Contract, p: EagerPoint, type: TensorType) -
     out = np.full(type.shape, np.nan, type.dtype.numpy)
     full = tuple(extent for made in loops[:3] for _, extent in made)
     if 0 not in full:
-        out[tuple(np.broadcast_to(a, np.broadcast_shapes(value.shape, *(a.shape for a in at))) for a in at)] = value
+        out[tuple(np.broadcast_to(a, np.broadcast_shapes(value.shape, *(a.shape for a in at)))
+                  for a in at)] = value
     return out
 
 
 def float_dtypes(sample: Sample) -> list[DType]:
-    """The float types in which a sample stands: each, if an operand is "float", else one for the name's sake."""
+    """The float types in which a sample stands: each, if an operand is "float", else just one."""
     floats = [d for d in DTYPES.values() if d.is_float]
     return floats if any(arg.dtype == "float" for arg in sample.args) else floats[:1]

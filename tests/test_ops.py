@@ -1,28 +1,36 @@
 """Tests made from the op table: every op, on each of its samples, in each element type, against an oracle."""
 from __future__ import annotations
 
-import itertools
 import zlib
 from typing import Any
 
 import numpy as np
 import pytest
 from oracles import ORACLES
-from support import (directional, dtype_of, evaluate_lowering, float_dtypes, graph_of, make_operands, one_op, run_graph)
+from support import (
+    directional,
+    dtype_of,
+    evaluate_lowering,
+    float_dtypes,
+    graph_of,
+    make_operands,
+    one_op,
+    run_graph,
+)
 
 from graphflow.compiler.ir.graph import TensorType
 from graphflow.compiler.ops import FAMILIES, OPS
-from graphflow.compiler.ops.record import KINDS, Failure, Op, Sample
+from graphflow.compiler.ops.record import KINDS, REQUIRED, Failure, Op, Sample
 from graphflow.compiler.passes.autodiff import gradients
 from graphflow.compiler.plan.dtypes import F32, F64, DType
-from graphflow.compiler.plan.errors import CompilerError, GraphflowError, UserError
+from graphflow.compiler.plan.errors import UserError
 
 DEVICES = [pytest.param("reference", marks=pytest.mark.reference)]
 
 NO_GRADIENT = set("""
     input state constant array parameter training update check grad fused
-    isnan isfinite eq ne lt le gt ge logical_and logical_or logical_not bit_and bit_or bit_xor shift_left shift_right
-    stop_gradient reduce_any reduce_all argmax argmin iota random_bits
+    isnan isfinite eq ne lt le gt ge logical_and logical_or logical_not bit_and bit_or bit_xor shift_left
+    shift_right stop_gradient reduce_any reduce_all argmax argmin iota random_bits
 """.split())
 """Ops whose results are no floats, that read none, or that stop gradients on purpose."""
 
@@ -119,8 +127,8 @@ def test_lowering(op: Op, name: str, sample: Sample, dtype: DType) -> None:
 # --- gradients
 
 def compare_with_differences(op: Op, name: str, sample: Sample, device: str, order: int) -> None:
-    """The derivative of a random functional of the op's float results (of their gradients, for order 2), in a random
-    direction of all float operands, against a central difference."""
+    """The derivative of a random functional of the op's float results (of their gradients, for order 2), in a
+    random direction of all float operands, against a central difference."""
     rng = np.random.default_rng(zlib.crc32(name.encode()) + order)
     arrays = make_operands(name, sample, F64)
     b, inputs, node = one_op(op, arrays, sample.attrs)
@@ -145,13 +153,15 @@ def compare_with_differences(op: Op, name: str, sample: Sample, device: str, ord
     step = 1e-6
     difference = (moved(step) - moved(-step)) / (2 * step)
     derivative = sum(float(np.sum(g * d)) for g, d in zip(outputs[1:], directions))
-    size = 1 + sum(float(np.sum(np.abs(g * d))) for g, d in zip(outputs[1:], directions)) + abs(float(outputs[0]))
+    size = 1 + abs(float(outputs[0]))
+    size += sum(float(np.sum(np.abs(g * d))) for g, d in zip(outputs[1:], directions))
     assert abs(derivative - difference) <= 1e-7 * size, (derivative, difference)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("op, name, sample, dtype",
-                         cases(lambda op, sample: op.gradient is not None and sample.smooth, only_double=True))
+                         cases(lambda op, sample: op.gradient is not None and sample.smooth,
+                               only_double=True))
 def test_gradient(op: Op, name: str, sample: Sample, dtype: DType, device: str) -> None:
     compare_with_differences(op, name, sample, device, order=1)
 
@@ -183,7 +193,8 @@ def test_gradients_at_kinks() -> None:
     equal(gradient_at("sign", [-1.0, 0, 1]), [[0, 0, 0]])
     equal(gradient_at("reduce_max", [[3.0, 1, 3, 2]], axes=(1,)), [[[.5, 0, .5, 0]]])
     equal(gradient_at("reduce_min", [[1.0, 1, 1, 1]], axes=(0, 1)), [[[.25] * 4]])
-    equal(gradient_at("reduce_prod", [[2.0, 0, 3], [0, 0, 1], [2, 1, 3]], axes=(1,)), [[[0, 6, 0], [0, 0, 0], [3, 6, 2]]])
+    equal(gradient_at("reduce_prod", [[2.0, 0, 3], [0, 0, 1], [2, 1, 3]], axes=(1,)),
+          [[[0, 6, 0], [0, 0, 0], [3, 6, 2]]])
 
 
 @pytest.mark.reference
@@ -201,7 +212,6 @@ def test_refused(op: Op, failure: Failure) -> None:
     with pytest.raises((UserError, NotImplementedError)) as caught:
         op.infer(types, op.complete(failure.attrs), ())
     assert failure.message in str(caught.value)
-    assert not isinstance(caught.value, CompilerError) and isinstance(caught.value, (GraphflowError, NotImplementedError))
 
 
 @pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
@@ -210,9 +220,8 @@ def test_unknown_attribute_is_refused(op: Op) -> None:
         op.complete({"axees": 1})
 
 
-def test_missing_attributes_are_refused() -> None:
-    for op, name in itertools.islice(((op, name) for op in OPS.values() for name in op.attrs), 10):
-        given = {other: 0 for other in op.attrs if other != name}
-        if op.complete({**given, name: 0})[name] == 0 and name not in ("finite",):
-            with pytest.raises(UserError, match=f"needs the attribute '{name}'"):
-                op.complete(given)
+@pytest.mark.parametrize("op", OPS.values(), ids=OPS.keys())
+def test_missing_attributes_are_refused(op: Op) -> None:
+    for name in (name for name, default in op.attrs.items() if default is REQUIRED):
+        with pytest.raises(UserError, match=f"needs the attribute '{name}'"):
+            op.complete({other: 0 for other in op.attrs if other != name})

@@ -1,8 +1,8 @@
 """Arithmetic, functions, comparisons and logic on equal shapes, element by element.
 
-Operands have the result's shape and one element type: broadcasting (`broadcast_to`) and promotion (`cast`) are explicit
-nodes that the language inserts. Each op is a row: its kinds of element type, its gradient and its domain for tests; what it
-computes is the scalar function of the same name (see `kernel.scalars`).
+Operands have the result's shape and one element type: broadcasting (`broadcast_to`) and promotion (`cast`)
+are explicit nodes that the language inserts. Each op is a row: its kinds of element type, its gradient and
+its domain for tests; what it computes is the scalar function of the same name (see `kernel.scalars`).
 """
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ import numpy as np
 from graphflow.compiler.ir.graph import Attrs, Node, Region, TensorType, Value
 from graphflow.compiler.kernel.form import Expr
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.ops.record import REQUIRED, Arg, Failure, Index, Op, Point, Pointwise, Sample, check_operands
+from graphflow.compiler.ops.record import (
+    REQUIRED,
+    Arg,
+    Failure,
+    Index,
+    Op,
+    Point,
+    Pointwise,
+    Sample,
+    check_operands,
+)
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, F32, F64, I32, U8, DType
 from graphflow.compiler.plan.errors import DTypeError, ShapeError
 
@@ -37,12 +47,15 @@ def check_equal(op: str, types: Sequence[TensorType]) -> None:
         first = types[0]
         if t.dtype != first.dtype:
             raise DTypeError(f"{op} takes operands of one element type, got {first.dtype.full_name} and "
-                             f"{t.dtype.full_name}", op=op, shapes=shapes, hint="convert one of them with cast")
+                             f"{t.dtype.full_name}", op=op, shapes=shapes,
+                             hint="convert one of them with cast")
         if t.rank != first.rank:
-            raise ShapeError(f"{op} takes operands of one shape, got {first.rank} axes and {t.rank}", op=op, shapes=shapes)
+            raise ShapeError(f"{op} takes operands of one shape, got {first.rank} axes and {t.rank}", op=op,
+                             shapes=shapes)
         for axis, (a, b) in enumerate(zip(first.shape, t.shape)):
             if a != b:
-                raise ShapeError(f"{op}: the operands differ in axis {axis}: {a} and {b}", op=op, shapes=shapes)
+                raise ShapeError(f"{op}: the operands differ in axis {axis}: {a} and {b}", op=op,
+                                 shapes=shapes)
 
 
 def _infer(op: str, count: int, kinds: str, result: DType | None) -> Callable:
@@ -73,9 +86,11 @@ def _samples(kinds: str, ranges: Sequence[tuple[float, float]], smooth: bool) ->
             out.append(Sample(args, smooth=smooth, second=smooth and shape in ((), (7,))))
     for dtype in DTYPES.values():
         if dtype.kind in kinds and dtype.kind != "f":
-            limits = [(0.0 if dtype.kind in "ub" else low, 1.0 if dtype.kind == "b" else high) for low, high in ranges]
+            limits = [(0.0 if dtype.kind in "ub" else low, 1.0 if dtype.kind == "b" else high) for low,
+                      high in ranges]
             for shape in ((), (9,), (0, 2)) if dtype in (I32, BOOL) else ((9,),):
-                out.append(Sample(tuple(Arg(shape, dtype.name, *limit) for limit in limits), smooth=False, second=False))
+                out.append(Sample(tuple(Arg(shape, dtype.name, *limit) for limit in limits), smooth=False,
+                                  second=False))
     return out
 
 
@@ -97,7 +112,7 @@ def _failures(count: int, kinds: str) -> list[Failure]:
 def _row(name: str, count: int, kinds: str, doc: str, gradient: Callable | None = None, *,
          ranges: Sequence[tuple[float, float]] | None = None, function: str | None = None,
          result: DType | None = None) -> Op:
-    """An elementwise op. gradient(b, g, y, *operands): a cotangent per operand; `ranges`: the domain, per operand."""
+    """One op. gradient(b, g, y, *operands): a cotangent per operand; ranges: the domain, per operand."""
     function = function or name
     compute = SCALARS[function].numpy
     spans = list(ranges or [(-2.0, 2.0)] * count)
@@ -107,7 +122,8 @@ def _row(name: str, count: int, kinds: str, doc: str, gradient: Callable | None 
             found = gradient(b, cotangents[0], node.result(), *node.inputs)
             return found if isinstance(found, list) else [found]
     return Op(name, "elementwise", doc, ("x", "y")[:count], _infer(name, count, kinds, result),
-              lambda arrays, attrs, types: [compute(*arrays)], rule, _lower(function, count), flops=_flops(function),
+              lambda arrays, attrs, types: [compute(*arrays)], rule, _lower(function, count),
+              flops=_flops(function),
               samples=lambda: _samples(kinds, spans, gradient is not None), failures=_failures(count, kinds))
 
 
@@ -125,7 +141,7 @@ def _mod_gradient(b: Any, g: Value, y: Value, x: Value, by: Value) -> list[Value
 
 
 def _pow_gradient(b: Any, g: Value, y: Value, x: Value, e: Value) -> list[Value]:
-    # x ** (e - 1) is infinite for x = 0, e = 0, where the derivative e * x ** (e - 1) is 0; log x is so for x = 0.
+    # At x = 0, x ** (e - 1) for e = 0 and log x are infinite, where the products are to be 0.
     one = b.constant(1, x.dtype, x.shape)
     lower = b.where(b.eq(e, 0), one, b.sub(e, 1))
     safe = b.where(b.eq(x, 0), one, x)
@@ -137,7 +153,8 @@ def _extreme_gradient(wins: str) -> Callable:
         zero, half = b.zeros(g.type), b.mul(g, 0.5)
         tie = b.where(b.eq(*operands), half, zero)
         compare = getattr(b, wins)
-        return [b.where(compare(operands[0], operands[1]), g, tie), b.where(compare(operands[1], operands[0]), g, tie)]
+        return [b.where(compare(operands[0], operands[1]), g, tie),
+                b.where(compare(operands[1], operands[0]), g, tie)]
     return gradient
 
 
@@ -156,10 +173,10 @@ _ARITHMETIC = (
          ranges=[(-9.0, 9.0), (1.0, 4.0)]),
     _row("pow", 2, "f", "x ** y of floats. With y = 0 the derivative by x is 0, with x = 0 that by y is.",
          _pow_gradient, ranges=[(0.2, 2.0), (-2.0, 2.0)]),
-    _row("minimum", 2, _NUMBERS, "The smaller; NaN if either is. Where they are equal, each gets half of the gradient "
-         "(as in PyTorch and JAX).", _extreme_gradient("lt")),
-    _row("maximum", 2, _NUMBERS, "The larger; NaN if either is. Where they are equal, each gets half of the gradient "
-         "(as in PyTorch and JAX).", _extreme_gradient("gt")),
+    _row("minimum", 2, _NUMBERS, "The smaller; NaN if either is. Where they are equal, each gets half of the "
+         "gradient (as in PyTorch and JAX).", _extreme_gradient("lt")),
+    _row("maximum", 2, _NUMBERS, "The larger; NaN if either is. Where they are equal, each gets half of the "
+         "gradient (as in PyTorch and JAX).", _extreme_gradient("gt")),
 )
 
 _FUNCTIONS = (
@@ -172,7 +189,8 @@ _FUNCTIONS = (
     _row("exp", 1, "f", "e ** x.", lambda b, g, y, x: b.mul(g, y)),
     _row("expm1", 1, "f", "exp(x) - 1, exact near 0.", lambda b, g, y, x: b.mul(g, b.add(y, 1))),
     _row("log", 1, "f", "The natural logarithm.", lambda b, g, y, x: b.div(g, x), ranges=_POSITIVE),
-    _row("log1p", 1, "f", "log(1 + x), exact near 0.", lambda b, g, y, x: b.div(g, b.add(x, 1)), ranges=[(-0.8, 2.0)]),
+    _row("log1p", 1, "f", "log(1 + x), exact near 0.", lambda b, g, y, x: b.div(g, b.add(x, 1)),
+         ranges=[(-0.8, 2.0)]),
     _row("tanh", 1, "f", "The hyperbolic tangent.", lambda b, g, y, x: b.mul(g, b.sub(1, b.mul(y, y)))),
     _row("sigmoid", 1, "f", "1 / (1 + exp(-x)), without overflow.",
          lambda b, g, y, x: b.mul(g, b.mul(y, b.sub(1, y)))),
@@ -183,15 +201,16 @@ _FUNCTIONS = (
     _row("cos", 1, "f", "The cosine; x in radians.", lambda b, g, y, x: b.neg(b.mul(g, b.sin(x)))),
     _row("floor", 1, "f", "Rounded down. Its gradient is 0.", _flat),
     _row("ceil", 1, "f", "Rounded up. Its gradient is 0.", _flat),
-    _row("round", 1, "f", "Rounded to the nearest integer, halves to the even one. Its gradient is 0.", _flat),
+    _row("round", 1, "f", "Rounded to the nearest integer, halves to the even one. Its gradient is 0.",
+         _flat),
     _row("isnan", 1, "f", "Whether x is NaN.", result=BOOL),
     _row("isfinite", 1, "f", "Whether x is neither NaN nor infinite.", result=BOOL),
 )
 
 _COMPARISONS = tuple(
     _row(name, 2, kinds, f"Whether x {sign} y, as a bool.", result=BOOL, ranges=[(-1.4, 1.4)] * 2)
-    for name, sign, kinds in (("eq", "=", "fiub"), ("ne", "≠", "fiub"), ("lt", "<", _NUMBERS), ("le", "≤", _NUMBERS),
-                              ("gt", ">", _NUMBERS), ("ge", "≥", _NUMBERS)))
+    for name, sign, kinds in (("eq", "=", "fiub"), ("ne", "≠", "fiub"), ("lt", "<", _NUMBERS),
+                              ("le", "≤", _NUMBERS), ("gt", ">", _NUMBERS), ("ge", "≥", _NUMBERS)))
 
 _LOGIC = (
     _row("logical_and", 2, "b", "Whether both hold.", function="and"),
@@ -200,7 +219,8 @@ _LOGIC = (
     _row("bit_and", 2, "iu", "The bits that both integers have."),
     _row("bit_or", 2, "iu", "The bits that either integer has."),
     _row("bit_xor", 2, "iu", "The bits that one of the integers has."),
-    _row("shift_left", 2, "iu", "x's bits, y places up; 0 <= y < bits of x.", ranges=[(-9.0, 9.0), (0.0, 7.0)]),
+    _row("shift_left", 2, "iu", "x's bits, y places up; 0 <= y < bits of x.",
+         ranges=[(-9.0, 9.0), (0.0, 7.0)]),
     _row("shift_right", 2, "iu", "x's bits, y places down, keeping a sign; 0 <= y < bits of x.",
          ranges=[(-99.0, 99.0), (0.0, 7.0)]),
 )
@@ -242,13 +262,14 @@ def _cast_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> li
 
 
 def _lower_cast(p: Point, index: Index, result: int) -> Expr:
-    x = p.operand(0, index)
-    return x if p.node.inputs[0].dtype == p.node.types[0].dtype else p.apply("cast", x, dtype=p.node.types[0].dtype)
+    x, dtype = p.operand(0, index), p.node.types[0].dtype
+    return x if p.node.inputs[0].dtype == dtype else p.apply("cast", x, dtype=dtype)
 
 
 def _cast_samples() -> list[Sample]:
     out = [Sample((Arg(shape),), {"dtype": F64}, second=False) for shape in _SHAPES]
-    out += [Sample((Arg((3, 4), source, 0 if target.kind == "u" else -9, 9),), {"dtype": target}, smooth=False)
+    out += [Sample((Arg((3, 4), source, 0 if target.kind == "u" else -9, 9),), {"dtype": target},
+                   smooth=False)
             for source in ("float", "i32", "i64", "u32", "u8", "bool") for target in DTYPES.values()]
     return out
 
@@ -260,19 +281,24 @@ def _where_samples() -> list[Sample]:
 
 _SPECIAL = (
     Op("where", "elementwise", "x where the condition holds, else y.", ("condition", "x", "y"), _infer_where,
-       lambda arrays, attrs, types: [np.where(*arrays)], _where_gradient, _lower("where", 3), flops=_flops("where"),
+       lambda arrays, attrs, types: [np.where(*arrays)], _where_gradient, _lower("where", 3),
+       flops=_flops("where"),
        samples=_where_samples,
        failures=[Failure((Arg((2,)),) * 3, {}, "compare it"),
                  Failure((Arg((2,), "bool"), Arg((2,)), Arg((3,))), {}, "axis 0: 2 and 3"),
                  Failure((Arg((4,), "bool"), Arg((3,)), Arg((3,))), {}, "axis 0: 4 and 3"),
                  Failure((Arg((2,), "bool"), Arg((2,)), Arg((2,), "i32")), {}, "of one element type")]),
-    Op("relu", "elementwise", "max(x, 0), an op of its own so that the gradient at 0 is 0, where that of maximum(x, 0) is "
-       "1/2, and so that the backward pass needs only the result.", ("x",), _infer("relu", 1, "f", None),
+    Op("relu", "elementwise", "max(x, 0), an op of its own so that the gradient at 0 is 0, where that of "
+       "maximum(x, 0) is 1/2, and so that the backward pass needs only the result.",
+       ("x",), _infer("relu", 1, "f", None),
        lambda arrays, attrs, types: [np.maximum(arrays[0], 0)], _relu_gradient, Pointwise(_lower_relu),
-       flops=_flops("maximum"), samples=lambda: _samples("f", [(-2.0, 2.0)], True), failures=_failures(1, "f")),
-    Op("cast", "elementwise", "x as another element type. Floats become integers by dropping the fraction (unspecified "
-       "where the integer cannot hold it), numbers bools by x != 0. Only float to float has a gradient.",
-       ("x",), _infer_cast, lambda arrays, attrs, types: [arrays[0].astype(types[0].dtype.numpy)], _cast_gradient,
+       flops=_flops("maximum"), samples=lambda: _samples("f", [(-2.0, 2.0)], True),
+       failures=_failures(1, "f")),
+    Op("cast", "elementwise", "x as another element type. Floats become integers by dropping the fraction "
+       "(unspecified where the integer cannot hold it), numbers bools by x != 0. Only float to float has a "
+       "gradient.",
+       ("x",), _infer_cast, lambda arrays, attrs, types: [arrays[0].astype(types[0].dtype.numpy)],
+       _cast_gradient,
        Pointwise(_lower_cast), attrs={"dtype": REQUIRED}, flops=_flops("cast"), samples=_cast_samples,
        failures=[Failure((Arg((2,)),), {}, "needs the attribute 'dtype'")]),
     Op("stop_gradient", "elementwise", "x, through which no gradient flows.", ("x",),

@@ -8,7 +8,17 @@ import numpy as np
 
 from graphflow.compiler.ir.graph import Attrs, Region, TensorType
 from graphflow.compiler.kernel.form import Expr
-from graphflow.compiler.ops.record import REQUIRED, Arg, Failure, Index, Op, Point, Pointwise, Sample, check_operands
+from graphflow.compiler.ops.record import (
+    REQUIRED,
+    Arg,
+    Failure,
+    Index,
+    Op,
+    Point,
+    Pointwise,
+    Sample,
+    check_operands,
+)
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import U32
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
@@ -19,8 +29,8 @@ ROUNDS = 20
 
 
 def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """The Threefry-2x32 block cipher with 20 rounds, on uint32 arrays: Salmon, Moraes, Dror and Shaw, "Parallel random
-    numbers: as easy as 1, 2, 3" (SC 2011)."""
+    """The Threefry-2x32 block cipher with 20 rounds, on uint32 arrays: Salmon, Moraes, Dror and Shaw,
+    "Parallel random numbers: as easy as 1, 2, 3" (SC 2011)."""
     k0, k1 = (np.asarray(k, np.uint32) for k in key)
     keys = (k0, k1, k0 ^ k1 ^ np.uint32(PARITY))
     x0, x1 = np.asarray(counter[0], np.uint32) + keys[0], np.asarray(counter[1], np.uint32) + keys[1]
@@ -38,15 +48,16 @@ def _infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region])
     check_operands("random_bits", types, 2)
     for name, t in zip(("seed", "step"), types):
         if t.dtype != U32:
-            raise DTypeError(f"the {name} of random_bits is uint32, not {t.dtype.full_name}", op="random_bits")
+            raise DTypeError(f"the {name} of random_bits is uint32, not {t.dtype.full_name}",
+                             op="random_bits")
         if t.shape:
             raise ShapeError(f"the {name} of random_bits is one number", op="random_bits", shapes=[t.shape])
     if not 0 <= attrs["stream"] < 2 ** 32:
         raise UseError(f"the stream {attrs['stream']} is not in 0..2**32-1", op="random_bits")
     out = TensorType(U32, tuple(attrs["shape"]))
     if isinstance(out.size, int) and out.size > 2 ** 32:
-        raise ShapeError("random_bits numbers its elements with 32 bits: this shape has more", op="random_bits",
-                         shapes=[out.shape], hint="make it in two halves")
+        raise ShapeError("random_bits numbers its elements with 32 bits: this shape has more",
+                         op="random_bits", shapes=[out.shape], hint="make it in two halves")
     return [out]
 
 
@@ -87,15 +98,18 @@ def _lower(p: Point, index: Index, result: int) -> Expr:
 _SEED = Arg((), "u32", 0, 2 ** 32 - 1)
 
 OPS: tuple[Op, ...] = (
-    Op("random_bits", "window", "32 random bits per element: the first word of Threefry-2x32 under the key (seed, step), "
-       "at the counter (row-major number of the element, stream). About 120 integer operations per element, so it "
-       "is of the kind that readers do not evaluate many times. Two nodes with different streams are independent.",
+    Op("random_bits", "window", "32 random bits per element: the first word of Threefry-2x32 under the key "
+       "(seed, step), at the counter (row-major number of the element, stream). About 120 integer operations "
+       "per element, so it is of the kind that readers do not evaluate many times. Two nodes with different "
+       "streams are independent.",
        ("seed", "step"), _infer, _reference, None, Pointwise(_lower), {"shape": REQUIRED, "stream": REQUIRED},
        flops=lambda node: node.types[0].size * 120,
-       samples=lambda: [Sample((_SEED, _SEED), {"shape": shape, "stream": stream}, smooth=False) for shape, stream in
+       samples=lambda: [Sample((_SEED, _SEED), {"shape": shape, "stream": stream}, smooth=False) for shape,
+                        stream in
                         (((), 0), ((0,), 1), ((7,), 2), ((3, 1, 5), 2 ** 32 - 1), ((2, 2, 3, 2), 12345))],
        failures=[Failure((Arg((), "i32"), _SEED), {"shape": (), "stream": 0}, "is uint32, not int32"),
-                 Failure((_SEED, Arg((1,), "u32")), {"shape": (), "stream": 0}, "the step of random_bits is one number"),
+                 Failure((_SEED, Arg((1,), "u32")), {"shape": (), "stream": 0},
+                         "the step of random_bits is one number"),
                  Failure((_SEED, _SEED), {"shape": (), "stream": -1}, "the stream -1"),
                  Failure((_SEED, _SEED), {"shape": (2 ** 17, 2 ** 16), "stream": 0}, "in two halves")]),
 )

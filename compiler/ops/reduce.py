@@ -1,7 +1,8 @@
-"""Reductions over whole axes. The reduced axes leave the shape; who wants them back as 1 says so with `reshape`.
+"""Reductions over whole axes. The reduced axes leave the shape; who wants them back as 1 says so with
+`reshape`.
 
-Over no elements a sum is 0, a product 1, `any` false and `all` true. A maximum over a fixed extent of 0 is refused; where
-a symbolic extent turns out to be 0 it is the identity (minus infinity, or the least integer).
+Over no elements a sum is 0, a product 1, `any` false and `all` true. A maximum over a fixed extent of 0 is
+refused; where a symbolic extent turns out to be 0 it is the identity (minus infinity, or the least integer).
 """
 from __future__ import annotations
 
@@ -13,7 +14,17 @@ import numpy as np
 from graphflow.compiler.ir.graph import Attrs, Node, Region, TensorType, Value
 from graphflow.compiler.kernel.form import Expr
 from graphflow.compiler.ops.elementwise import check_kind
-from graphflow.compiler.ops.record import REQUIRED, Arg, Failure, Index, Op, Point, Pointwise, Sample, check_operands
+from graphflow.compiler.ops.record import (
+    REQUIRED,
+    Arg,
+    Failure,
+    Index,
+    Op,
+    Point,
+    Pointwise,
+    Sample,
+    check_operands,
+)
 from graphflow.compiler.plan.dims import DimLike, symbol
 from graphflow.compiler.plan.dtypes import I64, DType
 from graphflow.compiler.plan.errors import ShapeError, UseError
@@ -32,7 +43,8 @@ def _check_axes(op: str, type: TensorType, axes: Any) -> None:
         raise UseError(f"{op} takes a tuple of axes, got {axes!r}", op=op)
     for axis in axes:
         if not 0 <= axis < type.rank:
-            raise ShapeError(f"{op}: there is no axis {axis} in an array of {type.rank} axes", op=op, shapes=[type.shape])
+            raise ShapeError(f"{op}: there is no axis {axis} in an array of {type.rank} axes", op=op,
+                             shapes=[type.shape])
     if list(axes) != sorted(set(axes)):
         raise UseError(f"{op}: the axes {axes} are not sorted, or one is named twice", op=op)
 
@@ -99,7 +111,8 @@ def _prod_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> li
     rest = b.mul(b.reduce_prod(filled, axes=axes), cotangents[0])
     without = b.where(b.eq(zeros, 0), rest, b.zeros(rest.type))
     with_one = b.where(b.eq(zeros, 1), rest, b.zeros(rest.type))
-    return [b.where(none, restore(b, with_one, x.shape, axes), b.div(restore(b, without, x.shape, axes), filled))]
+    return [b.where(none, restore(b, with_one, x.shape, axes),
+                    b.div(restore(b, without, x.shape, axes), filled))]
 
 
 _CASES: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
@@ -113,7 +126,8 @@ def _samples(kinds: str, low: float, high: float, smooth: bool, empty: bool, tie
     dtypes = ["float"] if "f" in kinds else []
     dtypes += ["i32", "u8"] if "i" in kinds else ["bool"]
     out = [Sample((Arg(shape, d, 0 if d in ("u8", "bool") else low, high, distinct=ties and d == "float"),),
-                  {"axes": axes}, smooth=smooth and d == "float", second=smooth and d == "float" and shape == (5,))
+                  {"axes": axes}, smooth=smooth and d == "float", second=smooth and d == "float"
+                  and shape == (5,))
            for d in dtypes for shape, axes in cases]
     if ties:
         out.append(Sample((Arg((4, 5), "i32", 0, 2),), {"axes": (1,)}, smooth=False))
@@ -126,12 +140,15 @@ def _row(name: str, kind: str, kinds: str, doc: str, function: Callable, gradien
     failures = [Failure((Arg((2, 3), good),), {"axes": (2,)}, "no axis 2 in an array of 2 axes"),
                 Failure((Arg((2, 3), good),), {"axes": (1, 0)}, "not sorted"),
                 Failure((Arg((2, 3), good),), {"axes": 0}, "takes a tuple of axes"),
-                Failure((Arg((2,), "bool" if good == "float" else "i32"),), {"axes": (0,)}, "convert it with cast")]
+                Failure((Arg((2,), "bool" if good == "float" else "i32"),), {"axes": (0,)},
+                        "convert it with cast")]
     if identity:
         failures.append(Failure((Arg((2, 0), good),), {"axes": (1,)}, "axis 1, which has no elements"))
-    return Op(name, "reduce", doc, ("x",), _infer(name, kinds, identity is None), _reference(function, identity), gradient,
+    return Op(name, "reduce", doc, ("x",), _infer(name, kinds, identity is None),
+              _reference(function, identity), gradient,
               _lower(kind), {"axes": REQUIRED}, flops=lambda node: node.inputs[0].type.size,
-              samples=lambda: _samples(kinds, low, high, gradient is not None, identity is None, identity is not None),
+              samples=lambda: _samples(kinds, low, high, gradient is not None, identity is None,
+                                       identity is not None),
               failures=failures)
 
 
@@ -160,9 +177,12 @@ def _arg_row(name: str, function: Callable, what: str) -> Op:
         return [function(x, axis=axis) if x.shape[axis] else np.zeros(types[0].shape, np.int64)]
 
     samples = [Sample((Arg(shape, dtype, -2, 2),), {"axis": axis}, smooth=False) for dtype in ("float", "i32")
-               for shape, axis in (((5,), 0), ((1,), 0), ((3, 4), 0), ((3, 4), 1), ((0, 3), 1), ((2, 3, 1, 4), 3))]
-    return Op(name, "reduce", f"The position, as int64, of the {what} along one axis: the first among equals; NaN counts "
-              f"as the {what}; 0 over no elements.", ("x",), _infer_arg(name), reference, None, _lower_arg(name),
+               for shape, axis in (((5,), 0), ((1,), 0), ((3, 4), 0), ((3, 4), 1), ((0, 3), 1),
+                                   ((2, 3, 1, 4), 3))]
+    return Op(name, "reduce", f"The position, as int64, of the {what} along one axis: the first among "
+              f"equals; NaN counts as the {what}; 0 over no elements.",
+              ("x",), _infer_arg(name), reference, None,
+              _lower_arg(name),
               {"axis": REQUIRED}, flops=lambda node: node.inputs[0].type.size, samples=lambda: samples,
               failures=[Failure((Arg((2, 3)),), {"axis": 2}, "no axis 2"),
                         Failure((Arg((2, 0)),), {"axis": 1}, "which has no elements"),
@@ -171,12 +191,13 @@ def _arg_row(name: str, function: Callable, what: str) -> Op:
 
 OPS: tuple[Op, ...] = (
     _row("reduce_sum", "sum", "fiu", "The sum over the axes. Integers wrap.", np.sum, _sum_gradient),
-    _row("reduce_prod", "prod", "fiu", "The product over the axes. Integers wrap. The gradient is right with zeros among "
-         "the factors, second derivatives only without.", np.prod, _prod_gradient, low=0.5, high=2.5),
-    _row("reduce_max", "max", "fiu", "The largest over the axes; NaN if one is. Equal largest elements share the gradient "
-         "evenly (as in PyTorch's amax).", np.max, _extreme_gradient, _least),
-    _row("reduce_min", "min", "fiu", "The smallest over the axes; NaN if one is. Equal smallest elements share the gradient "
-         "evenly (as in PyTorch's amin).", np.min, _extreme_gradient, _greatest),
+    _row("reduce_prod", "prod", "fiu", "The product over the axes. Integers wrap. The gradient is right with "
+         "zeros among the factors, second derivatives only without.",
+         np.prod, _prod_gradient, low=0.5, high=2.5),
+    _row("reduce_max", "max", "fiu", "The largest over the axes; NaN if one is. Equal largest elements share "
+         "the gradient evenly (as in PyTorch's amax).", np.max, _extreme_gradient, _least),
+    _row("reduce_min", "min", "fiu", "The smallest over the axes; NaN if one is. Equal smallest elements "
+         "share the gradient evenly (as in PyTorch's amin).", np.min, _extreme_gradient, _greatest),
     _row("reduce_any", "any", "b", "Whether one of the bools over the axes holds.", np.any),
     _row("reduce_all", "all", "b", "Whether all bools over the axes hold.", np.all),
     _arg_row("argmax", np.argmax, "largest"),
