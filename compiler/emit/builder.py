@@ -26,30 +26,9 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from graphflow.compiler.emit.values import (
-    F32,
-    F64,
-    FALSE,
-    I1,
-    I8,
-    I16,
-    I32,
-    I64,
-    MEMORY_TYPES,
-    PTR,
-    TRUE,
-    VOID,
-    Block,
-    Line,
-    Loop,
-    Operand,
-    Phi,
-    Point,
-    Type,
-    Value,
-    constant,
-    flat,
-    vector_constant,
+from graphflow.compiler.emit.values import (  # isort: skip
+    F32, F64, FALSE, I1, I8, I16, I32, I64, MEMORY_TYPES, PTR, TRUE, VOID,
+    Block, Line, Loop, Operand, Phi, Point, Type, Value, constant, flat, vector_constant,
 )
 
 __all__ = [
