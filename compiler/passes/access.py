@@ -72,6 +72,11 @@ def domain(node: Node) -> tuple[DimLike, ...]:
     return node.inputs[0].shape if OPS[node.op].kind == "reduce" else node.types[0].shape
 
 
+def reduced_axes(node: Node) -> tuple[int, ...]:
+    """The axes along which a reduction runs."""
+    return tuple(node.attrs["axes"]) if "axes" in node.attrs else (node.attrs["axis"],)
+
+
 def reads(node: Node, free: Callable[[Node], bool]) -> list[Read]:
     """What a node reads, seen through the views for which `free` holds."""
     kind = OPS[node.op].kind

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
-from graphflow.compiler.passes.access import Read, domain, reads, relation
+from graphflow.compiler.passes.access import Read, domain, reads, reduced_axes, relation
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
 from graphflow.compiler.plan.errors import Location
 
@@ -126,7 +126,7 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
         f.refusals.append((node.origins, f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}"))
     kind = OPS[node.op].kind
     if kind == "reduce":
-        f.group_of[node] = Group("row", domain(node), {node: "outer"}, tuple(node.attrs["axes"]))
+        f.group_of[node] = Group("row", domain(node), {node: "outer"}, reduced_axes(node))
     elif kind == "contraction":
         f.group_of[node] = Group("contraction", domain(node), {node: "full"}, anchor=node)
     elif is_view(node) and not has_index_map(node):
@@ -206,7 +206,7 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
 
 
 def _join_reduce(node: Node, group: Group, level: str, axes: tuple[int, ...]) -> str | None:
-    reduced, shape = tuple(node.attrs["axes"]), domain(node)
+    reduced, shape = reduced_axes(node), domain(node)
     if level == "inlined":
         return "a reduction is not evaluated at other indices"
     if group.kind == "map" and level == "full":
@@ -243,7 +243,7 @@ def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]
         group.kind, group.anchor = "contraction", node
     elif kind == "reduce" and level == "full":                # the map was over the reduction's results
         group.level = {n: "outer" if at == "full" else at for n, at in group.level.items()}
-        group.kind, group.shape, group.reduced = "row", domain(node), tuple(node.attrs["axes"])
+        group.kind, group.shape, group.reduced = "row", domain(node), reduced_axes(node)
         level = "outer"
     elif level == "outer" and group.kind == "map":
         group.kind, group.reduced = "row", axes

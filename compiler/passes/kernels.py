@@ -14,7 +14,7 @@ from graphflow.compiler.kernel.form import (Argument, Contraction, ContractionKe
                                             LoopKernel, Reduce, Statement, Store)
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract
-from graphflow.compiler.passes.access import domain
+from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
 from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
 
@@ -118,7 +118,7 @@ def row_shape(node: Node) -> tuple[tuple[DimLike, ...], tuple[int, ...]]:
     region = node.regions[0]
     for n in region.nodes():
         if OPS[n.op].kind == "reduce":
-            return domain(n), tuple(n.attrs["axes"])
+            return domain(n), reduced_axes(n)
     return max((r.shape for r in region.results), key=len), tuple(node.attrs["axes"])
 
 

@@ -2,9 +2,9 @@
 
 Assumes that the body's order is final and that each launch's buffers match its kernel's arguments.
 Guarantees, for every arena buffer, `first` (the launch that first writes it) and `last` (the last one
-that touches it); `alias` where a kernel may write its result over an operand that dies there; and that no
-buffer is left that nothing touches. Offsets are not chosen here but by `bind`, once the symbols have
-values. Preserves every bit.
+that touches it); `alias` where a kernel may write its result over an operand that dies there; that no
+buffer is left that nothing touches; and that launches say what they write. Offsets are not chosen here but
+by `bind`, once the symbols have values. Preserves every bit.
 """
 from __future__ import annotations
 
@@ -43,8 +43,10 @@ def memory(program: KernelProgram) -> KernelProgram:
             kept.append(replace(b, first=first, last=last, alias=aliases.get(b.id, "")))
         elif b.role != "arena":
             kept.append(b)
-    kept.sort(key=lambda b: b.first if b.role == "arena" else -1)          # stable: what is taken over comes first
-    return replace(program, plan=replace(plan, buffers=tuple(kept)))
+    kept.sort(key=lambda b: b.first if b.role == "arena" else -1)      # what is taken over comes first
+    body = tuple(replace(item, writes=accesses(program, item)[1]) if isinstance(item, Launch) else item
+                 for item in plan.body)
+    return replace(program, plan=replace(plan, buffers=tuple(kept), body=body))
 
 
 def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -55,10 +57,11 @@ def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple
         return (item.source,), (item.target,)
     arguments = program.kernels[item.kernel].arguments
     if len(arguments) != len(item.buffers):
-        raise CompilerError(f"{item.kernel} takes {len(arguments)} buffers, a launch gives it {len(item.buffers)}",
-                            stage="memory")
+        message = f"{item.kernel} takes {len(arguments)} buffers, a launch gives it {len(item.buffers)}"
+        raise CompilerError(message, stage="memory")
     pairs = list(zip(arguments, item.buffers))
-    return tuple(id for a, id in pairs if "r" in a.mode), tuple(id for a, id in pairs if "w" in a.mode)
+    reads = tuple(id for a, id in pairs if "r" in a.mode)
+    return reads, tuple(id for a, id in pairs if "w" in a.mode)
 
 
 def _lifetimes(program: KernelProgram, table: dict[str, Buffer]) -> dict[str, tuple[int, int]]:
@@ -68,15 +71,16 @@ def _lifetimes(program: KernelProgram, table: dict[str, Buffer]) -> dict[str, tu
         reads, writes = accesses(program, item)
         for id in reads:
             if table[id].role == "arena" and id not in lives:
-                raise CompilerError(f"item {position} of the body reads {id} before anything writes it",
-                                    stage="memory")
+                message = f"item {position} of the body reads {id}, which nothing wrote before"
+                raise CompilerError(message, stage="memory")
         for id in (*reads, *writes):
             if table[id].role == "arena":
                 lives[id] = (lives.get(id, (position,))[0], position)
     return lives
 
 
-def _aliases(program: KernelProgram, table: dict[str, Buffer], lives: dict[str, tuple[int, int]]) -> dict[str, str]:
+def _aliases(program: KernelProgram, table: dict[str, Buffer], lives: dict[str, tuple[int, int]]
+             ) -> dict[str, str]:
     """Buffer -> the one whose memory it takes over."""
     out: dict[str, str] = {}
     taken: set[str] = set()
@@ -135,8 +139,9 @@ def reads_before_writing(kernel: Kernel, source: str, target: str) -> bool:
         _collect(kernel.body, (), source, target, loads, stores)
     if any(load.arg == source for e in everywhere for load in loads_of(e)):
         return False
-    return bool(stores) and all(load.index == store.index and load.path == store.path and load.order < store.order
-                                for load in loads for store in stores)
+    return bool(stores) and all(
+        load.index == store.index and load.path == store.path and load.order < store.order
+        for load in loads for store in stores)
 
 
 def _collect(body: tuple[Statement, ...], path: tuple[str, ...], source: str, target: str,

@@ -99,7 +99,7 @@ def split(node: Node) -> int:
         return piece if piece < first else 0
     if node.attrs["kind"] == "row":
         reductions = [n for n in inner if OPS[n.op].kind == "reduce"]
-        if not reductions:
+        if not reductions or any(r.op in ("argmax", "argmin") for r in reductions):
             return 0
         shape, axes = domain(reductions[0]), node.attrs["axes"]
         rows = typical(product(d for i, d in enumerate(shape) if i not in axes))
