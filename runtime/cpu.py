@@ -11,8 +11,8 @@ import numpy as np
 from graphflow.compiler.plan.bind import Binding, bind
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.errors import CompilerError, FeedError, UseError
-from graphflow.compiler.plan.schema import Plan
-from graphflow.runtime.arena import address_of
+from graphflow.compiler.plan.schema import Buffer, Plan
+from graphflow.runtime.arena import address_of, aligned_bytes
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
 from graphflow.runtime.native import Library, default_threads, load_object, thread_pool
 from graphflow.runtime.store import Store
@@ -67,6 +67,7 @@ class CpuProgram:
         self.library = code if isinstance(code, Library) else load_object(code, plan.name, [plan.name])
         self._entry = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_void_p)(self.library.address(plan.name))
         self._parallel = thread_pool()
+        self._constants = {b.id: _constant(b) for b in plan.buffers if b.role == "constant"}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
         place = {b.id: i for i, b in enumerate(plan.buffers)}
         self._feeds = [(place[b.id], b.dtype.numpy) for b in self.checker.feeds]
@@ -146,12 +147,14 @@ class CpuProgram:
         bound.stamp = (self.store.version, arena.version)
 
     def place(self, bound: Bound, offsets: Any, base: int, scratch: int) -> None:
-        """Fills in the addresses of arena buffers (`base` plus its offset), states and scratch."""
+        """Fills in the addresses of arena buffers (`base` plus its offset), states, constants and scratch."""
         for i, b in enumerate(self.plan.buffers):
             if b.role == "arena":
                 bound.table[i] = base + offsets[b.id]
             elif b.role == "state":
                 bound.table[i] = self.store.address(b.name)
+            elif b.role == "constant":
+                bound.table[i] = address_of(self._constants[b.id])
         bound.context.parallel = self._parallel
         bound.context.scratch = scratch
 
@@ -176,3 +179,10 @@ class CpuProgram:
         """The exact size of the working memory of a call with these values of the symbols, scratch
         included."""
         return self.binding(symbols).peak_bytes
+
+
+def _constant(b: Buffer) -> np.ndarray:
+    """The constant's bytes, aligned."""
+    block = aligned_bytes(len(b.data), "a constant")
+    block[...] = np.frombuffer(b.data, np.uint8)
+    return block

@@ -23,7 +23,8 @@ class FeedChecker:
     """Checks feeds for one plan. `where` gives the user's lines for the messages."""
 
     def __init__(self, plan: Plan, where: Where = nowhere) -> None:
-        self.plan, self.where = plan, where
+        self.plan = plan
+        self.where: Where = lambda origin: where(origin) if origin >= 0 else None
         table = {b.id: b for b in plan.buffers}
         self.feeds = [table[id] for id in plan.feeds]
 

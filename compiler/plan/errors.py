@@ -135,6 +135,10 @@ class TextError(UserError):
     """The text form of a graph, kernel or plan that cannot be read."""
 
 
+class PlanError(UserError):
+    """A plan that breaks a rule of plans: a damaged or foreign file."""
+
+
 class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 

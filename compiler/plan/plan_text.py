@@ -1,0 +1,199 @@
+"""The text form of a plan: one line per thing, by the grammar in docs/plan-grammar.md. Print, parse,
+print is the identity."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+from graphflow.compiler.plan.dtypes import DType
+from graphflow.compiler.plan.schema import (
+    ROLES,
+    SCHEMA_VERSION,
+    Buffer,
+    Check,
+    Copy,
+    EntryGuard,
+    Item,
+    Launch,
+    Message,
+    Plan,
+)
+from graphflow.compiler.plan.text import Scanner, dim_text, literal_text, name_text, type_text
+
+
+def print_plan(plan: Plan, origins: bool = True) -> str:
+    """The plan as text. Without `origins`, lines that moved in the user's file change nothing."""
+    lines = [f"plan {name_text(plan.name)} version {plan.version} target {literal_text(plan.target)}",
+             f"symbols {_names(plan.symbols)}"]
+    lines += [_buffer_line(b, origins) for b in plan.buffers]
+    for word, ids in (("feeds", plan.feeds), ("outputs", plan.outputs), ("states", plan.states),
+                      ("written", plan.written)):
+        lines.append(f"{word} {_names(ids)}")
+    lines += [_item_line(i, item, origins) for i, item in enumerate(plan.body)]
+    for m in plan.messages:
+        feed = f" feed {name_text(m.feed)}" if m.feed else ""
+        lines.append(f"message {literal_text(m.text)}{feed}{_at((m.origin,), origins)}")
+    for g in plan.guards:
+        lines.append(f"guard {dim_text(g.left)} == {dim_text(g.right)}{_at((g.origin,), origins)}")
+    return "\n".join(lines) + "\n"
+
+
+def plan_hash(plan: Plan) -> str:
+    """A hash (64 hexadecimal digits) of what the plan does, source lines left out: what a checkpoint
+    records."""
+    return hashlib.sha256(print_plan(plan, origins=False).encode()).hexdigest()
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return "[" + ", ".join(map(name_text, names)) + "]"
+
+
+def _at(origins: tuple[int, ...], shown: bool) -> str:
+    return f" #{','.join(map(str, origins))}" if origins and shown and origins[0] >= 0 else ""
+
+
+def _buffer_line(b: Buffer, origins: bool) -> str:
+    line = f"buffer {name_text(b.id)} {b.role} {name_text(b.name)} : {type_text(b.dtype, b.shape, b.layout)}"
+    if b.role == "arena":
+        line += f" live {b.first} to {b.last}"
+    if b.alias:
+        line += f" over {name_text(b.alias)}"
+    if b.role == "constant":
+        line += f" data {literal_text(b.data)}"
+    return line + _at(b.origins, origins)
+
+
+def _item_line(position: int, item: Item, origins: bool) -> str:
+    if isinstance(item, Copy):
+        return f"{position}: copy {name_text(item.source)} to {name_text(item.target)}"
+    if isinstance(item, Check):
+        return f"{position}: check {name_text(item.buffer)} code {item.code}"
+    line = f"{position}: launch {name_text(item.kernel)} {_names(item.buffers)} writes {_names(item.writes)}"
+    line += f" tasks {dim_text(item.tasks)}"
+    if item.scratch != 0:
+        line += f" scratch {dim_text(item.scratch)}"
+    if item.after:
+        line += f" after [{', '.join(map(str, item.after))}]"
+    return line + _at(item.origins, origins)
+
+
+def parse_plan(text: str, source: str = "plan") -> Plan:
+    """Reads what `print_plan` prints (with or without origins), and validates it.
+
+    TextError with the line and column where the text breaks the grammar, PlanError where the plan breaks
+    a rule (see `validate`). The text is untrusted: nothing in it is executed.
+    """
+    from graphflow.compiler.plan.validate import validate
+    plan = _Parser(text, source).plan()
+    validate(plan)
+    return plan
+
+
+class _Parser:
+    """Reads the lines of a plan in the order in which they are printed."""
+
+    def __init__(self, text: str, source: str) -> None:
+        self.s = Scanner(text, source)
+
+    def plan(self) -> Plan:
+        s = self.s
+        s.expect("plan")
+        name = s.name()
+        s.expect("version")
+        version = s.integer()
+        if version != SCHEMA_VERSION:
+            raise s.error(f"the plan is of version {version}, this graphflow reads version {SCHEMA_VERSION}")
+        s.expect("target")
+        target = s.string()
+        s.expect("symbols")
+        symbols = s.sequence("[", s.name, "]")
+        buffers = self._lines("buffer", self._buffer)
+        ids = []
+        for word in ("feeds", "outputs", "states", "written"):
+            s.expect(word)
+            ids.append(s.sequence("[", s.name, "]"))
+        body: list[Item] = []
+        while s.kind() == "integer":
+            if s.integer() != len(body):
+                raise s.error(f"the items of the body are numbered from 0 without gaps: expected {len(body)}")
+            s.expect(":")
+            body.append(self._item())
+        messages = self._lines("message", self._message)
+        guards = self._lines("guard", self._guard)
+        s.end()
+        return Plan(name, target, symbols, tuple(buffers), *ids, tuple(body), tuple(messages), tuple(guards),
+                    version)
+
+    def _lines(self, word: str, read: Callable) -> list:
+        out = []
+        while self.s.accept(word):
+            out.append(read())
+        return out
+
+    def _origins(self) -> tuple[int, ...]:
+        if not self.s.accept("#"):
+            return ()
+        out = [self.s.integer()]
+        while self.s.accept(","):
+            out.append(self.s.integer())
+        return tuple(out)
+
+    def _origin(self) -> int:
+        return self.s.integer() if self.s.accept("#") else -1
+
+    def _buffer(self) -> Buffer:
+        s = self.s
+        id, role, name = s.name(), s.word(ROLES, "a role"), s.name()
+        s.expect(":")
+        dtype, shape, layout = s.type()
+        first = last = 0
+        if role == "arena":
+            s.expect("live")
+            first = s.integer()
+            s.expect("to")
+            last = s.integer()
+        alias = s.name() if s.accept("over") else ""
+        data = b""
+        if role == "constant":
+            s.expect("data")
+            data = self._data(dtype)
+        return Buffer(id, role, name, dtype, shape, layout, first, last, alias, self._origins(), data)
+
+    def _data(self, dtype: DType) -> bytes:
+        data = self.s.literal()
+        if not isinstance(data, bytes) or len(data) % dtype.bytes:
+            raise self.s.error(f"the data of a constant is hex\"...\" with whole elements of {dtype}")
+        return data
+
+    def _item(self) -> Item:
+        s = self.s
+        word = s.word(("launch", "copy", "check"), "what to do")
+        if word == "copy":
+            source = s.name()
+            s.expect("to")
+            return Copy(source, s.name())
+        if word == "check":
+            buffer = s.name()
+            s.expect("code")
+            return Check(buffer, s.integer())
+        kernel, buffers = s.name(), s.sequence("[", s.name, "]")
+        s.expect("writes")
+        writes = s.sequence("[", s.name, "]")
+        s.expect("tasks")
+        tasks = s.dim()
+        scratch = s.dim() if s.accept("scratch") else 0
+        after = s.sequence("[", s.integer, "]") if s.accept("after") else ()
+        return Launch(kernel, buffers, tasks, scratch, after, self._origins(), writes)
+
+    def _message(self) -> Message:
+        text = self.s.string()
+        feed = self.s.name() if self.s.accept("feed") else ""
+        return Message(text, self._origin(), feed)
+
+    def _guard(self) -> EntryGuard:
+        left = self.s.dim()
+        self.s.expect("==")
+        right = self.s.dim()
+        return EntryGuard(left, right, self._origin())
+
+

@@ -1,0 +1,154 @@
+"""Binding: offsets, the peak, its formula and its explanation, on random plans."""
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from graphflow.compiler.plan.bind import MAX_BYTES, bind, explain_peak, peak_formula, solve_symbols
+from graphflow.compiler.plan.dims import DimLike, evaluate, symbol
+from graphflow.compiler.plan.dtypes import F32, F64, U8
+from graphflow.compiler.plan.errors import DeviceError
+from graphflow.compiler.plan.schema import ALIGNMENT, Buffer, Launch, Plan
+
+N, M = symbol("N"), symbol("M")
+
+
+def random_plan(seed: int, count: int = 40, length: int = 30) -> Plan:
+    """Arena buffers of random sizes and lives, some taking over others; launches only for scratch."""
+    rng = random.Random(seed)
+    buffers: list[Buffer] = []
+    for i in range(count):
+        first = rng.randrange(length)
+        last = min(length - 1, first + int(rng.expovariate(0.2)))
+        shapes = [(N, rng.randint(1, 9)), (rng.randint(0, 300),), (N * M, 3), ()]
+        shape: tuple[DimLike, ...] = rng.choice(shapes)
+        dtype = rng.choice([F32, F64, U8])
+        b = Buffer(f"b{i}", "arena", "", dtype, shape, first=first, last=last)
+        buffers.append(b)
+        while rng.random() < 0.4 and b.first < b.last < length - 1:
+            last = rng.randrange(b.last, length)
+            b = replace(b, id=f"{b.id}'", first=b.last, last=last, alias=b.id)
+            buffers.append(b)
+    body = tuple(Launch("k", (), 1, scratch=rng.choice([0, 100, 8 * N])) for _ in range(length))
+    return Plan("p", "t", ("N", "M"), tuple(buffers), (), (), (), (), body)
+
+
+def bytes_of(b: Buffer, symbols: dict[str, int]) -> int:
+    size = b.dtype.bytes
+    for d in b.shape:
+        size *= evaluate(d, symbols)
+    return size
+
+
+def takes_over(plan: Plan, a: Buffer, b: Buffer) -> bool:
+    """Whether one of the two took over the other's memory, directly or through others."""
+    table = {x.id: x for x in plan.buffers}
+
+    def chain(x: Buffer) -> list[str]:
+        return [x.id, *(chain(table[x.alias]) if x.alias else [])]
+    return a.id in chain(b) or b.id in chain(a)
+
+
+@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("symbols", [{"N": 1, "M": 1}, {"N": 17, "M": 5}, {"N": 64, "M": 0}])
+def test_no_two_live_buffers_overlap(seed, symbols):
+    plan = random_plan(seed)
+    binding = bind(plan, symbols, threads=3)
+    end = 0
+    offsets = binding.offsets
+    spans = {b.id: (offsets[b.id], offsets[b.id] + bytes_of(b, symbols)) for b in plan.buffers}
+    for i, a in enumerate(plan.buffers):
+        start, stop = spans[a.id]
+        assert start % ALIGNMENT == 0 and start >= 0
+        end = max(end, stop)
+        for b in plan.buffers[:i]:
+            other = spans[b.id]
+            if a.first <= b.last and b.first <= a.last and not takes_over(plan, a, b):
+                assert stop <= other[0] or other[1] <= start or start == stop or other[0] == other[1]
+        if a.alias:
+            assert offsets[a.id] == offsets[a.alias]
+    scratch = max(evaluate(item.scratch, symbols) for item in plan.body)
+    assert binding.scratch_per_worker >= scratch and binding.scratch_per_worker % ALIGNMENT == 0
+    assert binding.scratch_offset >= end and binding.scratch_offset % ALIGNMENT == 0
+    assert binding.peak_bytes == binding.scratch_offset + 3 * binding.scratch_per_worker
+    assert binding.peak_bytes <= binding.arena_bytes < binding.peak_bytes + ALIGNMENT
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_packing_is_tight_and_repeatable(seed):
+    plan, symbols = random_plan(seed), {"N": 13, "M": 4}
+    binding = bind(plan, symbols, 2)
+    assert binding == bind(random_plan(seed), symbols, 2)
+    assert binding.live_peak_bytes <= binding.arena_bytes <= 1.3 * binding.live_peak_bytes
+    without = bind(replace(plan, body=()), symbols, 2)
+    assert without.scratch_bytes == 0
+    assert without.peak_bytes == max(without.offsets[b.id] + bytes_of(b, symbols) for b in plan.buffers)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_peak_formula(seed):
+    """For any values the largest expression is the largest sum of live bytes, counted item by item."""
+    plan = random_plan(seed)
+    formula = peak_formula(plan, threads=2)
+    for n, m in ((0, 0), (1, 1), (7, 3), (100, 0), (3, 50)):
+        symbols = {"N": n, "M": m}
+        live = [0] * len(plan.body)
+        for b in plan.buffers:
+            begins = b.first + 1 if b.alias else b.first          # the one that it takes over counts there
+            for at in range(begins, b.last + 1):
+                live[at] += bytes_of(b, symbols)
+        scratch = max(evaluate(item.scratch, symbols) for item in plan.body)
+        assert max(evaluate(d, symbols) for d in formula) == max(live) + 2 * scratch
+    assert len(set(formula)) == len(formula)
+
+
+def test_peak_formula_drops_what_cannot_win():
+    def at(i: int, *shape: DimLike) -> Buffer:
+        return Buffer(f"b{i}", "arena", "", F32, shape, first=i, last=i)
+    plan = Plan("p", "t", ("N", "M"), (at(0, N), at(1, 2 * N), at(2, M), at(3, 2 * N)), (), (), (), (), ())
+    assert peak_formula(plan) == [8 * N, 4 * M]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_explain_peak(seed):
+    plan, symbols = random_plan(seed), {"N": 20, "M": 3}
+    report = explain_peak(plan, symbols)
+    sizes = [size for _, size in report.live]
+    assert sizes == sorted(sizes, reverse=True)
+    for b, size in report.live:
+        assert b.first <= report.position <= b.last and size == bytes_of(b, symbols)
+    assert report.scratch_per_worker == max(evaluate(item.scratch, symbols) for item in plan.body)
+    whole = bind(replace(plan, body=()), symbols).live_peak_bytes
+    assert whole - ALIGNMENT * len(sizes) <= report.live_bytes <= whole
+
+
+def test_empty_plan():
+    plan = Plan("p", "t", (), (), (), (), (), (), ())
+    binding = bind(plan, {}, 4)
+    assert (binding.peak_bytes, binding.arena_bytes, binding.live_peak_bytes) == (0, 0, 0)
+    assert peak_formula(plan) == [0] and explain_peak(plan, {}).live == ()
+
+
+def test_absurd_size():
+    plan = Plan("p", "t", ("N",), (Buffer("b", "arena", "logits", F32, (N, N)),), (), (), (), (), ())
+    with pytest.raises(DeviceError, match="logits takes .* bytes at N = 16777216"):
+        bind(plan, {"N": 1 << 24})
+    assert bind(plan, {"N": 1 << 22}).peak_bytes == 4 << 44 <= MAX_BYTES
+
+
+def test_many_buffers_are_packed_in_reasonable_time():
+    plan = random_plan(1, count=1500, length=1000)
+    assert bind(plan, {"N": 8, "M": 2}).peak_bytes > 0
+
+
+@pytest.mark.parametrize("shapes, expected", [
+    ([((N, 3), (5, 3))], {"N": 5}),
+    ([((2 * N + 1,), (7,)), ((N,), (4,))], {"N": 4}),              # a bare symbol wins
+    ([((2 * N + 1,), (7,))], {"N": 3}),
+    ([((N * M,), (12,)), ((N,), (4,))], {"N": 4, "M": 3}),
+    ([((N * M,), (12,))], {}),
+])
+def test_solve_symbols(shapes, expected):
+    assert solve_symbols(shapes) == expected
