@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from scipy import special
+from scipy import signal, special
 
 from graphflow.compiler.plan.dtypes import BOOL
 
@@ -109,6 +109,61 @@ def concatenate(arrays: list, attrs: dict) -> np.ndarray:
     return np.stack(slices, axis)
 
 
+def matmul(arrays: list, attrs: dict) -> np.ndarray:
+    """Einstein's sum."""
+    left = "km" if attrs["transpose_x"] else "mk"
+    right = "nk" if attrs["transpose_y"] else "kn"
+    return np.einsum(f"...{left},...{right}->...mn", *arrays)
+
+
+def conv(x: np.ndarray, w: np.ndarray, attrs: dict) -> np.ndarray:
+    """SciPy's correlation of each input channel with a kernel stretched by the dilation, at every stride-th
+    place."""
+    axes, groups = x.ndim - 2, attrs["groups"]
+
+    def each(given: Any) -> tuple:
+        return tuple(given) if isinstance(given, (tuple, list)) else (given,) * axes
+
+    sides = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in each(attrs["padding"])]
+    padded = np.pad(x, [(0, 0), (0, 0), *sides])
+    dilation = each(attrs["dilation"])
+    wide = np.zeros((*w.shape[:2], *(d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilation))))
+    wide[(..., *(slice(None, None, d) for d in dilation))] = w
+    places = tuple(slice(None, None, s) for s in each(attrs["stride"]))
+    full = tuple(n - k + 1 for n, k in zip(padded.shape[2:], wide.shape[2:]))
+    out = np.zeros((x.shape[0], w.shape[0], *np.zeros(full)[places].shape))
+    per_group = w.shape[0] // groups
+    for n, o, c in np.ndindex(x.shape[0], w.shape[0], w.shape[1]):
+        channel = padded[n, o // per_group * w.shape[1] + c] if per_group else 0
+        out[n, o] += signal.correlate(channel, wide[o, c], mode="valid", method="direct")[places]
+    return out
+
+
+def adjoint(linear: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...], y: np.ndarray) -> np.ndarray:
+    """The transpose of a linear map of arrays of that shape, at y: its inner product with the map of each
+    unit array."""
+    out = np.zeros(shape)
+    for at in np.ndindex(*shape):
+        unit = np.zeros(shape)
+        unit[at] = 1
+        out[at] = np.sum(linear(unit) * y)
+    return out
+
+
+def conv_input_grad(arrays: list, attrs: dict) -> np.ndarray:
+    """The transpose of `conv` as a map of its input."""
+    dy, w = arrays
+    shape = (dy.shape[0], w.shape[1] * attrs["groups"], *attrs["spatial"])
+    return adjoint(lambda x: conv(x, w, attrs), shape, dy)
+
+
+def conv_weight_grad(arrays: list, attrs: dict) -> np.ndarray:
+    """The transpose of `conv` as a map of its weights."""
+    x, dy = arrays
+    shape = (dy.shape[1], x.shape[1] // attrs["groups"], *attrs["kernel"])
+    return adjoint(lambda w: conv(x, w, attrs), shape, dy)
+
+
 def identity(x: np.ndarray) -> np.ndarray:
     return x
 
@@ -165,4 +220,6 @@ ORACLES: dict[str, Oracle] = {
     "pad": pad, "concatenate": concatenate,
     "iota": lambda arrays, attrs: np.indices(attrs["shape"])[attrs["axis"]],
     "random_bits": threefry,
+    "matmul": matmul, "conv": lambda arrays, attrs: conv(*arrays, attrs),
+    "conv_input_grad": conv_input_grad, "conv_weight_grad": conv_weight_grad,
 }

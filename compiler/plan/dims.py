@@ -8,6 +8,7 @@ variables as symbols, as the quasi-affine indices of kernels.
 """
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -169,6 +170,12 @@ def _divide(d: DimLike, by: int) -> tuple[DimLike, DimLike]:
         rest = rest + _from_terms([(atoms, r)])
     if isinstance(rest, int):
         return whole, rest
+    shared = math.gcd(by, *(c for atoms, c in rest.terms if atoms))
+    if shared > 1:                                    # (g*e + r) // (g*b) == e // b for 0 <= r < g
+        constant = sum(c for atoms, c in rest.terms if not atoms)
+        reduced = _from_terms([(atoms, c // shared) for atoms, c in rest.terms])
+        quotient, remainder = _divide(reduced, by // shared)
+        return whole + quotient, remainder * shared + constant % shared
     if len(rest.terms) == 1:
         (atoms, c), = rest.terms
         if c == 1 and len(atoms) == 1 and isinstance(atoms[0], Quotient):
