@@ -95,7 +95,7 @@ def split(node: Node) -> int:
         if not parts.k or k < 2 * PIECE or tiles >= ENOUGH_TILES:
             return 0
         first = typical(parts.k[0])
-        piece = max(1, PIECE // max(rest, 1), -(-first * batch * m * n // MAX_PARTIALS))
+        piece = _power_of_two(max(PIECE // max(rest, 1), -(-first * batch * m * n // MAX_PARTIALS)))
         return piece if piece < first else 0
     if node.attrs["kind"] == "row":
         reductions = [n for n in inner if OPS[n.op].kind == "reduce"]
@@ -109,9 +109,14 @@ def split(node: Node) -> int:
             return 0
         if any(_depends(r, set(reductions) - {r}) for r in reductions) or len(axes) == 0:
             return 0
-        piece = max(1, 8 * PIECE // max(total // first, 1))
+        piece = _power_of_two(8 * PIECE // max(total // first, 1))
         return piece if piece < first else 0
     return 0
+
+
+def _power_of_two(size: int) -> int:
+    """The next power of two: usual batch sizes are multiples of it, so no piece is cut short."""
+    return 1 << max(size - 1, 0).bit_length()
 
 
 def _depends(node: Node, targets: set[Node]) -> bool:
