@@ -34,7 +34,7 @@ def device(name: str) -> Device:
         raise DeviceError(f"there is no device {name!r}", hint=f"use one of {', '.join(_PROBES)}")
     found = _PROBES[name]()
     if found.unusable:
-        raise DeviceError(f"the device {name} is not usable here: {found.unusable}", hint="use the device 'cpu'")
+        raise DeviceError(f"the device {name} is not usable here: {found.unusable}", hint="use 'cpu'")
     return found
 
 
