@@ -150,7 +150,7 @@ def _scan(body: Region, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any], 
           context: _Context) -> list[np.ndarray]:
     count, steps = attrs["carries"], attrs["steps"]
     carries = list(arrays[:count])
-    stacked = [np.empty(t.shape, t.dtype.numpy) for t in types[count:]]
+    stacked = [np.empty(context.concrete(t.shape), t.dtype.numpy) for t in types[count:]]
     order = range(attrs["length"])
     for step in reversed(order) if attrs["reverse"] else order:
         rows = [a[step] for a in arrays[count:count + steps]]

@@ -61,7 +61,7 @@ def _infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region])
     return [out]
 
 
-def _reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> list[Any]:
+def _reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[Any]) -> list[Any]:
     shape = types[0].shape
     element = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64).astype(np.uint32)
     word, _ = threefry2x32((arrays[0], arrays[1]), (element, np.full_like(element, attrs["stream"])))

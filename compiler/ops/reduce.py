@@ -91,7 +91,7 @@ def _greatest(dtype: DType) -> Any:
     return np.inf if dtype.is_float else np.iinfo(dtype.numpy).max
 
 
-def _sum_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> list[Value | None]:
+def _sum_gradient(b: Any, node: Node, cotangents: Sequence[Any]) -> list[Value | None]:
     return [restore(b, cotangents[0], node.inputs[0].shape, node.attrs["axes"])]
 
 

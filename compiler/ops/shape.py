@@ -76,7 +76,7 @@ def _lower_broadcast(p: Point, index: Index, result: int) -> Expr:
     return p.operand(0, [0 if h == 1 and w != 1 else at for h, w, at in zip(have, want[new:], index[new:])])
 
 
-def _broadcast_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> list[Value | None]:
+def _broadcast_gradient(b: Any, node: Node, cotangents: Sequence[Any]) -> list[Value | None]:
     have, want = node.inputs[0].shape, node.types[0].shape
     new = len(want) - len(have)
     axes = tuple(a for a in range(len(want)) if a < new or (have[a - new] == 1 and want[a] != 1))
@@ -254,7 +254,7 @@ def _fill(node_attrs: Attrs, dtype: Any) -> Any:
     return bool(value) if dtype == BOOL else int(value) if dtype.is_integer else float(value)
 
 
-def _reference_pad(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> list[Any]:
+def _reference_pad(arrays: Sequence[Any], attrs: Attrs, types: Sequence[Any]) -> list[Any]:
     x = arrays[0]
     out = np.full(types[0].shape, _fill(attrs, types[0].dtype), types[0].dtype.numpy)
     if x.size:
@@ -326,9 +326,9 @@ def _concatenate_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]
     axis, offsets, rank = node.attrs["axis"], _offsets(node), node.types[0].rank
     out: list[Value | None] = []
     for i, v in enumerate(node.inputs):
-        starts, stops = [0] * rank, list(v.shape)
-        starts[axis], stops[axis] = offsets[i], offsets[i + 1]
-        out.append(b.slice(cotangents[0], starts=tuple(starts), stops=tuple(stops), steps=(1,) * rank))
+        starts = tuple(offsets[i] if a == axis else 0 for a in range(rank))
+        stops = tuple(offsets[i + 1] if a == axis else extent for a, extent in enumerate(v.shape))
+        out.append(b.slice(cotangents[0], starts=starts, stops=stops, steps=(1,) * rank))
     return out
 
 
@@ -359,7 +359,7 @@ def _infer_iota(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
     return [TensorType(attrs["dtype"], shape)]
 
 
-def _reference_iota(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> list[Any]:
+def _reference_iota(arrays: Sequence[Any], attrs: Attrs, types: Sequence[Any]) -> list[Any]:
     shape, axis = types[0].shape, attrs["axis"]
     line = np.arange(shape[axis]).astype(types[0].dtype.numpy)
     return [np.broadcast_to(line.reshape([-1 if a == axis else 1 for a in range(len(shape))]), shape)]
@@ -388,12 +388,12 @@ def _samples(attr: str, *cases: tuple[tuple[int, ...], Any]) -> list[Sample]:
     return [Sample((Arg(shape),), {attr: value}) for shape, value in cases]
 
 
-def _axis_samples(attrs: tuple[str, str, str], *cases: tuple[tuple[int, int, int], ...]) -> list[Sample]:
-    """Samples of one operand: per axis (its extent, and a value of each of the three attributes)."""
+def _axis_samples(attrs: tuple[str, str, str], *cases: tuple[tuple[int, ...], ...]) -> list[Sample]:
+    """Samples of one operand: its shape, then for each axis a value of each of the three attributes."""
     out = []
     for shape, *axes in cases:
-        columns = zip(*axes) if axes else ((), (), ())
-        out.append(Sample((Arg(shape),), dict(zip(attrs, columns))))
+        values = {attr: tuple(axis[i] for axis in axes) for i, attr in enumerate(attrs)}
+        out.append(Sample((Arg(shape),), values))
     return out
 
 

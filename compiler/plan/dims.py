@@ -49,6 +49,7 @@ Atom = Union[Symbol, Quotient]
 class Dim:
     """A non-constant canonical integer expression; immutable, hashable, ordered by nothing."""
     __slots__ = ("terms", "key", "_hash")
+    key: tuple
 
     def __init__(self, terms: tuple[tuple[tuple[Atom, ...], int], ...]):
         self.terms = terms                            # ((atoms of the monomial, sorted), coefficient), sorted
