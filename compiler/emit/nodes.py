@@ -10,7 +10,15 @@ from collections.abc import Hashable, Iterable, Mapping
 from functools import lru_cache
 
 from graphflow.compiler.kernel.form import (
-    Apply, Const, Expr, Guard, Guarded, Index, Let, Load, Local, Reduce,
+    Apply,
+    Const,
+    Expr,
+    Guard,
+    Guarded,
+    Index,
+    Let,
+    Load,
+    Local,
 )
 from graphflow.compiler.plan.dims import DimLike, substitute, symbol, symbols_of
 from graphflow.compiler.plan.dtypes import DType
@@ -23,7 +31,7 @@ NONE: Names = frozenset()
 class Node:
     """One operation. kind and data:
 
-    const (value) · load (arg, index, version of the argument) · index (dimension) · given (name of a value that the
+    const (an int, or a float in hexadecimal) · load (arg, index, version of the argument) · index (dimension) · given (name of a value that the
     emitter has bound) · apply (function) · guarded (guards; args: value, fill) · reduce (kind, loops, lanes; args: the
     operands) · result (number; args: the reduce).
 
@@ -106,7 +114,8 @@ class Nodes:
 
     def _of(self, e: Expr) -> Node:
         if isinstance(e, Const):
-            return self.make("const", repr(e.value), (), e.dtype)
+            value = float(e.value).hex() if e.dtype.is_float else int(e.value)
+            return self.make("const", value, (), e.dtype)
         if isinstance(e, Load):
             return self.make("load", (e.arg, e.index, self._versions.get(e.arg, 0)), (), e.dtype, e.index)
         if isinstance(e, Index):

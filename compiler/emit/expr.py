@@ -1,0 +1,342 @@
+"""Kernel expressions as instructions: scalars where all lanes agree, else vectors.
+
+Every load is safe wherever its code is put: under guards it touches memory only where they hold, either by a mask or,
+where the guards are the same for all lanes, by reading zeros from a safe place instead.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from graphflow.compiler.emit.builder import (
+    I1,
+    I32,
+    MEMORY_TYPES,
+    PTR,
+    Builder,
+    Module,
+    Type,
+    Value,
+    constant,
+    vector_constant,
+)
+from graphflow.compiler.emit.indices import Guards, Indices, Spread
+from graphflow.compiler.emit.math import convert, scalar
+from graphflow.compiler.emit.nodes import Names, Node, Nodes, names_in
+from graphflow.compiler.emit.scopes import Scopes
+from graphflow.compiler.kernel.form import Argument, Store
+from graphflow.compiler.plan.dims import DimLike, bounds_of
+from graphflow.compiler.plan.dtypes import I64, DType
+from graphflow.compiler.target import Target
+
+SAFE_BYTES = 1024
+"""Zeros that loads read whose guards fail: as long as the longest vector."""
+
+
+def register_type(dtype: DType) -> Type:
+    """How a scalar of the dtype is held in a register."""
+    return I1 if dtype.kind == "b" else MEMORY_TYPES[dtype.name]
+
+
+def strides(argument: Argument) -> list[DimLike]:
+    """Elements between neighbours along each axis; NotImplementedError for a layout other than row-major."""
+    if argument.layout:
+        raise NotImplementedError(f"the CPU back end reads row-major buffers only, not layout {argument.layout!r}")
+    out: list[DimLike] = []
+    step: DimLike = 1
+    for extent in reversed(argument.shape):
+        out.insert(0, step)
+        step = extent * step if not isinstance(extent, int) else step * extent
+    return out
+
+
+class Emitter(Indices):
+    """Emits the expressions of one kernel into one function. `pointers`: the address of each argument."""
+
+    def __init__(self, b: Builder, target: Target, nodes: Nodes, arguments: Mapping[str, Argument]):
+        super().__init__(b, Scopes(b), nodes)
+        self.target, self.arguments = target, arguments
+        self.pointers: dict[str, Value] = {}
+        self._strides = {name: strides(a) for name, a in arguments.items()}
+
+    # -- values --------------------------------------------------------------------------------------------
+
+    def value(self, node: Node, guards: Guards = ()) -> Value:
+        """The node's value where the guards hold (elsewhere anything): a scalar, or one element per lane."""
+        if node.kind == "const":
+            return constant(register_type(node.dtype), _number(node))
+        if node.kind == "given":
+            return self.scopes.bound(str(node.data))
+        if not node.loads:
+            guards = ()
+        names = node.deps | self.guard_names(guards)
+        return self.scopes.placed(names, (node, guards), lambda: self._compute(node, guards))
+
+    def _compute(self, node: Node, guards: Guards) -> Value:
+        if node.kind == "load":
+            return self._load(node, guards, 0)
+        if node.kind == "index":
+            return self._index(node, guards)
+        if node.kind == "apply":
+            return self._apply(node, guards)
+        if node.kind == "guarded":
+            return self._guarded(node, guards)
+        if node.kind == "result":
+            return self.reduction(node.args[0], guards)[node.data]
+        raise AssertionError(node.kind)
+
+    def reduction(self, node: Node, guards: Guards) -> list[Value]:
+        """The results of a reduce node."""
+        from graphflow.compiler.emit.reduction import emit_reduction
+        names = node.deps | self.guard_names(guards)
+        return self.scopes.placed(names, (node, guards), lambda: emit_reduction(self, node, guards))
+
+    def wide(self, value: Value, names: Names) -> Value:
+        """A scalar that depends on `names`, in every lane."""
+        lane = self.scopes.lane
+        if lane is None or value.type.lanes > 1 or lane.count == 1 or value.name[0] not in "%@":
+            return value
+        count = lane.count
+        return self.scopes.placed(names, ("splat", count, value.name), lambda: self.b.splat(value, count))
+
+    def _apply(self, node: Node, guards: Guards) -> Value:
+        values = [self.value(a, guards) for a in node.args]
+        if any(v.type.lanes > 1 for v in values):
+            first = 1 if node.data == "where" else 0           # a scalar condition chooses whole vectors
+            values = [self.wide(v, a.deps | self.guard_names(guards if a.loads else ())) if i >= first else v
+                      for i, (v, a) in enumerate(zip(values, node.args))]
+        if all(v.name[0] != "%" for v in values):              # the builder needs one operand that is a value
+            values[0] = self.b.bitcast(values[0], values[0].type)
+        if node.data == "cast":
+            return convert(self.b, values[0], node.args[0].dtype, node.dtype)
+        return scalar(self.b, str(node.data), node.args[-1].dtype, *values)
+
+    def _index(self, node: Node, guards: Guards) -> Value:
+        b, element = self.b, register_type(node.dtype)
+        s = self.spread(node.data, guards)
+        if s.uniform:
+            return convert(b, self.scalar(s.base, guards), I64, node.dtype)
+        lane = self.scopes.lane
+        assert lane is not None
+        low, high = bounds_of(s.base, self.bounds)
+        small = isinstance(s.stride, int) and (s.extra is None or s.low is not None)
+        if small and low is not None and high is not None and -(1 << 29) < low and high < 1 << 29:
+            at = b.add(self.small(s, lane.count), b.cast(self.scalar(s.base, guards), I32))
+        elif small and node.dtype.is_integer and node.dtype.bytes == 4:
+            at = b.add(self.small(s, lane.count), b.cast(self.scalar(s.base, guards), I32))
+        else:
+            at = self.vector(s, guards)
+        return b.cast(at, element)
+
+    def _guarded(self, node: Node, guards: Guards) -> Value:
+        value, fill = node.args
+        needed = tuple(g for g in node.data if g not in guards and not self.proven(g))
+        if not needed:
+            return self.value(value, guards)
+        inside = (*guards, *needed)
+        other = self.value(fill, guards)
+        if value.kind == "load" and fill.kind == "const" and value.dtype.kind != "b":
+            names = value.deps | self.guard_names(inside)
+            return self.scopes.placed(names, (value, inside, fill),
+                                      lambda: self._load(value, inside, other))
+        value = self.value(value, inside)
+        for condition in self.condition(inside if _nested(inside, needed, self) else needed):
+            if condition is not None:
+                if condition.type.lanes > 1 and self.scopes.lane:
+                    value, other = (self.b.splat(v, self.scopes.lane.count) for v in (value, other))
+                value = self.b.select(condition, value, other)
+        return value
+
+    def indirect_value(self, name: str, guards: Guards) -> Value:
+        """The indirect integer of that name, as I64."""
+        node = self.nodes.indirect[name]
+        names = node.deps | self.guard_names(guards)
+        return self.scopes.placed(names, ("indirect", name, guards), lambda: convert(
+            self.b, self.value(node, guards), node.dtype, I64))
+
+    # -- memory --------------------------------------------------------------------------------------------
+
+    def offset(self, arg: str, index: tuple[DimLike, ...]) -> DimLike:
+        """The number of the element at `index`, counted from the argument's first."""
+        total: DimLike = 0
+        for d, step in zip(index, self._strides[arg]):
+            total = total + (d * step if isinstance(d, int) or not isinstance(step, int) else d * step)
+        return total
+
+    def address(self, arg: str, offset: DimLike, guards: Guards = ()) -> Value:
+        """The address of the element with that number. What is fixed in outer loops is added there."""
+        element = MEMORY_TYPES[self.arguments[arg].dtype.name]
+        groups, rest = self.by_level(offset)
+        at, so_far = self.pointers[arg], 0
+        for group in groups:
+            so_far = so_far + group
+            at = self._step(at, group, so_far, arg, element, guards)
+        return self._step(at, rest, so_far + rest, arg, element, guards) if rest else at
+
+    def _step(self, at: Value, by: DimLike, total: DimLike, arg: str, element: Type, guards: Guards) -> Value:
+        guards = self.context(names_in(total) if not isinstance(total, int) else frozenset(), guards)
+        names = self.nodes.closure(total) | self.guard_names(guards)
+        return self.scopes.placed(names, ("address", arg, total, guards),
+                                  lambda: self.b.gep(at, self.scalar(by, guards), element))
+
+    def safe(self) -> Value:
+        """Where loads may read when they must read nothing."""
+        return safe_place(self.b.module)
+
+    def _load(self, node: Node, guards: Guards, fill: Value | int) -> Value:
+        arg, index, _ = node.data
+        element = MEMORY_TYPES[node.dtype.name]
+        s = self.spread(self.offset(arg, index), guards)
+        uniform, mask = self.condition(guards)
+        lane = self.scopes.lane
+        if s.uniform:
+            value = self._scalar_load(arg, s.base, element, guards, uniform, mask, fill)
+        else:
+            assert lane is not None
+            mask = self.both(mask, lane.mask)
+            value = self._vector_load(arg, s, element.vector(lane.count), guards, uniform, mask, fill)
+        return self.b.compare("ne", value, 0) if node.dtype.kind == "b" else value
+
+    def _scalar_load(self, arg: str, base: DimLike, element: Type, guards: Guards, uniform: Value | None,
+                     mask: Value | None, fill: Value | int) -> Value:
+        b = self.b
+        address = self.address(arg, base, guards)
+        wanted = uniform
+        if mask is not None:
+            some = b.any(mask)
+            wanted = some if uniform is None else b.and_(some, uniform)
+        if wanted is None:
+            return b.load(element, address)
+        value = b.load(element, b.select(wanted, address, self.safe()))
+        if mask is not None:
+            return self._filled(self._filled(value, fill, mask), fill, uniform)
+        return self._filled(value, fill, uniform)
+
+    def _filled(self, value: Value, fill: Value | int, condition: Value | None) -> Value:
+        """`value` where the condition holds, else `fill`; zeros from the safe place need no more filling."""
+        if condition is None:
+            return value
+        if condition.type.lanes == 1 and (isinstance(fill, int) or _is_zero(fill)):
+            return value
+        if condition.type.lanes > 1:
+            value = self.b.splat(value, condition.type.lanes)
+        return self.b.select(condition, value, fill)
+
+    def _vector_load(self, arg: str, s: Spread, type: Type, guards: Guards, uniform: Value | None,
+                     mask: Value | None, fill: Value | int) -> Value:
+        b = self.b
+        if mask is None and (s.extra is not None or not _near(s.stride)) or mask is not None:
+            if uniform is not None:                            # no plain vector load: masks serve all
+                mask = self.both(mask, b.splat(uniform, type.lanes))
+                uniform = None
+        stride = s.stride if s.extra is None else None
+        if stride == 1 or stride == -1:
+            first = self.address(arg, s.base if stride == 1 else s.base - (type.lanes - 1), guards)
+            value = self._run(type, first, uniform, mask, fill, backwards=stride == -1)
+        elif mask is None and _near(stride):
+            value = self._strided(arg, s.base, int(stride), type, guards, uniform)     # type: ignore[arg-type]
+        else:
+            return b.gather(type, self._addresses(arg, s, type, guards), mask, fill)
+        return value if mask is not None else self._filled(value, fill, uniform)
+
+    def _run(self, type: Type, first: Value, uniform: Value | None, mask: Value | None, fill: Value | int,
+             backwards: bool) -> Value:
+        """Neighbouring elements, in descending order if `backwards`."""
+        b = self.b
+        order = list(range(type.lanes))[::-1]
+        if mask is not None:
+            mask = b.shuffle(mask, None, order) if backwards else mask
+            value = b.masked_load(type, first, mask, fill)
+        else:
+            value = b.load(type, first if uniform is None else b.select(uniform, first, self.safe()))
+        return b.shuffle(value, None, order) if backwards else value
+
+    def _strided(self, arg: str, base: DimLike, stride: int, type: Type, guards: Guards,
+                 uniform: Value | None) -> Value:
+        """Every stride-th element, from whole vectors; nothing beyond the last element is touched."""
+        b, count = self.b, type.lanes
+        address = self.address(arg, base, guards)
+        if uniform is not None:
+            address = b.select(uniform, address, self.safe())
+        element = type.scalar
+        parts = [b.load(type, b.gep(address, i * count, element)) for i in range(stride - 1)]
+        inside = [(stride - 1) * count + lane <= stride * (count - 1) for lane in range(count)]
+        parts.append(b.masked_load(type, b.gep(address, (stride - 1) * count, element),
+                                   vector_constant(I1.vector(count), inside)))
+        wanted = [stride * lane for lane in range(count)]
+        value = parts[0]
+        for i, part in enumerate(parts[1:], 1):
+            done = sum(w < i * count for w in wanted)
+            kept = wanted[:done] if i == 1 else list(range(done))
+            order = kept + [w - i * count + count if w < (i + 1) * count else -1 for w in wanted[done:]]
+            value = b.shuffle(value, part, order)
+        return value
+
+    def _addresses(self, arg: str, s: Spread, type: Type, guards: Guards) -> Value:
+        """The address of each lane's element."""
+        element = MEMORY_TYPES[self.arguments[arg].dtype.name]
+        base = self.address(arg, s.base, guards)
+        if isinstance(s.stride, int) and (s.extra is None or s.low is not None):
+            offsets = self.small(s, type.lanes)
+        else:
+            offsets = self.vector(Spread(0, s.stride, s.extra, s.low, s.high), guards)
+        if offsets.name[0] != "%" and offsets.type.lanes == 1:
+            offsets = self.b.splat(offsets, type.lanes)
+        return self.b.gep(base, offsets, element)
+
+    def both(self, x: Value | None, y: Value | None) -> Value | None:
+        """The conjunction of two masks; None is true."""
+        if x is None or y is None:
+            return y if x is None else x
+        return self.b.and_(x, y)
+
+    def store(self, store: Store) -> None:
+        """Stores the value of the statement's expression, in the valid lanes."""
+        value = self.value(self.nodes.of(store.value))
+        self.store_value(store.arg, store.index, value)
+        self.nodes.stored(store.arg)
+
+    def store_value(self, arg: str, index: tuple[DimLike, ...], value: Value) -> None:
+        """Stores a value at an index of an argument, in the valid lanes."""
+        b, lane = self.b, self.scopes.lane
+        element = MEMORY_TYPES[self.arguments[arg].dtype.name]
+        if value.type.element == "i1":
+            value = b.cast(value, element)
+        s = self.spread(self.offset(arg, index))
+        if lane is None or lane.count == 1 or s.uniform:
+            b.store(b.extract(value, 0), self.address(arg, s.base))
+            return
+        value = b.splat(value, lane.count)
+        if s.extra is None and s.stride == 1:
+            address = self.address(arg, s.base)
+            if lane.mask is None:
+                b.store(value, address)
+            else:
+                b.masked_store(value, address, lane.mask)
+        else:
+            b.scatter(value, self._addresses(arg, s, value.type, ()), lane.mask)
+
+
+def _near(stride: DimLike | None) -> bool:
+    """Whether whole vectors are the best way to load with this stride."""
+    return isinstance(stride, int) and stride in (1, -1, 2, 3, 4)
+
+
+def _number(node: Node) -> float:
+    return float.fromhex(str(node.data)) if node.dtype.is_float else int(node.data)      # type: ignore[call-overload]
+
+
+def _is_zero(value: Value) -> bool:
+    return value.name in ("0", "false", "0x0000000000000000")
+
+
+def _nested(inside: Guards, needed: Guards, e: Emitter) -> bool:
+    """Whether the needed guards use indirect integers, whose loads stand under the outer ones."""
+    return any(e.nodes.is_indirect(n) for g in needed for d in (g.at, g.bound) if not isinstance(d, int)
+               for n in names_in(d))
+
+
+def safe_place(module: Module) -> Value:
+    """The module's zeros for loads that must read nothing."""
+    if not any(line.startswith("@safe ") for line in module._globals):
+        module._globals.append(f"@safe = internal constant [{SAFE_BYTES} x i8] zeroinitializer, align 64")
+    return Value(PTR, "@safe")

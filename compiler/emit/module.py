@@ -1,0 +1,54 @@
+"""A program of kernels as one LLVM module.
+
+    text = emit_module(program, target)
+
+The module defines each kernel's function and the entry (see `loops`, `contraction` and `entry` for their conventions).
+"""
+from __future__ import annotations
+
+from graphflow.compiler.emit.builder import Module
+from graphflow.compiler.emit.entry import describe, emit_entry
+from graphflow.compiler.emit.loops import cut, emit_loop_kernel
+from graphflow.compiler.kernel.form import Kernel, LoopKernel
+from graphflow.compiler.kernel.program import KernelProgram
+from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.plan.schema import Launch
+from graphflow.compiler.target import Target
+
+
+def emit_module(program: KernelProgram, target: Target) -> str:
+    """The program as LLVM IR text: its kernels and the entry, named like the plan."""
+    module = Module()
+    origins: dict[str, set[int]] = {}
+    for item in program.plan.body:
+        if isinstance(item, Launch):
+            origins.setdefault(item.kernel, set()).update(item.origins)
+    for name, kernel in program.kernels.items():
+        emit_kernel(module, kernel, target, describe(tuple(sorted(origins.get(name, ())))))
+    emit_entry(module, program)
+    return module.text()
+
+
+def emit_kernel(module: Module, kernel: Kernel, target: Target, note: str = "") -> None:
+    """Adds a kernel's function to the module."""
+    if isinstance(kernel, LoopKernel):
+        emit_loop_kernel(module, kernel, target)
+    else:
+        from graphflow.compiler.emit.contraction import emit_contraction
+        emit_contraction(module, kernel, target)
+
+
+def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
+    """How many tasks the kernel's work is cut into."""
+    if isinstance(kernel, LoopKernel):
+        return cut(kernel).count
+    from graphflow.compiler.emit.contraction import contraction_tasks
+    return contraction_tasks(kernel, target)
+
+
+def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
+    """Bytes of scratch that each worker needs."""
+    if isinstance(kernel, LoopKernel):
+        return 0
+    from graphflow.compiler.emit.contraction import contraction_scratch
+    return contraction_scratch(kernel, target)

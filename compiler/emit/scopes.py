@@ -1,0 +1,188 @@
+"""Where code goes: nested scopes, and values put into the outermost one in which they are valid.
+
+`Scopes` wraps a `Builder`. Opening a loop opens two scopes: one *before* the loop, to which code is still added while
+the body is being written (it runs only if the loop does), and the body. Whatever is computed is remembered in the scope
+that it was put in, so it is computed once.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from graphflow.compiler.emit.builder import I64, Builder, Loop, Point, Value, constant, vector_constant
+from graphflow.compiler.emit.nodes import Names
+from graphflow.compiler.emit.values import I1
+from graphflow.compiler.plan.errors import CompilerError
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The vectorised variable: its value in lane l is `var` + l. `count` lanes, of which `mask` tells the valid ones
+    (None: all). `var` is a multiple of `align`."""
+    var: str
+    count: int
+    mask: Value | None = None
+    align: int = 1
+
+
+@dataclass
+class Scope:
+    """A piece of straight code and what it has computed. `point`: where its code goes (None: here)."""
+    point: Point | None = None
+    lane: Lane | None = None
+    memo: dict[Hashable, Any] = field(default_factory=dict)
+
+
+class Scopes:
+    """The stack of scopes of the function that `b` builds; names are bound to scalar I64 values unless said otherwise."""
+
+    def __init__(self, b: Builder):
+        self.b = b
+        self.stack = [Scope()]
+        self._bound: dict[str, tuple[int, Value]] = {}
+
+    @property
+    def lane(self) -> Lane | None:
+        """The vectorised variable here, if any."""
+        return self.stack[-1].lane
+
+    def bind(self, name: str, value: Value) -> None:
+        """Binds a name in the current scope."""
+        self._bound[name] = len(self.stack) - 1, value
+
+    def bound(self, name: str) -> Value:
+        """What a name is bound to."""
+        if name not in self._bound:
+            raise CompilerError(f"the name {name} is used outside its loop", stage="emit")
+        return self._bound[name][1]
+
+    def level(self, names: Names) -> int:
+        """The number of the innermost scope that binds one of the names; names bound nowhere count as outermost."""
+        return max((self._bound[n][0] for n in names if n in self._bound), default=0)
+
+    def placed(self, names: Names, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` emits, in the outermost scope where all names are bound; made once for each key."""
+        level = self.level(names)
+        last = len(self.stack) - 1
+        at = level if level == last else level + 1
+        for i in {level, at}:
+            if key in self.stack[i].memo:
+                return self.stack[i].memo[key]
+        scope = self.stack[at]
+        if at == last or scope.point is None:
+            made = make()
+        else:
+            whole, self.stack = self.stack, self.stack[:at + 1]
+            with self.b.at(scope.point):
+                made = make()
+            self.stack = whole
+        scope.memo[key] = made
+        return made
+
+    @contextmanager
+    def block(self, var: str, value: Value, lane: Lane | None = None) -> Iterator[None]:
+        """A scope that binds `var`, without a loop."""
+        outer = self._bound.get(var)
+        here = self.lane
+        self.stack = [*self.stack, Scope(self.b.point(), here), Scope(None, lane or here)]
+        self.bind(var, value)
+        yield
+        self._close(var, outer)
+
+    def _close(self, var: str, outer: tuple[int, Value] | None) -> None:
+        self.stack = self.stack[:-2]
+        if outer is None:
+            self._bound.pop(var, None)
+        else:
+            self._bound[var] = outer
+
+    @contextmanager
+    def loop(self, var: str, start: Value, stop: Value, step: int = 1, carry: Sequence[Value] = (),
+             lane: Callable[[Value], Lane] | None = None) -> Iterator[Loop]:
+        """A loop over `var`, as `Builder.loop`; `lane` makes the vectorised variable from the loop's index."""
+        b = self.b
+        first, last = _number(start), _number(stop)
+        certain = first is not None and last is not None and first < last
+        if certain and first + step >= last:               # type: ignore[operator]
+            with self.block(var, start, lane(start) if lane else None):
+                once = Loop(start, carry)                   # type: ignore[arg-type]
+                yield once
+            once.results = list(once.following)
+            return
+        before, done = b.block("before"), b.block("done")
+        if not certain:
+            b.branch_if(b.compare("lt", start, stop), before, done)
+        else:
+            b.branch(before)
+        entry = b.current
+        b.place(before)
+        point = b.point()
+        body = b.block("loop")
+        b.branch(body)
+        b.place(body)
+        index = b.phi(I64)
+        carried = [b.phi(v.type) for v in carry]
+        loop = Loop(index, list(carried))
+        outer, here = self._bound.get(var), self.lane
+        self.stack = [*self.stack, Scope(point, here), Scope(None, here)]
+        self.bind(var, index)
+        if lane:
+            self.stack[-1].lane = lane(index)
+        yield loop
+        self._close(var, outer)
+        following = b.add(index, step)
+        latch = b.current
+        b.branch_if(b.compare("lt", following, stop), body, done)
+        for phi, value, new in zip([index, *carried], [start, *carry], [following, *loop.following]):
+            phi.add(value, point.current)
+            phi.add(new, latch)
+        b.place(done)
+        loop.results = list(loop.following)
+        if not certain:
+            loop.results = [b.phi(v.type, (v, entry), (new, latch)) for v, new in zip(carry, loop.following)]
+
+    def lanes(self, var: str, start: Value, stop: Value, count: int, body: Callable[[list[Value]], list[Value]],
+              carry: Sequence[Value] = (), masked_only: bool = False, align: int = 0) -> list[Value]:
+        """Runs `body` for vectors of `count` values of `var`: full ones, then a masked one. With `masked_only`, one
+        body serves both. `start` is a multiple of `align` (0: of `count`)."""
+        b = self.b
+        first, last = _number(start), _number(stop)
+        align = align or count
+        if first is not None and last is not None:
+            full: Value = constant(I64, last - (last - first) % count)
+            tail = (last - first) % count > 0
+        else:
+            span = b.sub(stop, start)
+            full, tail = b.sub(stop, b.and_(span, count - 1)), True
+            masked_only = masked_only and count > 1
+        results = list(carry)
+        if count == 1:
+            full, tail = stop, False
+        if tail and masked_only:
+            full = start
+        elif full.name != start.name:
+            with self.loop(var, start, full, count, results, lambda i: Lane(var, count, None, align)) as loop:
+                loop.next(*body(loop.carry))
+            results = loop.results
+        if tail:
+            def masked(index: Value) -> Lane:
+                return Lane(var, count, self._first(index, stop, count), align)
+
+            with self.loop(var, full, stop, count, results, masked) as loop:
+                loop.next(*body(loop.carry))
+            results = loop.results
+        return results
+
+    def _first(self, index: Value, stop: Value, count: int) -> Value:
+        """The mask of the lanes below `stop`."""
+        at, end = _number(index), _number(stop)
+        if at is not None and end is not None:
+            return vector_constant(I1.vector(count), [at + lane < end for lane in range(count)])
+        return self.b.first_lanes(self.b.sub(stop, index), count)
+
+
+def _number(value: Value) -> int | None:
+    """The number of a constant, else None."""
+    return None if value.name.startswith("%") else int(value.name)
