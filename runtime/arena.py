@@ -55,6 +55,7 @@ class Arena:
 
     @property
     def address(self) -> int:
+        """Where the block starts."""
         return address_of(self.block)
 
     @property

@@ -112,8 +112,8 @@ class CpuProgram:
         memory."""
         copies = []
         for (place, dtype), feed in zip(self._feeds, feeds):
-            if feed.dtype != dtype:
-                self.checker.check_types(feeds)
+            if not isinstance(feed, np.ndarray) or feed.dtype != dtype:
+                self.checker.check_types(feeds)       # raises
             flags = feed.flags
             if not (flags.c_contiguous and flags.aligned):
                 feed = np.array(feed, dtype, order="C")

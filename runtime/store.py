@@ -40,10 +40,12 @@ class Entry:
 
     @property
     def size(self) -> int:
+        """The number of elements."""
         return int(np.prod(self.shape, dtype=np.int64)) if self.shape else 1
 
     @property
     def bytes(self) -> int:
+        """The bytes of the elements, without padding."""
         return self.size * self.dtype.bytes
 
 

@@ -134,7 +134,12 @@ def test_feeds_that_are_not_row_major(code):
         np.testing.assert_array_equal(program.run([x])[0], x + np.arange(3, dtype=np.float32))
 
 
+class LooksLikeAnArray:
+    shape, dtype, flags = (2, 3), np.dtype("float32"), np.zeros(1).flags
+
+
 @pytest.mark.parametrize("feeds, message", [
+    ([LooksLikeAnArray()], "must be a NumPy array, got LooksLikeAnArray"),
     ([], "takes 1 feeds (x), got 0"),
     ([np.zeros((2, 3), np.float32)] * 2, "got 2"),
     ([[1.0, 2.0, 3.0]], "must be a NumPy array, got list"),

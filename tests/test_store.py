@@ -97,7 +97,8 @@ def test_declaring_again():
     store.declare("w", "parameter", "f32", (3, 4), normal)
     np.testing.assert_array_equal(store["w"], np.ones((3, 4)))
     assert store.version == version
-    for role, dtype, shape in (("slot", "f32", (3, 4)), ("parameter", "f64", (3, 4)), ("parameter", "f32", ())):
+    others = (("slot", "f32", (3, 4)), ("parameter", "f64", (3, 4)), ("parameter", "f32", (12,)))
+    for role, dtype, shape in others:
         with pytest.raises(UseError, match=r"the Store has w as a parameter float32\[3, 4\], not as a"):
             store.declare("w", role, dtype, shape)
 

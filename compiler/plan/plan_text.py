@@ -108,10 +108,7 @@ class _Parser:
         s.expect("symbols")
         symbols = s.sequence("[", s.name, "]")
         buffers = self._lines("buffer", self._buffer)
-        ids = []
-        for word in ("feeds", "outputs", "states", "written"):
-            s.expect(word)
-            ids.append(s.sequence("[", s.name, "]"))
+        feeds, outputs, states, written = map(self._ids, ("feeds", "outputs", "states", "written"))
         body: list[Item] = []
         while s.kind() == "integer":
             if s.integer() != len(body):
@@ -121,8 +118,12 @@ class _Parser:
         messages = self._lines("message", self._message)
         guards = self._lines("guard", self._guard)
         s.end()
-        return Plan(name, target, symbols, tuple(buffers), *ids, tuple(body), tuple(messages), tuple(guards),
-                    version)
+        return Plan(name, target, symbols, tuple(buffers), feeds, outputs, states, written, tuple(body),
+                    tuple(messages), tuple(guards), version)
+
+    def _ids(self, word: str) -> tuple[str, ...]:
+        self.s.expect(word)
+        return self.s.sequence("[", self.s.name, "]")
 
     def _lines(self, word: str, read: Callable) -> list:
         out = []
