@@ -1,8 +1,9 @@
 """Pooling over windows of the spatial axes of x[N, C, ...], 1 to 3 of them.
 
-`max_pool` gives the maxima and the *switches*: where in its window (row-major) each maximum was found. `unpool` sends
-values back to where the switches point, `pool_take` reads there; they are each other's gradients, and `unpool` is that of
-`max_pool`. `window_sum` and `window_sum_grad` are each other's gradients; average pooling is `window_sum` over a count.
+`max_pool` gives the maxima and the *switches*: where in its window (row-major) each maximum was found.
+`unpool` sends values back to where the switches point, `pool_take` reads there; they are each other's
+gradients, and `unpool` is that of `max_pool`. `window_sum` and `window_sum_grad` are each other's gradients;
+average pooling is `window_sum` over a count.
 
 The backward ops have one owner for each input element: it looks at the windows that cover it, at most
 ceil(window / stride) along an axis, so nothing is scattered.
@@ -17,8 +18,17 @@ import numpy as np
 from graphflow.compiler.ir.graph import Attrs, Node, Region, TensorType, Value
 from graphflow.compiler.kernel.form import Expr, Guard
 from graphflow.compiler.ops.contract import per_axis, per_side, window_extent
-from graphflow.compiler.ops.record import (REQUIRED, Arg, Failure, Index, Op, Point, Pointwise, Sample,
-                                           check_operands)
+from graphflow.compiler.ops.record import (
+    REQUIRED,
+    Arg,
+    Failure,
+    Index,
+    Op,
+    Point,
+    Pointwise,
+    Sample,
+    check_operands,
+)
 from graphflow.compiler.plan.dims import DimLike, ceildiv, floordiv, product, symbol
 from graphflow.compiler.plan.dtypes import I32
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
@@ -36,7 +46,8 @@ def _windows(op: str, attrs: Attrs, axes: int) -> Windows:
     padding = per_side(op, attrs["padding"], axes)
     for size, sides in zip(window, padding):
         if max(sides) >= size:
-            raise UseError(f"{op}: a padding of {sides} would leave windows of {size} with nothing but padding", op=op,
+            raise UseError(f"{op}: a padding of {sides} would leave windows of {size} with nothing but "
+                           f"padding", op=op,
                            hint="pad less than the window's size")
     return Windows(window, per_axis(op, "stride", attrs["stride"], axes, 1), padding)
 
@@ -52,10 +63,11 @@ def _check(op: str, types: Sequence[TensorType], count: int) -> None:
         raise ShapeError(f"{op} needs [N, C, ...] with 1 to 3 spatial axes, got {types[0].rank} axes", op=op,
                          shapes=shapes)
     if not types[0].dtype.is_float:
-        raise DTypeError(f"{op} needs floats, got {types[0].dtype}", op=op, shapes=shapes, hint="cast to float32")
+        raise DTypeError(f"{op} needs floats, got {types[0].dtype}", op=op, shapes=shapes,
+                         hint="cast to float32")
     if count == 2 and types[1].dtype != I32:
-        raise DTypeError(f"{op} needs int32 switches (the second result of max_pool), got {types[1].dtype}", op=op,
-                         shapes=shapes)
+        raise DTypeError(f"{op} needs int32 switches (the second result of max_pool), got {types[1].dtype}",
+                         op=op, shapes=shapes)
 
 
 def _pooled(op: str, x: Sequence[DimLike], w: Windows, shapes: Sequence[Any]) -> tuple[DimLike, ...]:
@@ -65,7 +77,8 @@ def _pooled(op: str, x: Sequence[DimLike], w: Windows, shapes: Sequence[Any]) ->
 
 
 def _unpooled(op: str, types: Sequence[TensorType], attrs: Attrs) -> TensorType:
-    """The type of the gradient for the windows' input; checks that `types[0]` is the windows' result for it."""
+    """The type of the gradient for the windows' input; checks that `types[0]` is the windows' result for
+    it."""
     dy = types[0].shape
     if len(attrs["spatial"]) != len(dy) - 2:
         raise ShapeError(f"{op} needs one size of `spatial` for each of {len(dy) - 2} spatial axes, "
@@ -74,14 +87,15 @@ def _unpooled(op: str, types: Sequence[TensorType], attrs: Attrs) -> TensorType:
     expected = _pooled(op, x, _windows(op, attrs, len(dy) - 2), [t.shape for t in types])
     if expected != tuple(dy):
         wanted = "[" + ", ".join(map(str, expected)) + "]"
-        raise ShapeError(f"{op}: an input of spatial size {tuple(attrs['spatial'])} has windows {wanted}", op=op,
-                         shapes=[t.shape for t in types])
+        raise ShapeError(f"{op}: an input of spatial size {tuple(attrs['spatial'])} has windows {wanted}",
+                         op=op, shapes=[t.shape for t in types])
     return TensorType(types[0].dtype, x)
 
 
 def _covering(w: Windows, place: Index, outs: Sequence[DimLike], steps: Sequence[DimLike]
               ) -> tuple[list[DimLike], list[DimLike], list[Guard]]:
-    """The window number `steps` back from the last that covers input `place`, the place inside it, and the guards under
+    """The window number `steps` back from the last that covers input `place`, the place inside it, and the
+    guards under
     which there is such a window."""
     at: list[DimLike] = []
     inside: list[DimLike] = []
@@ -104,7 +118,8 @@ def _tiles(w: Windows, spatial: Sequence[DimLike], outs: Sequence[DimLike]) -> b
 
 
 def _sum_over_covering(p: Point, place: Index, term: Any) -> Expr:
-    """Adds `term(window's index, place inside it, guards)` over the windows that cover `place`; no loop where it is one."""
+    """Adds `term(window's index, place inside it, guards)` over the windows that cover `place`; no loop where
+    it is one."""
     dy = p.node.inputs[0].shape[2:]
     w = _windows(p.node.op, p.node.attrs, len(dy))
     counts = [ceildiv(size, stride) for size, stride in zip(w.window, w.stride)]
@@ -139,7 +154,8 @@ def _add_back(w: Windows, shape: Sequence[int], dtype: Any, piece: Any) -> Any:
     out = np.zeros((*shape[:2], *padded), dtype)
     for at in np.ndindex(*w.window):
         values = piece(at)
-        reached = tuple(slice(r, r + (n - 1) * s + 1 if n else r, s) for r, s, n in zip(at, w.stride, values.shape[2:]))
+        reached = tuple(slice(r, r + (n - 1) * s + 1 if n else r, s) for r, s,
+                        n in zip(at, w.stride, values.shape[2:]))
         out[(slice(None), slice(None), *reached)] += values
     inside = tuple(slice(low, low + size) for size, (low, _) in zip(shape[2:], w.padding))
     return np.ascontiguousarray(out[(slice(None), slice(None), *inside)])
@@ -154,15 +170,8 @@ def _max_pool_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[Ten
     x = arrays[0]
     w = _windows("max_pool", attrs, x.ndim - 2)
     shape: Any = types[0].shape
-    count = int(product(w.window))
-    flat = _view(x, w, 0).reshape(*shape, count)
-    real = _view(np.ones(x.shape, bool), w, False).reshape(*shape, count)
-    first_nan = np.where(real & np.isnan(flat), np.inf, np.where(real, flat, -np.inf))
-    # Among infinities the padding comes last: a window of -inf alone still points at an element.
-    rank = np.where(real, np.where(np.isnan(flat), 2, 1), 0)
-    best = np.where(rank == rank.max(-1, keepdims=True), first_nan, -np.inf)
-    hits = (best == best.max(-1, keepdims=True)) & (rank == rank.max(-1, keepdims=True))
-    switches = np.argmax(hits, axis=-1).astype(np.int32)
+    flat = _view(x, w, -np.inf).reshape(*shape, int(product(w.window)))
+    switches = np.argmax(flat, axis=-1).astype(np.int32)           # the first NaN, else the first maximum
     values = np.take_along_axis(flat, switches[..., None].astype(np.int64), axis=-1)[..., 0]
     return [np.ascontiguousarray(values), switches]
 
@@ -190,7 +199,8 @@ def _window_sum_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[T
     return [view.sum(axis=tuple(range(x.ndim, view.ndim)), dtype=x.dtype)]
 
 
-def _window_sum_grad_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> Sequence[Any]:
+def _window_sum_grad_reference(arrays: Sequence[Any], attrs: Attrs,
+                               types: Sequence[TensorType]) -> Sequence[Any]:
     dy = arrays[0]
     shape: Any = types[0].shape
     return [_add_back(_windows("window_sum_grad", attrs, dy.ndim - 2), shape, dy.dtype, lambda at: dy)]
@@ -198,23 +208,28 @@ def _window_sum_grad_reference(arrays: Sequence[Any], attrs: Attrs, types: Seque
 
 # Typing
 
-def _max_pool_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> Sequence[TensorType]:
+def _max_pool_infer(types: Sequence[TensorType], attrs: Attrs,
+                    regions: Sequence[Region]) -> Sequence[TensorType]:
     _check("max_pool", types, 1)
     x = types[0].shape
     shape = _pooled("max_pool", x, _windows("max_pool", attrs, len(x) - 2), [x])
     if 0 in x[2:]:
-        raise ShapeError(f"max_pool: axis {x.index(0, 2)} has no elements to take a maximum of", op="max_pool", shapes=[x])
+        raise ShapeError(f"max_pool: axis {x.index(0, 2)} has no elements to take a maximum of",
+                         op="max_pool", shapes=[x])
     return [TensorType(types[0].dtype, shape), TensorType(I32, shape)]
 
 
-def _unpool_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> Sequence[TensorType]:
+def _unpool_infer(types: Sequence[TensorType], attrs: Attrs,
+                  regions: Sequence[Region]) -> Sequence[TensorType]:
     _check("unpool", types, 2)
     if types[0].shape != types[1].shape:
-        raise ShapeError("unpool needs one switch for each value", op="unpool", shapes=[t.shape for t in types])
+        raise ShapeError("unpool needs one switch for each value", op="unpool",
+                         shapes=[t.shape for t in types])
     return [_unpooled("unpool", types, attrs)]
 
 
-def _pool_take_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> Sequence[TensorType]:
+def _pool_take_infer(types: Sequence[TensorType], attrs: Attrs,
+                     regions: Sequence[Region]) -> Sequence[TensorType]:
     _check("pool_take", types, 2)
     x = types[0].shape
     shape = _pooled("pool_take", x, _windows("pool_take", attrs, len(x) - 2), [t.shape for t in types])
@@ -224,10 +239,12 @@ def _pool_take_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequenc
     return [TensorType(types[0].dtype, shape)]
 
 
-def _window_sum_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> Sequence[TensorType]:
+def _window_sum_infer(types: Sequence[TensorType], attrs: Attrs,
+                      regions: Sequence[Region]) -> Sequence[TensorType]:
     _check("window_sum", types, 1)
     x = types[0].shape
-    return [TensorType(types[0].dtype, _pooled("window_sum", x, _windows("window_sum", attrs, len(x) - 2), [x]))]
+    return [TensorType(types[0].dtype,
+                       _pooled("window_sum", x, _windows("window_sum", attrs, len(x) - 2), [x]))]
 
 
 def _window_sum_grad_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]
@@ -257,7 +274,8 @@ def _window_sum_gradient(b: Any, node: Node, cotangents: Sequence[Value | None])
     return [b.window_sum_grad(cotangents[0], spatial=node.inputs[0].shape[2:], **_same_attrs(node))]
 
 
-def _window_sum_grad_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> Sequence[Value | None]:
+def _window_sum_grad_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> Sequence[Value
+                                                                                                  | None]:
     return [b.window_sum(cotangents[0], **_same_attrs(node))]
 
 
@@ -276,13 +294,9 @@ def _max_pool_value(p: Point, index: Index, result: int) -> Expr:
     loops = p.loops(*w.window)
     inside = [symbol(name) for name, _ in loops]
     places, guards = _under_window(w, index[2:], inside, x.shape[2:])
+    value = p.operand(0, (*index[:2], *places), guards, fill=float("-inf"))
     if result == 0:
-        return p.reduce("max", loops, p.operand(0, (*index[:2], *places), guards, fill=float("-inf")))
-    value = p.operand(0, (*index[:2], *places))
-    if guards:
-        # -inf counts as the lowest finite number, so that no element ever ties with the padding.
-        value = p.apply("maximum", value, p.const(float(np.finfo(x.dtype.numpy).min), x.dtype))
-        value = p.guarded(guards, value, p.const(float("-inf"), x.dtype))
+        return p.reduce("max", loops, value)
     return p.reduce("argmax", loops, value, p.index(_position(inside, w.window), I32), result=1)
 
 
@@ -319,7 +333,8 @@ def _window_sum_value(p: Point, index: Index, result: int) -> Expr:
 
 
 def _window_sum_grad_value(p: Point, index: Index, result: int) -> Expr:
-    return _sum_over_covering(p, index[2:], lambda at, inside, guards: p.operand(0, (*index[:2], *at), guards))
+    return _sum_over_covering(p, index[2:], lambda at, inside,
+                              guards: p.operand(0, (*index[:2], *at), guards))
 
 
 # Costs and samples
@@ -333,7 +348,8 @@ def _per_window(node: Node) -> DimLike:
 def _per_covering(node: Node) -> DimLike:
     """One operation for each window that may cover each element."""
     w = _windows(node.op, node.attrs, node.types[0].rank - 2)
-    return product(node.types[0].shape) * product(ceildiv(size, stride) for size, stride in zip(w.window, w.stride))
+    return product(node.types[0].shape) * product(ceildiv(size, stride) for size,
+                                                  stride in zip(w.window, w.stride))
 
 
 _CASES: tuple[tuple[tuple[int, ...], dict[str, Any]], ...] = (
@@ -364,7 +380,8 @@ def _samples_of_input(distinct: bool) -> Any:
 
 
 def _unpool_samples() -> list[Sample]:
-    return [Sample((Arg(_result_shape(shape, attrs)), _switch_arg(shape, attrs)), {**attrs, "spatial": shape[2:]})
+    return [Sample((Arg(_result_shape(shape, attrs)), _switch_arg(shape, attrs)),
+                   {**attrs, "spatial": shape[2:]})
             for shape, attrs in _CASES]
 
 
@@ -373,12 +390,14 @@ def _pool_take_samples() -> list[Sample]:
 
 
 def _window_sum_grad_samples() -> list[Sample]:
-    return [Sample((Arg(_result_shape(shape, attrs)),), {**attrs, "spatial": shape[2:]}) for shape, attrs in _CASES]
+    return [Sample((Arg(_result_shape(shape, attrs)),), {**attrs, "spatial": shape[2:]}) for shape,
+            attrs in _CASES]
 
 
 _ATTRS = {"window": REQUIRED, "stride": REQUIRED, "padding": 0}
 _TWO = {"window": 2, "stride": 2}
-_DOC = (" `window`, `stride`: an integer or one for each spatial axis; `padding`: an integer or a (low, high) pair for "
+_DOC = (" `window`, `stride`: an integer or one for each spatial axis; `padding`: an integer or a (low, "
+        "high) pair for "
         "each spatial axis.")
 _BAD = (
     Failure((Arg((2, 3)),), _TWO, "1 to 3 spatial axes"),
@@ -392,33 +411,43 @@ _BAD = (
 
 OPS: tuple[Op, ...] = (
     Op("max_pool", "window",
-       "The maximum of each window, and its place in the window as int32 (row-major; the first of equal ones). NaN wins; "
-       "padding never does." + _DOC,
-       ("x",), _max_pool_infer, _max_pool_reference, _max_pool_gradient, Pointwise(_max_pool_value), attrs=_ATTRS,
-       flops=_per_window, samples=_samples_of_input(True),
-       failures=(*_BAD, Failure((Arg((1, 1, 0, 4)),), {"window": 2, "stride": 1, "padding": 1}, "has no elements"))),
+       "The maximum of each window, and its place in the window as int32 (row-major; the first of equal "
+       "ones). NaN wins; "
+       "padding counts as -infinity." + _DOC,
+       ("x",), _max_pool_infer, _max_pool_reference, _max_pool_gradient, Pointwise(_max_pool_value),
+       attrs=_ATTRS, flops=_per_window, samples=_samples_of_input(True),
+       failures=(*_BAD, Failure((Arg((1, 1, 0, 4)),), {"window": 2, "stride": 1, "padding": 1},
+                                "has no elements"))),
     Op("unpool", "window",
-       "The gradient of `max_pool`: each value goes to the place in its window where its switch points; where windows "
+       "The gradient of `max_pool`: each value goes to the place in its window where its switch points; "
+       "where windows "
        "overlap they add up; what points at padding is dropped. `spatial`: the input's spatial size." + _DOC,
        ("dy", "switches"), _unpool_infer, _unpool_reference, _unpool_gradient, Pointwise(_unpool_value),
        attrs={**_ATTRS, "spatial": REQUIRED}, flops=_per_covering, samples=_unpool_samples,
        failures=(
-           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 1), "i32", 0, 3)), {**_TWO, "spatial": (4, 4)}, "one switch for"),
-           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 2), "i32", 0, 3)), {**_TWO, "spatial": (6, 4)}, "has windows"),
-           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 2), "i64", 0, 3)), {**_TWO, "spatial": (4, 4)}, "int32 switches"),
-           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 2), "i32", 0, 3)), {**_TWO, "spatial": (4,)}, "one size of"))),
+           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 1), "i32", 0, 3)), {**_TWO, "spatial": (4, 4)},
+                   "one switch for"),
+           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 2), "i32", 0, 3)), {**_TWO, "spatial": (6, 4)},
+                   "has windows"),
+           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 2), "i64", 0, 3)), {**_TWO, "spatial": (4, 4)},
+                   "int32 switches"),
+           Failure((Arg((1, 1, 2, 2)), Arg((1, 1, 2, 2), "i32", 0, 3)), {**_TWO, "spatial": (4,)},
+                   "one size of"))),
     Op("pool_take", "gather",
-       "Reads each window of x at the place where its switch points; 0 in the padding. The gradient of `unpool`." + _DOC,
-       ("x", "switches"), _pool_take_infer, _pool_take_reference, _pool_take_gradient, Pointwise(_pool_take_value),
-       attrs=_ATTRS, samples=_pool_take_samples,
+       "Reads each window of x at the place where its switch points; 0 in the padding. The gradient of "
+       "`unpool`." + _DOC,
+       ("x", "switches"), _pool_take_infer, _pool_take_reference, _pool_take_gradient,
+       Pointwise(_pool_take_value), attrs=_ATTRS, samples=_pool_take_samples,
        failures=(
-           Failure((Arg((1, 1, 4, 4)), Arg((1, 1, 2, 1), "i32", 0, 3)), _TWO, "one switch for each window: [1, 1, 2, 2]"),
+           Failure((Arg((1, 1, 4, 4)), Arg((1, 1, 2, 1), "i32", 0, 3)), _TWO, "one switch for each window: "
+                                                                              "[1, 1, 2, 2]"),
            Failure((Arg((1, 1, 4, 4)), Arg((1, 1, 2, 2), "u8", 0, 3)), _TWO, "int32 switches"))),
     Op("window_sum", "window", "The sum of each window; padding counts as 0." + _DOC,
        ("x",), _window_sum_infer, _window_sum_reference, _window_sum_gradient, Pointwise(_window_sum_value),
        attrs=_ATTRS, flops=_per_window, samples=_samples_of_input(False), failures=_BAD),
     Op("window_sum_grad", "window",
-       "The gradient of `window_sum`: for each input element the sum over the windows that cover it. `spatial`: the "
+       "The gradient of `window_sum`: for each input element the sum over the windows that cover it. "
+       "`spatial`: the "
        "input's spatial size." + _DOC,
        ("dy",), _window_sum_grad_infer, _window_sum_grad_reference, _window_sum_grad_gradient,
        Pointwise(_window_sum_grad_value), attrs={**_ATTRS, "spatial": REQUIRED}, flops=_per_covering,

@@ -1,8 +1,9 @@
 """The lexical ground that every text form stands on: graphs, kernels and plans.
 
-Tokens: names, numbers, strings, layouts (``@nhwc+1``) and punctuation; white space separates, ``;`` starts a comment that
-ends with the line. On top of them a `Scanner` reads dimensions, types, guards and literals, and each has the function
-``..._text`` that prints what it reads: print, read, print gives the same text, and floats are exact.
+Tokens: names, numbers, strings, layouts (``@nhwc+1``) and punctuation; white space separates, ``;`` starts a
+comment that ends with the line. On top of them a `Scanner` reads dimensions, types, guards and literals, and
+each has the function ``..._text`` that prints what it reads: print, read, print gives the same text, and
+floats are exact.
 """
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ _Item = TypeVar("_Item")
 class Scanner:
     """Reads tokens from left to right; every mismatch is a TextError with line and column.
 
-    `peek` looks, `accept` takes a token if it is the one asked for, `expect` insists; the others read one thing each.
+    `peek` looks, `accept` takes a token if it is the one asked for, `expect` insists; the others read one
+    thing each.
     """
 
     def __init__(self, text: str, source: str = "text") -> None:
