@@ -71,7 +71,7 @@ def _fuse(graph: Graph, context: Context) -> Graph:
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
     program = tile(program)
-    body = [replace(item, tasks=kernel_tasks(program.kernels[item.kernel]),
+    body = [replace(item, tasks=kernel_tasks(program.kernels[item.kernel], context.target),
                     scratch=kernel_scratch(program.kernels[item.kernel], context.target))
             if isinstance(item, Launch) else item for item in program.plan.body]
     return replace(program, plan=replace(program.plan, body=tuple(body)))
@@ -204,7 +204,7 @@ class Compilation:
 
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
         """Writes a numbered text file per stage (or for one), GraphML beside graphs, the LLVM text and the assembly."""
-        from graphflow.compiler.ir.export import write_graphml
+        import networkx
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         names = [stage] if stage else NAMES[self.first:]
@@ -215,7 +215,7 @@ class Compilation:
             path.write_text(self.text(name))
             written.append(path)
             if name not in ("emit", "plan"):
-                write_graphml(self.graph(name), path.with_suffix(".graphml"))
+                networkx.write_graphml(self.graph(name), path.with_suffix(".graphml"))
                 written.append(path.with_suffix(".graphml"))
         if stage is None:
             for name, text in (("refusals.txt", self.explain()), ("assembly.s", self.assembly())):
