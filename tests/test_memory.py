@@ -3,8 +3,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
+from graphflow.compiler.emit.module import emit_module, kernel_tasks
+from graphflow.compiler.emit.object import compile_object
+from graphflow.compiler.emit.pool import pool_object
 from graphflow.compiler.kernel.form import (
     Apply,
     Argument,
@@ -31,6 +35,11 @@ from graphflow.compiler.plan.dtypes import F32, I64
 from graphflow.compiler.plan.errors import CompilerError
 from graphflow.compiler.plan.schema import Buffer, Copy, Launch, Plan
 from graphflow.compiler.plan.validate import validate
+from graphflow.compiler.target import host_target
+from graphflow.runtime import store
+from graphflow.runtime.cpu import CpuProgram
+from graphflow.runtime.measure import measure_arena
+from graphflow.runtime.native import install_pool
 
 N, R, C = symbol("N"), symbol("i"), symbol("j")
 
@@ -175,3 +184,36 @@ def test_read_before_write():
 def test_launch_with_too_few_buffers():
     with pytest.raises(CompilerError, match="k takes 2 buffers, a launch gives it 1"):
         memory(program((Launch("k", ("f",), 1),), ""))
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("n", [1, 17, 64])
+def test_results_in_place_and_the_measured_peak(n):
+    """Rows of f, squared, normed, squared, in buffers that take over each other: right, as large as planned."""
+    target = host_target()
+    install_pool(pool_object(target))
+    total = LoopKernel("t", (Argument("x", F32, (N, 8), "r"), Argument("y", F32, (N,), "w")), (Loop("i", N, (
+        Store("y", (R,), Reduce("sum", (("k", 8),), (load("x", R, symbol("k")),))),), "grid"),), ("N",))
+    quotient = Apply("div", (OWN, load("z", R)), F32)
+    divide = LoopKernel("d", (Argument("x", F32, (N, 8), "r"), Argument("z", F32, (N,), "r"),
+                              Argument("y", F32, (N, 8), "w")),
+                        (Loop("i", N, (Loop("j", 8, (Store("y", (R, C), quotient),)),), "grid"),), ("N",))
+    square = replace(kernel(Store("y", (R, C), Apply("mul", (OWN, OWN), F32))), name="s")
+    body = (Launch("s", ("f", "a"), 1), Launch("t", ("a", "b"), 1), Launch("d", ("a", "b", "c"), 1),
+            Launch("s", ("c", "d"), 1), Copy("d", "o"))
+    given = program(body, "abcd", {"t": total, "d": divide, "s": square}, b=(N,))
+    cut = tuple(replace(item, tasks=kernel_tasks(given.kernels[item.kernel], target))
+                if isinstance(item, Launch) else item for item in given.plan.body)
+    done = memory(replace(given, plan=replace(given.plan, body=cut)))
+    validate(done.plan)
+    aliases = {b.id: b.alias for b in done.plan.buffers if b.role == "arena"}
+    assert aliases == {"a": "", "b": "", "c": "a", "d": "c"}
+    code = compile_object(emit_module(done, target), target)
+    x = np.random.default_rng(n).uniform(1, 2, (n, 8)).astype(np.float32)
+    expected = (x * x / (x * x).sum(1, keepdims=True)) ** 2
+    for guard in (False, True):
+        run = CpuProgram(done.plan, code, store.Store(), threads=2, guard=guard)
+        np.testing.assert_allclose(run.run([x])[0], expected, rtol=1e-5)
+    found = measure_arena(run, [x])
+    assert found.measured_bytes == found.planned_bytes == run.peak_bytes({"N": n})
+    assert found.overruns == () and found.never_written == {}
