@@ -189,7 +189,7 @@ def test_launch_with_too_few_buffers():
 @pytest.mark.cpu
 @pytest.mark.parametrize("n", [1, 17, 64])
 def test_results_in_place_and_the_measured_peak(n):
-    """Rows of f, squared, normed, squared, in buffers that take over each other: right, as large as planned."""
+    """Rows of f, squared, normed, squared, in buffers that take over each other: right, as big as planned."""
     target = host_target()
     install_pool(pool_object(target))
     total = LoopKernel("t", (Argument("x", F32, (N, 8), "r"), Argument("y", F32, (N,), "w")), (Loop("i", N, (

@@ -84,16 +84,23 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
     a rule (see `validate`). The text is untrusted: nothing in it is executed.
     """
     from graphflow.compiler.plan.validate import validate
-    plan = _Parser(text, source).plan()
+    s = Scanner(text, source)
+    plan = scan_plan(s)
+    s.end()
     validate(plan)
     return plan
+
+
+def scan_plan(s: Scanner) -> Plan:
+    """Reads a plan where the scanner stands, without validating it: before `memory` a plan is not yet whole."""
+    return _Parser(s).plan()
 
 
 class _Parser:
     """Reads the lines of a plan in the order in which they are printed."""
 
-    def __init__(self, text: str, source: str) -> None:
-        self.s = Scanner(text, source)
+    def __init__(self, s: Scanner) -> None:
+        self.s = s
 
     def plan(self) -> Plan:
         s = self.s
@@ -117,7 +124,6 @@ class _Parser:
             body.append(self._item())
         messages = self._lines("message", self._message)
         guards = self._lines("guard", self._guard)
-        s.end()
         return Plan(name, target, symbols, tuple(buffers), feeds, outputs, states, written, tuple(body),
                     tuple(messages), tuple(guards), version)
 
