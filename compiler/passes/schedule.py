@@ -99,7 +99,7 @@ def split(node: Node) -> int:
         return piece if piece < first else 0
     if node.attrs["kind"] == "row":
         reductions = [n for n in inner if OPS[n.op].kind == "reduce"]
-        if not reductions or any(r.op in ("argmax", "argmin") for r in reductions):
+        if not reductions or not node.attrs["axes"] or any(r.op in ("argmax", "argmin") for r in reductions):
             return 0
         shape, axes = domain(reductions[0]), node.attrs["axes"]
         rows = typical(product(d for i, d in enumerate(shape) if i not in axes))
@@ -107,7 +107,7 @@ def split(node: Node) -> int:
         outer_rank = len(shape) - len(axes)
         if rows >= FEW_ROWS or total < 16 * PIECE or any(v.type.rank != outer_rank for v in region.results):
             return 0
-        if any(_depends(r, set(reductions) - {r}) for r in reductions) or len(axes) == 0:
+        if any(_depends(r, set(reductions) - {r}) for r in reductions):
             return 0
         piece = _power_of_two(8 * PIECE // max(total // first, 1))
         return piece if piece < first else 0
