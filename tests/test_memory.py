@@ -29,6 +29,7 @@ from graphflow.compiler.kernel.form import (
 )
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.passes.memory import memory, reads_before_writing
+from graphflow.compiler.passes.tile import tile_kernel
 from graphflow.compiler.plan.bind import bind
 from graphflow.compiler.plan.dims import DimLike, symbol
 from graphflow.compiler.plan.dtypes import F32, I64
@@ -41,7 +42,7 @@ from graphflow.runtime.cpu import CpuProgram
 from graphflow.runtime.measure import measure_arena
 from graphflow.runtime.native import install_pool
 
-N, R, C = symbol("N"), symbol("i"), symbol("j")
+N, R, C, K = symbol("N"), symbol("i"), symbol("j"), symbol("k")
 
 
 def load(arg: str, *index: DimLike) -> Load:
@@ -68,19 +69,40 @@ ALLOWED = {
     "the last of two stores": kernel(Store("z", (R, C), OWN), Store("y", (R, C), OWN), more=(Z,)),
     "not read at all": kernel(Store("y", (R, C), load("z", R, C)), more=(replace(Z, mode="r"),)),
 }
+TOTAL = Let("t", Reduce("sum", (("k", 8),), (load("x", R, K),)))
+QUOTIENT = Store("y", (R, C), Apply("div", (OWN, Local("t", F32)), F32))
+SQUARES = (Argument("x", F32, (8, 8), "r"), Argument("y", F32, (8, 8), "w"))
+XY = (Argument("x", F32, (N, 8), "r"), Argument("y", F32, (N, 8), "w"))
+ROW = LoopKernel("k", XY, (Loop("i", N, (TOTAL, Loop("j", 8, (QUOTIENT,), "lanes")), "grid"),), ("N",))
+ALLOWED.update({
+    "a row before it is written": ROW,
+    "a column before it is written": LoopKernel("k", XY, (Loop("j", 8, (
+        Let("t", Reduce("sum", (("k", N),), (load("x", K, C),))),
+        Loop("i", N, (QUOTIENT,))), "lanes"),), ("N",)),
+    "in a loop before": LoopKernel("k", (*XY, Z), (Loop("i", N, (
+        Loop("j", 8, (Store("z", (R, C), OWN),)), Loop("j", 8, (Store("y", (R, C), OWN),))), "grid"),)),
+    "everything before": LoopKernel("k", SQUARES, (
+        Let("t", load("x", 0, 0)), Loop("i", 8, (Loop("j", 8, (Store("y", (R, C), OWN),)),)))),
+})
 REFUSED = {
+    "a row written before it": LoopKernel("k", (*XY, Z), (Loop("i", N, (
+        Loop("j", 8, (Store("y", (R, C), OWN),)), Loop("j", 8, (Store("z", (R, C), OWN),))), "grid"),)),
+    "another row": LoopKernel("k", XY, (Loop("i", N, (
+        Let("t", load("x", R + 1, 0)), Loop("j", 8, (QUOTIENT,))), "grid"),), ("N",)),
+    "a column for each row": LoopKernel("k", XY, (Loop("i", N, (
+        Let("t", Reduce("sum", (("k", N),), (load("x", K, 0),))), Loop("j", 8, (QUOTIENT,))), "grid"),)),
+    "the row of another axis": LoopKernel(
+        "k", SQUARES, (Loop("i", 8, (
+            Let("t", load("x", 0, R)), Loop("j", 8, (QUOTIENT,))), "grid"),)),
     "the neighbour": kernel(Store("y", (R, C), load("x", R, C + 1))),
     "transposed": kernel(Store("y", (C, R), OWN), shape=(8, 8)),
-    "a row": kernel(Store("y", (R, C), Reduce("sum", (("k", 8),), (load("x", R, symbol("k")),)))),
+    "a row": kernel(Store("y", (R, C), Reduce("sum", (("k", 8),), (load("x", R, K),)))),
     "in a reduction's let": kernel(Store("y", (R, C), Reduce("sum", (("k", 8),), (Local("t", F32),),
-                                                             lets=(Let("t", load("x", R, symbol("k"))),)))),
+                                                             lets=(Let("t", load("x", R, K)),)))),
     "its fill": kernel(Store("y", (R, C), Guarded((Guard(C, 4),), OWN, load("x", R, 0)))),
     "after the store": kernel(Store("y", (R, C), OWN), Store("z", (R, C), OWN), more=(Z,)),
     "let after the store": kernel(Store("y", (R, C), OWN), Let("t", OWN), Store("z", (R, C), OWN), more=(Z,)),
     "as an index": kernel(Store("y", (R, C), OWN), indirect={"n": OWN}),
-    "in another loop": LoopKernel(
-        "k", (Argument("x", F32, (N, 8), "r"), Argument("y", F32, (N, 8), "w")),
-        (Loop("i", N, (Let("t", load("x", R, 0)), Loop("j", 8, (Store("y", (R, C), OWN),)))),)),
     "never written": kernel(Let("t", OWN)),
 }
 
@@ -98,16 +120,16 @@ def test_refused(name):
 def contraction(a: Expr, stored: Expr, lets: tuple[Let, ...] = ()) -> ContractionKernel:
     arguments = (Argument("x", F32, (N, 8), "r"), Argument("w", F32, (8, 8), "r"),
                  Argument("y", F32, (N, 8), "w"))
-    c = Contraction((), (("i", N),), (("j", 8),), (("k", 8),), a, load("w", symbol("k"), C),
+    c = Contraction((), (("i", N),), (("j", 8),), (("k", 8),), a, load("w", K, C),
                     (Store("y", (R, C), stored),), lets=lets)
     return ContractionKernel("k", arguments, c, ("N",))
 
 
 def test_contractions():
-    acc, w = Local("acc", F32), load("w", R, symbol("k"))
+    acc, w = Local("acc", F32), load("w", R, K)
     assert reads_before_writing(contraction(w, add(acc, OWN)), "x", "y")
     assert reads_before_writing(contraction(w, acc, (Let("t", OWN),)), "x", "y")
-    assert not reads_before_writing(contraction(load("x", R, symbol("k")), acc), "x", "y")
+    assert not reads_before_writing(contraction(load("x", R, K), acc), "x", "y")
     assert not reads_before_writing(contraction(w, add(acc, load("x", R, 0))), "x", "y")
 
 
@@ -193,24 +215,26 @@ def test_results_in_place_and_the_measured_peak(n):
     target = host_target()
     install_pool(pool_object(target))
     total = LoopKernel("t", (Argument("x", F32, (N, 8), "r"), Argument("y", F32, (N,), "w")), (Loop("i", N, (
-        Store("y", (R,), Reduce("sum", (("k", 8),), (load("x", R, symbol("k")),))),), "grid"),), ("N",))
+        Store("y", (R,), Reduce("sum", (("k", 8),), (load("x", R, K),))),), "grid"),), ("N",))
     quotient = Apply("div", (OWN, load("z", R)), F32)
     divide = LoopKernel("d", (Argument("x", F32, (N, 8), "r"), Argument("z", F32, (N,), "r"),
                               Argument("y", F32, (N, 8), "w")),
                         (Loop("i", N, (Loop("j", 8, (Store("y", (R, C), quotient),)),), "grid"),), ("N",))
     square = replace(kernel(Store("y", (R, C), Apply("mul", (OWN, OWN), F32))), name="s")
     body = (Launch("s", ("f", "a"), 1), Launch("t", ("a", "b"), 1), Launch("d", ("a", "b", "c"), 1),
-            Launch("s", ("c", "d"), 1), Copy("d", "o"))
-    given = program(body, "abcd", {"t": total, "d": divide, "s": square}, b=(N,))
+            Launch("r", ("c", "d"), 1), Launch("s", ("d", "e"), 1), Copy("e", "o"))
+    row = tile_kernel(replace(ROW, name="r"))
+    given = program(body, "abcde", {"t": total, "d": divide, "s": square, "r": row}, b=(N,))
     cut = tuple(replace(item, tasks=kernel_tasks(given.kernels[item.kernel], target))
                 if isinstance(item, Launch) else item for item in given.plan.body)
     done = memory(replace(given, plan=replace(given.plan, body=cut)))
     validate(done.plan)
     aliases = {b.id: b.alias for b in done.plan.buffers if b.role == "arena"}
-    assert aliases == {"a": "", "b": "", "c": "a", "d": "c"}
+    assert aliases == {"a": "", "b": "", "c": "a", "d": "c", "e": "d"}
     code = compile_object(emit_module(done, target), target)
     x = np.random.default_rng(n).uniform(1, 2, (n, 8)).astype(np.float32)
-    expected = (x * x / (x * x).sum(1, keepdims=True)) ** 2
+    share = x * x / (x * x).sum(1, keepdims=True)
+    expected = (share / share.sum(1, keepdims=True)) ** 2
     for guard in (False, True):
         run = CpuProgram(done.plan, code, store.Store(), threads=2, guard=guard)
         np.testing.assert_allclose(run.run([x])[0], expected, rtol=1e-5)

@@ -8,23 +8,19 @@ by `bind`, once the symbols have values. Preserves every bit.
 """
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.kernel.form import (
-    Apply,
     ContractionKernel,
-    Expr,
-    Guarded,
     Kernel,
     Load,
     Loop,
-    Reduce,
     Statement,
     Store,
 )
 from graphflow.compiler.kernel.program import KernelProgram
-from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.kernel.walk import subexpressions
+from graphflow.compiler.plan.dims import DimLike, symbol
 from graphflow.compiler.plan.errors import CompilerError
 from graphflow.compiler.plan.schema import Buffer, Check, Copy, Item, Launch
 
@@ -118,58 +114,52 @@ def _may_share(item: Launch, kernel: Kernel, table: dict[str, Buffer], source: i
 
 @dataclass(frozen=True)
 class _Access:
-    """A load or a store: `path` names the enclosing loops, `order` counts accesses in the order of the
-    text."""
+    """A load or a store: `path` names the enclosing loops (place in the text, variable), `order` counts
+    accesses in the order of the text."""
     order: int
-    path: tuple[str, ...]
+    path: tuple[tuple[int, str], ...]
     index: tuple[DimLike, ...]
 
 
 def reads_before_writing(kernel: Kernel, source: str, target: str) -> bool:
-    """Whether the kernel reads `source` only at the very element of `target` that the same iteration
-    writes, and only before it writes it, so that both can be the same memory."""
+    """Whether the kernel reads every element of `source` before anything writes that element of `target`,
+    whatever the order and the threads in which its iterations run: then both can be the same memory."""
     loads: list[_Access] = []
     stores: list[_Access] = []
-    everywhere: list[Expr] = list(kernel.indirect.values())
+    early = [*kernel.indirect.values()]
     if isinstance(kernel, ContractionKernel):
         c = kernel.contraction
-        everywhere += [c.a, c.b]
-        _collect((*c.lets, *c.stores), (), source, target, loads, stores)
+        early += [c.a, c.b]
+        path = tuple((0, var) for var, _ in (*c.batch, *c.m, *c.n))
+        _collect((*c.lets, *c.stores), path, source, target, loads, stores)
     else:
         _collect(kernel.body, (), source, target, loads, stores)
-    if any(load.arg == source for e in everywhere for load in loads_of(e)):
+    if any(isinstance(x, Load) and x.arg == source for e in early for x in subexpressions(e)):
         return False
-    return bool(stores) and all(
-        load.index == store.index and load.path == store.path and load.order < store.order
-        for load in loads for store in stores)
+    return bool(stores) and all(_safe(load, store) for load in loads for store in stores)
 
 
-def _collect(body: tuple[Statement, ...], path: tuple[str, ...], source: str, target: str,
+def _safe(load: _Access, store: _Access) -> bool:
+    """Whether the load comes first in every iteration of the loops that both are in, and no other
+    iteration of these writes what it reads: each of their variables is the index along one and the same
+    axis."""
+    if load.order > store.order:
+        return False
+    if (load.path, load.index) == (store.path, store.index):
+        return True
+    shared = [a[1] for a, b in zip(load.path, store.path) if a == b]
+    return all(any(i == j == symbol(var) for i, j in zip(load.index, store.index)) for var in shared)
+
+
+def _collect(body: tuple[Statement, ...], path: tuple[tuple[int, str], ...], source: str, target: str,
              loads: list[_Access], stores: list[_Access]) -> None:
     """Appends the loads of `source` and the stores to `target`."""
     for number, s in enumerate(body):
         if isinstance(s, Loop):
-            _collect(s.body, (*path, f"{number}:{s.var}"), source, target, loads, stores)
+            _collect(s.body, (*path, (number, s.var)), source, target, loads, stores)
             continue
-        for load in loads_of(s.value):
-            if load.arg == source:
-                loads.append(_Access(len(loads) + len(stores), path, load.index))
+        for x in subexpressions(s.value):
+            if isinstance(x, Load) and x.arg == source:
+                loads.append(_Access(len(loads) + len(stores), path, x.index))
         if isinstance(s, Store) and s.arg == target:
             stores.append(_Access(len(loads) + len(stores), path, s.index))
-
-
-def loads_of(e: Expr) -> Iterator[Load]:
-    """Every load in the expression, in the order of the text."""
-    if isinstance(e, Load):
-        yield e
-    elif isinstance(e, Apply):
-        for x in e.args:
-            yield from loads_of(x)
-    elif isinstance(e, Guarded):
-        yield from loads_of(e.value)
-        yield from loads_of(e.fill)
-    elif isinstance(e, Reduce):
-        for let in e.lets:
-            yield from loads_of(let.value)
-        for x in e.operands:
-            yield from loads_of(x)

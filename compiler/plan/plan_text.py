@@ -92,7 +92,7 @@ def parse_plan(text: str, source: str = "plan") -> Plan:
 
 
 def scan_plan(s: Scanner) -> Plan:
-    """Reads a plan where the scanner stands, without validating it: before `memory` a plan is not yet whole."""
+    """Reads a plan where the scanner stands, unvalidated: before `memory` a plan is not yet whole."""
     return _Parser(s).plan()
 
 
