@@ -79,6 +79,10 @@ class Guarded:
         return self.value.dtype
 
 
+REDUCTIONS = {"sum": 1, "prod": 1, "max": 1, "min": 1, "any": 1, "all": 1, "argmax": 2, "argmin": 2}
+"""Kinds of reductions, with the number of their operands."""
+
+
 @dataclass(frozen=True)
 class Reduce:
     """Combines the operands over the loop variables, in the order of the loops, from the identity.
@@ -133,7 +137,9 @@ Statement = Union[Let, Store, Loop]
 @dataclass(frozen=True)
 class Argument:
     """A formal buffer of a kernel. `mode`: "r", "w" or "rw"; `layout` as in TensorType ("" is row-major).
-    An "rw" argument is read only at the very element that the same iteration writes."""
+    An "rw" argument is read only at the very element that the same iteration writes. A "w" argument may share its
+    memory with an "r" one (see `memory`): an emitter writes each of its elements once, with its final value, and no
+    earlier than the kernel's text does."""
     name: str
     dtype: DType
     shape: tuple[DimLike, ...]

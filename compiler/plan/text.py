@@ -20,7 +20,7 @@ from graphflow.compiler.plan.errors import GraphflowError, TextError
 RESERVED = frozenset(("true", "false", "nan", "inf", "hex", *DTYPES))
 """Names that are literals: no symbol of a dimension may be called so."""
 
-MAX_NESTING = 400
+MAX_NESTING = 200
 """How deep brackets may nest, so that no text can exhaust the parsers' stack."""
 
 _NAME = re.compile(r"[A-Za-z_][\w.']*")
@@ -73,9 +73,9 @@ class Scanner:
         column = place - (self.text.rfind("\n", 0, place) + 1) + 1
         return TextError(f"{self.source}, line {line}, column {column}: {message}")
 
-    def error(self, message: str) -> TextError:
-        """The error to raise about the next token."""
-        return self._error_at(self.places[self.position], message)
+    def error(self, message: str, position: int | None = None) -> TextError:
+        """The error to raise about the next token, or about token number `position`."""
+        return self._error_at(self.places[self.position if position is None else position], message)
 
     def peek(self, ahead: int = 0) -> str:
         """The text of the next token ("" at the end), or of the one after it (ahead=1)."""
