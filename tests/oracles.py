@@ -164,6 +164,129 @@ def conv_weight_grad(arrays: list, attrs: dict) -> np.ndarray:
     return adjoint(lambda w: conv(x, w, attrs), shape, dy)
 
 
+Places = list["tuple[int, ...] | None"]
+
+
+def windows(spatial: tuple[int, ...], attrs: dict) -> dict[tuple[int, ...], Places]:
+    """For each window's index, the input places that it covers, row by row; None where there is padding."""
+    axes = len(spatial)
+
+    def each(given: Any) -> tuple:
+        return tuple(given) if isinstance(given, (tuple, list)) else (given,) * axes
+
+    size, stride = each(attrs["window"]), each(attrs["stride"])
+    sides = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in each(attrs["padding"])]
+    starts = [range(-low, n + high - k + 1, s) for n, (low, high), k, s in zip(spatial, sides, size, stride)]
+    out: dict[tuple[int, ...], Places] = {}
+    for index in np.ndindex(*map(len, starts)):
+        corner = [start[i] for start, i in zip(starts, index)]
+        places = [tuple(c + r for c, r in zip(corner, inside)) for inside in np.ndindex(*size)]
+        out[index] = [p if all(0 <= i < n for i, n in zip(p, spatial)) else None for p in places]
+    return out
+
+
+def over_images(shape: tuple[int, ...], found: dict[tuple[int, ...], Places]) -> Any:
+    """(index of a window's result, the places in the whole input) for every image and channel."""
+    for image in np.ndindex(*shape[:2]):
+        for index, places in found.items():
+            yield (*image, *index), [None if p is None else (*image, *p) for p in places]
+
+
+def pooled_shape(shape: tuple[int, ...], found: dict) -> tuple[int, ...]:
+    return (*shape[:2], *(max(index[i] for index in found) + 1 for i in range(len(shape) - 2)))
+
+
+def max_pool(arrays: list, attrs: dict) -> list:
+    """The first largest element of each window, looked at one by one."""
+    x, found = arrays[0], windows(arrays[0].shape[2:], attrs)
+    values = np.zeros(pooled_shape(x.shape, found), x.dtype)
+    switches = np.zeros(values.shape, int)
+    for at, places in over_images(x.shape, found):
+        real = [i for i, p in enumerate(places) if p is not None]
+        switches[at] = max(real, key=lambda i: (x[places[i]], -i))
+        values[at] = x[places[switches[at]]]
+    return [values, switches]
+
+
+def unpool(arrays: list, attrs: dict) -> np.ndarray:
+    """Each value added where its switch points."""
+    dy, switches = arrays
+    out = np.zeros((*dy.shape[:2], *attrs["spatial"]))
+    for at, places in over_images(out.shape, windows(attrs["spatial"], attrs)):
+        if places[switches[at]] is not None:
+            out[places[switches[at]]] += dy[at]
+    return out
+
+
+def pool_take(arrays: list, attrs: dict) -> np.ndarray:
+    """The element where each switch points."""
+    x, switches = arrays
+    out = np.zeros(switches.shape)
+    for at, places in over_images(x.shape, windows(x.shape[2:], attrs)):
+        place = places[switches[at]]
+        out[at] = 0 if place is None else x[place]
+    return out
+
+
+def window_sum(arrays: list, attrs: dict) -> np.ndarray:
+    """The elements of each window, added one by one."""
+    x, found = arrays[0], windows(arrays[0].shape[2:], attrs)
+    out = np.zeros(pooled_shape(x.shape, found))
+    for at, places in over_images(x.shape, found):
+        out[at] = sum(x[p] for p in places if p is not None)
+    return out
+
+
+def window_sum_grad(arrays: list, attrs: dict) -> np.ndarray:
+    """Each window's value added to every element of the window."""
+    dy = arrays[0]
+    out = np.zeros((*dy.shape[:2], *attrs["spatial"]))
+    for at, places in over_images(out.shape, windows(attrs["spatial"], attrs)):
+        for p in places:
+            if p is not None:
+                out[p] += dy[at]
+    return out
+
+
+def gather(arrays: list, attrs: dict) -> np.ndarray:
+    """The slices stacked one by one."""
+    x, indices = arrays
+    axis = attrs["axis"]
+    slices = [x.take(int(i), axis) for i in indices.ravel()]
+    rest = (*x.shape[:axis], *x.shape[axis + 1:])
+    stacked = np.stack(slices, axis) if slices else np.zeros((*rest[:axis], 0, *rest[axis:]), x.dtype)
+    return stacked.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1:]))
+
+
+def scatter_add(arrays: list, attrs: dict) -> np.ndarray:
+    """A product with the matrix of ones where an index says."""
+    indices, updates = arrays
+    axis = attrs["axis"]
+    chosen = np.arange(attrs["size"])[:, None] == indices.ravel()[None, :]
+    flat = updates.reshape(*updates.shape[:axis], indices.size, *updates.shape[axis + indices.ndim:])
+    return np.moveaxis(np.tensordot(chosen.astype(updates.dtype), flat, axes=(1, axis)), 0, axis)
+
+
+def take_along_axis(arrays: list, attrs: dict) -> np.ndarray:
+    """Element by element."""
+    x, indices = arrays
+    axis = attrs["axis"]
+    out = np.zeros(indices.shape, x.dtype)
+    for at in np.ndindex(*indices.shape):
+        out[at] = x[(*at[:axis], int(indices[at]), *at[axis + 1:])]
+    return out
+
+
+def put_along_axis_add(arrays: list, attrs: dict) -> np.ndarray:
+    """Element by element."""
+    indices, updates = arrays
+    axis, shape = attrs["axis"], indices.shape
+    out = np.zeros((*shape[:axis], attrs["size"], *shape[axis + 1:]), updates.dtype)
+    for at in np.ndindex(*shape):
+        out[(*at[:axis], int(indices[at]), *at[axis + 1:])] += updates[at]
+    return out
+
+
 def identity(x: np.ndarray) -> np.ndarray:
     return x
 
@@ -222,4 +345,8 @@ ORACLES: dict[str, Oracle] = {
     "random_bits": threefry,
     "matmul": matmul, "conv": lambda arrays, attrs: conv(*arrays, attrs),
     "conv_input_grad": conv_input_grad, "conv_weight_grad": conv_weight_grad,
+    "max_pool": max_pool, "unpool": unpool, "pool_take": pool_take,
+    "window_sum": window_sum, "window_sum_grad": window_sum_grad,
+    "gather": gather, "scatter_add": scatter_add,
+    "take_along_axis": take_along_axis, "put_along_axis_add": put_along_axis_add,
 }

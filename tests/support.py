@@ -79,15 +79,14 @@ def graph_of(inputs: Sequence[Value], outputs: Sequence[Value], name: str = "g")
 Directional = tuple[Value, dict[str, np.ndarray], list[Value]]
 
 
-def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator) -> Directional:
-    """A scalar, the inner product of the values with random weights; the weights as feeds, and their `input`
-    values."""
-    start = zlib.crc32(repr([id(v.node) for v in values]).encode())
+def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator, name: str) -> Directional:
+    """A scalar, the inner product of the values with random weights; the weights as feeds (`name` 0, 1 …), and
+    their `input` values."""
     total, feeds, made = None, {}, []
     for i, v in enumerate(values):
-        name = f"w{start}.{i}"
-        feeds[name] = rng.standard_normal(v.shape).astype(v.dtype.numpy)
-        made.append(feed(b, name, feeds[name]))
+        weights = rng.standard_normal(v.shape).astype(v.dtype.numpy)
+        feeds[f"{name}{i}"] = weights
+        made.append(feed(b, f"{name}{i}", weights))
         part = b.reduce_sum(b.mul(v, made[-1]), axes=tuple(range(v.type.rank)))
         total = part if total is None else b.add(total, part)
     return total, feeds, made

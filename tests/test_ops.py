@@ -134,11 +134,11 @@ def compare_with_differences(op: Op, name: str, sample: Sample, device: str, ord
     b, inputs, node = one_op(op, arrays, sample.attrs)
     floats = [i for i, v in enumerate(inputs) if v.dtype.is_float]
     feeds = {f"x{i}": a for i, a in enumerate(arrays)}
-    scalar, weights, leaves = directional(b, [v for v in node.results if v.dtype.is_float], rng)
+    scalar, weights, leaves = directional(b, [v for v in node.results if v.dtype.is_float], rng, "u")
     feeds.update(weights)
     for _ in range(order - 1):
         firsts = gradients(b, scalar, [inputs[i] for i in floats])
-        scalar, weights, more = directional(b, firsts, rng)
+        scalar, weights, more = directional(b, firsts, rng, "v")
         feeds.update(weights)
         leaves += more
     found = gradients(b, scalar, [inputs[i] for i in floats])

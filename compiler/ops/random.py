@@ -31,7 +31,7 @@ ROUNDS = 20
 def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
     """The Threefry-2x32 block cipher with 20 rounds, on uint32 arrays: Salmon, Moraes, Dror and Shaw,
     "Parallel random numbers: as easy as 1, 2, 3" (SC 2011)."""
-    k0, k1 = (np.asarray(k, np.uint32) for k in key)
+    k0, k1 = (np.atleast_1d(np.asarray(k, np.uint32)) for k in key)      # arrays wrap silently, scalars warn
     keys = (k0, k1, k0 ^ k1 ^ np.uint32(PARITY))
     x0, x1 = np.asarray(counter[0], np.uint32) + keys[0], np.asarray(counter[1], np.uint32) + keys[1]
     for r in range(ROUNDS):
