@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -196,3 +197,9 @@ def test_mutated_text_raises_only_our_errors():
     for _ in range(500):
         with pytest.raises(GraphflowError):                       # what comes after the body may be missing
             parse_plan(text[:rng.randrange(text.index("message"))])
+
+
+def test_the_example_of_the_grammar():
+    page = (Path(__file__).parent.parent / "docs" / "plan-grammar.md").read_text()
+    text = page.split("```text\n")[1].split("```")[0]
+    assert print_plan(parse_plan(text)) == text
