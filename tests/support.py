@@ -79,7 +79,8 @@ def graph_of(inputs: Sequence[Value], outputs: Sequence[Value], name: str = "g")
 Directional = tuple[Value, dict[str, np.ndarray], list[Value]]
 
 
-def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator, name: str) -> Directional:
+def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator, name: str
+                ) -> Directional:
     """A scalar, the inner product of the values with random weights; the weights as feeds (`name` 0, 1 …), and
     their `input` values."""
     total, feeds, made = None, {}, []

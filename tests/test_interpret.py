@@ -220,7 +220,7 @@ def test_threefry_has_the_published_test_vectors(key: tuple, counter: tuple, exp
 
 def test_random_bits_depend_on_seed_step_and_stream_only() -> None:
     b = Builder()
-    seed, step = state(b, "seed", (), U32, "rng"), state(b, "step", (), U32, "counter")
+    seed, step = state(b, "seed", (), U32, "seed"), state(b, "step", (), U32, "step")
     nodes = {name: b.random_bits(seed, step, shape=shape, stream=stream) for name, shape, stream in (
         ("a", (6, 50), 0), ("flat", (300,), 0), ("other", (6, 50), 1))}
     graph = Graph("g", (), nodes)

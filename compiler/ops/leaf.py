@@ -24,8 +24,8 @@ from graphflow.compiler.plan.dtypes import BOOL, F32, I32, I64, U8
 from graphflow.compiler.plan.errors import CompilerError, DTypeError, ShapeError, UseError
 
 ROLES = ("parameter", "slot", "statistic", "seed", "step")
-"""What an entry of the Store is for: a trained array, an optimizer's slot, a running statistic, the random seed,
-or the number of steps done."""
+"""What an entry of the Store is for: a trained array, an optimizer's slot, a running statistic, the random
+seed, or the number of steps done."""
 
 MAX_ARRAY = 256
 """Elements that an `array` may have: it is code, a search tree of literals, not a buffer."""
