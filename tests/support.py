@@ -81,8 +81,8 @@ Directional = tuple[Value, dict[str, np.ndarray], list[Value]]
 
 def directional(b: Builder, values: Sequence[Value], rng: np.random.Generator, name: str
                 ) -> Directional:
-    """A scalar, the inner product of the values with random weights; the weights as feeds (`name` 0, 1 …), and
-    their `input` values."""
+    """A scalar, the inner product of the values with random weights; the weights as feeds (`name` 0, 1 …),
+    and their `input` values."""
     total, feeds, made = None, {}, []
     for i, v in enumerate(values):
         weights = rng.standard_normal(v.shape).astype(v.dtype.numpy)
