@@ -1,12 +1,15 @@
-"""The pass driver: runs every stage, times it, checks its result, prints and dumps it; stops after and starts from any.
+"""The pass driver: runs every stage, times it, checks its result, prints and dumps it; stops after and starts
+from any.
 
     trace -> canonical -> stable -> autodiff -> joint -> fuse -> schedule      (tensor graphs)
           -> lower -> tile -> memory                                           (kernel programs)
           -> emit                                                              (LLVM text)
           -> plan                                                              (what the runtime executes)
 
-`compile_program` looks into the object cache first, under the text of the traced graph; only a miss runs the passes.
+`compile_program` looks into the object cache first, under the text of the traced graph; only a miss runs the
+passes.
 """
+
 from __future__ import annotations
 
 import time
@@ -22,10 +25,10 @@ from graphflow.compiler.ir.text import parse_graph, print_graph
 from graphflow.compiler.kernel.check import check_program
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.text import parse_program, print_program
+from graphflow.compiler.passes.assemble import assemble
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import canonicalize
 from graphflow.compiler.passes.fuse import Fusion, fusion_of
-from graphflow.compiler.passes.assemble import assemble
 from graphflow.compiler.passes.joint import simplify_joint
 from graphflow.compiler.passes.lower import lower
 from graphflow.compiler.passes.memory import memory
@@ -41,7 +44,9 @@ from graphflow.compiler.target import Target, host_target
 
 @dataclass
 class Context:
-    """What stages share: the target, the numbers of the traced graph's source lines, and what was refused and why."""
+    """What stages share: the target, the numbers of the traced graph's source lines, and what was refused and
+    why."""
+
     target: Target
     numbers: Mapping[Location, int] = field(default_factory=dict)
     refusals: list[tuple[tuple[Location, ...], str]] = field(default_factory=list)
@@ -50,15 +55,17 @@ class Context:
 @dataclass(frozen=True)
 class Emitted:
     """The program with the LLVM text of its kernels and entry."""
+
     program: KernelProgram
     ir: str
 
 
 class Stage(NamedTuple):
     """`run` makes the stage's result from the one before."""
+
     name: str
     run: Callable[[Any, Context], Any]
-    keeps: str = "bits"                  # "bits" or "tolerance": what the stage does to the values computed
+    keeps: str = "bits"  # "bits" or "tolerance": what the stage does to the values computed
 
 
 def _fuse(graph: Graph, context: Context) -> Graph:
@@ -70,15 +77,24 @@ def _fuse(graph: Graph, context: Context) -> Graph:
 
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
+
     program = tile(program)
-    body = [replace(item, tasks=kernel_tasks(program.kernels[item.kernel], context.target),
-                    scratch=kernel_scratch(program.kernels[item.kernel], context.target))
-            if isinstance(item, Launch) else item for item in program.plan.body]
+    body = [
+        replace(
+            item,
+            tasks=kernel_tasks(program.kernels[item.kernel], context.target),
+            scratch=kernel_scratch(program.kernels[item.kernel], context.target),
+        )
+        if isinstance(item, Launch)
+        else item
+        for item in program.plan.body
+    ]
     return replace(program, plan=replace(program.plan, body=tuple(body)))
 
 
 def _emit(program: KernelProgram, context: Context) -> Emitted:
     from graphflow.compiler.emit.module import emit_module
+
     return Emitted(program, emit_module(program, context.target))
 
 
@@ -127,7 +143,9 @@ def parse_stage(text: str, stage: str) -> Any:
         return parse_program(text)
     if stage == "plan":
         return parse_plan(text)
-    raise UseError("the emit stage holds LLVM text, which graphflow does not read back", hint="start from memory")
+    raise UseError(
+        "the emit stage holds LLVM text, which graphflow does not read back", hint="start from memory"
+    )
 
 
 def stage_index(name: str) -> int:
@@ -165,7 +183,7 @@ class Compilation:
         if last < self.first:
             raise UseError(f"this compilation starts from {NAMES[self.first]}, behind {stage}")
         current = self._start
-        for s in STAGES[self.first:last + 1]:
+        for s in STAGES[self.first : last + 1]:
             if s.name not in self._results:
                 begin = time.perf_counter()
                 current = current if s is STAGES[self.first] else s.run(current, self.context)
@@ -182,6 +200,7 @@ class Compilation:
     def graph(self, stage: str) -> Any:
         """A networkx.DiGraph of a stage: ops and values, or kernels and buffers."""
         from graphflow.compiler.ir.export import program_to_networkx, to_networkx
+
         result = self.result(stage)
         if isinstance(result, Graph):
             return to_networkx(result)
@@ -192,6 +211,7 @@ class Compilation:
     def object_code(self) -> bytes:
         """The machine code of the emitted module."""
         from graphflow.compiler.emit.object import compile_object
+
         begin = time.perf_counter()
         code = compile_object(self.result("emit").ir, self.context.target)
         self.seconds["object"] = time.perf_counter() - begin
@@ -200,14 +220,17 @@ class Compilation:
     def assembly(self) -> str:
         """The assembly of the emitted module."""
         from graphflow.compiler.emit.object import assembly
+
         return assembly(self.result("emit").ir, self.context.target)
 
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
-        """Writes a numbered text file per stage (or for one), GraphML beside graphs, the LLVM text and the assembly."""
+        """Writes a numbered text file per stage (or for one), GraphML beside graphs, the LLVM text and the
+        assembly."""
         import networkx
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        names = [stage] if stage else NAMES[self.first:]
+        names = [stage] if stage else NAMES[self.first :]
         written: list[Path] = []
         for name in names:
             number, end = stage_index(name) + 1, "ll" if name == "emit" else "txt"
@@ -227,13 +250,18 @@ class Compilation:
     def explain(self) -> str:
         """What was not fused or not done in place, and why: a line for each, with the user's lines."""
         self.result("fuse")
-        lines = [f"{', '.join(str(o) for o in origins) or '?'}: {reason}" for origins, reason in self.context.refusals]
+        lines = [
+            f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
+            for origins, reason in self.context.refusals
+        ]
         return "\n".join(lines) + "\n" if lines else "nothing was refused\n"
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """A program ready to run. `locations`: number of a traced node -> its source line. `cached`: it came from disk."""
+    """A program ready to run. `locations`: number of a traced node -> its source line. `cached`: it came from
+    disk."""
+
     plan: Plan
     object_code: bytes
     compilation: Compilation
@@ -257,7 +285,7 @@ def compile_program(graph: Graph, target: Target | None = None) -> Compiled:
             validate(plan)
             return Compiled(plan, found["object"], compilation, locations, time.perf_counter() - begin, True)
         except GraphflowError:
-            pass                         # written by something else: compile anew and replace it
+            pass  # written by something else: compile anew and replace it
     plan, code = compilation.result("plan"), compilation.object_code()
     cache.put(key, {"plan": print_plan(plan).encode(), "object": code})
     return Compiled(plan, code, compilation, locations, time.perf_counter() - begin, False)
@@ -272,6 +300,7 @@ def emitter_version() -> str:
         import hashlib
 
         from graphflow.compiler.emit.object import llvm_version
+
         digest = hashlib.sha256()
         for path in sorted(Path(__file__).parent.rglob("*.py")):
             digest.update(path.read_bytes())

@@ -1,8 +1,10 @@
 """Builds graphs: the one place where nodes are made, typed and interned.
 
-``b.add(x, y)``, ``b.reduce_sum(x, axes=(0,))``: every op of the table is a method, Python numbers become constants of
-the other operand's type, and the result is a Value (a tuple of them for an op with several results).
+``b.add(x, y)``, ``b.reduce_sum(x, axes=(0,))``: every op of the table is a method, Python numbers become
+constants of the other operand's type, and the result is a Value (a tuple of them for an op with several
+results).
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -16,11 +18,12 @@ from graphflow.compiler.plan.errors import Location
 
 
 class Builder:
-    """Makes nodes, each once: equal (op, inputs, attrs, regions) give the same node, whose origins are the union.
+    """Makes nodes, each once: equal (op, inputs, attrs, regions) give the same node, whose origins are the
+    union.
 
-    The intern table lives in the builder, that is in one graph under construction. ``random_bits`` nodes carry their
-    stream in the attributes, so two of them never merge by accident. Origins of new nodes are those set by
-    ``with b.origin(...)``, plus those passed.
+    The intern table lives in the builder, that is in one graph under construction. ``random_bits`` nodes
+    carry their stream in the attributes, so two of them never merge by accident. Origins of new nodes are
+    those set by ``with b.origin(...)``, plus those passed.
     """
 
     def __init__(self) -> None:
@@ -36,10 +39,17 @@ class Builder:
         finally:
             self._origins = before
 
-    def node(self, op: str, inputs: Sequence[Value] = (), attrs: Attrs | None = None, regions: Sequence[Region] = ()
-             ) -> Node:
-        """The node, typed by its op's record; errors of typing are UserErrors without a place, which the language adds."""
+    def node(
+        self,
+        op: str,
+        inputs: Sequence[Value] = (),
+        attrs: Attrs | None = None,
+        regions: Sequence[Region] = (),
+    ) -> Node:
+        """The node, typed by its op's record; errors of typing are UserErrors without a place, which the
+        language adds."""
         from graphflow.compiler.ops import OPS
+
         record = OPS[op]
         full = record.complete(attrs or {})
         types = tuple(record.infer([v.type for v in inputs], full, regions))
@@ -55,13 +65,14 @@ class Builder:
 
     @staticmethod
     def add_origins(node: Node, origins: Sequence[Location]) -> None:
-        """Unites origins. They are no part of identity, so this is the only change a node ever sees, and it only
-        happens to nodes of the graph that this builder is making."""
+        """Unites origins. They are no part of identity, so this is the only change a node ever sees, and it
+        only happens to nodes of the graph that this builder is making."""
         merged = tuple(dict.fromkeys((*node.origins, *origins)))
         object.__setattr__(node, "origins", merged)
 
     def __getattr__(self, op: str) -> Callable[..., Any]:
         from graphflow.compiler.ops import OPS
+
         if op not in OPS:
             raise AttributeError(f"no op named {op!r}")
 
@@ -70,6 +81,7 @@ class Builder:
             values = [v if isinstance(v, Value) else self.scalar_like(v, first) for v in inputs]
             node = self.node(op, values, attrs)
             return node.result() if len(node.types) == 1 else node.results
+
         return make
 
     def constant(self, value: int | float | bool, dtype: DType, shape: Sequence[DimLike] = ()) -> Value:
@@ -113,10 +125,15 @@ def _python_scalar(value: Any, dtype: DType) -> int | float | bool:
     return float(value) if dtype.is_float else int(value)
 
 
-def rebuild(graph: Graph, make: Callable[[Builder, Node, list[Value]], Sequence[Value]], builder: Builder | None = None,
-            name: str | None = None) -> Graph:
-    """The graph made anew: `make(builder, node, mapped inputs)` gives what stands for the node's results. Every new
-    node carries the origins of the node that it stands for; dead nodes are gone, equal ones are one."""
+def rebuild(
+    graph: Graph,
+    make: Callable[[Builder, Node, list[Value]], Sequence[Value]],
+    builder: Builder | None = None,
+    name: str | None = None,
+) -> Graph:
+    """The graph made anew: `make(builder, node, mapped inputs)` gives what stands for the node's results.
+    Every new node carries the origins of the node that it stands for; dead nodes are gone, equal ones are
+    one."""
     b = builder or Builder()
     mapped: dict[Node, Sequence[Value]] = {}
     for node in graph.nodes():
@@ -125,6 +142,14 @@ def rebuild(graph: Graph, make: Callable[[Builder, Node, list[Value]], Sequence[
         for r in results:
             b.add_origins(r.node, node.origins)
         mapped[node] = results
-    at = lambda v: mapped[v.node][v.index]
-    return Graph(name or graph.name, tuple(at(v) for v in graph.inputs), {k: at(v) for k, v in graph.outputs.items()},
-                 tuple(mapped[n][0].node for n in graph.effects), graph.guards)
+
+    def at(v: Value) -> Value:
+        return mapped[v.node][v.index]
+
+    return Graph(
+        name or graph.name,
+        tuple(at(v) for v in graph.inputs),
+        {k: at(v) for k, v in graph.outputs.items()},
+        tuple(mapped[n][0].node for n in graph.effects),
+        graph.guards,
+    )

@@ -1,11 +1,12 @@
 """Level 1: the tensor graph.
 
-A `Node` is ``(op, inputs, attrs, regions, types, origins)``; a `Value` is (node, index of a result). Nodes are immutable
-and form a DAG; a `Graph` names its feeds, outputs and effects (state updates and checks). Regions are closed:
-what a body needs is passed in as an operand and appears as a region parameter (a node of op ``parameter``).
+A `Node` is ``(op, inputs, attrs, regions, types, origins)``; a `Value` is (node, index of a result). Nodes
+are immutable and form a DAG; a `Graph` names its feeds, outputs and effects (state updates and checks).
+Regions are closed: what a body needs is passed in as an operand and appears as a region parameter (a node of
+op ``parameter``).
 
-State is explicit and functional: a leaf node ``state`` reads an entry of the Store as it was when the step began, an
-effect node ``update`` gives the entry's value after the step.
+State is explicit and functional: a leaf node ``state`` reads an entry of the Store as it was when the step
+began, an effect node ``update`` gives the entry's value after the step.
 """
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ from graphflow.compiler.plan.errors import Location
 
 @dataclass(frozen=True)
 class TensorType:
-    """Element type and shape, e.g. ``f32[N,784]``; `layout` ("" is row-major in the order of the shape) is chosen
-    by the schedule stage and belongs to the buffer that will hold the value."""
+    """Element type and shape, e.g. ``f32[N,784]``; `layout` ("" is row-major in the order of the shape) is
+    chosen by the schedule stage and belongs to the buffer that will hold the value."""
     dtype: DType
     shape: tuple[DimLike, ...]
     layout: str = ""
@@ -72,7 +73,8 @@ class Value(NamedTuple):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Node:
-    """One operation. Attribute values are bool, int, float, str, bytes, DType, dimensions and tuples of these.
+    """One operation. Attribute values are bool, int, float, str, bytes, DType, dimensions and tuples of
+    these.
 
     `origins` are the user's lines that asked for it; they are no part of a node's identity (see `Builder`).
     """
@@ -109,8 +111,9 @@ class Region:
 class Graph:
     """A whole program at level 1.
 
-    inputs: the feed nodes (op ``input``) in the order of the call; outputs: name -> value; effects: ``update`` and
-    ``check`` nodes, in order. `guards` are equalities between dimensions that are checked when a call binds the symbols.
+    inputs: the feed nodes (op ``input``) in the order of the call; outputs: name -> value; effects:
+    ``update`` and ``check`` nodes, in order. `guards` are equalities between dimensions that are checked when
+    a call binds the symbols.
     """
     name: str
     inputs: tuple[Value, ...]
@@ -122,7 +125,8 @@ class Graph:
     def nodes(self) -> list[Node]:
         """Every node in topological order: feeds first, then as first needed by outputs and effects."""
         if not self._nodes:
-            roots = [v.node for v in self.inputs] + [v.node for v in self.outputs.values()] + list(self.effects)
+            leaves = [v.node for v in self.inputs]
+            roots = [*leaves, *(v.node for v in self.outputs.values()), *self.effects]
             self._nodes.extend(topological(roots))
         return self._nodes
 
@@ -152,7 +156,8 @@ class Guard:
 
 
 def topological(roots: Iterable[Node]) -> list[Node]:
-    """The nodes that the roots need, operands before users, iteratively (deep graphs do not hit the stack)."""
+    """The nodes that the roots need, operands before users, iteratively (deep graphs do not hit the
+    stack)."""
     done: dict[Node, None] = {}
     for root in roots:
         stack = [(root, iter(root.inputs))]

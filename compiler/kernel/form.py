@@ -1,8 +1,8 @@
 """Level 2: kernels, one form for both back ends.
 
-A kernel is a loop nest over buffers (`LoopKernel`) or a contraction (`ContractionKernel`). Buffers are the kernel's formal
-arguments; an index has one quasi-affine `Dim` per axis of the argument, over loop variables, symbols and *indirect*
-integers (loaded from a buffer: gather). Expressions are pure:
+A kernel is a loop nest over buffers (`LoopKernel`) or a contraction (`ContractionKernel`). Buffers are the
+kernel's formal arguments; an index has one quasi-affine `Dim` per axis of the argument, over loop variables,
+symbols and *indirect* integers (loaded from a buffer: gather). Expressions are pure:
 
     Const        a literal
     Load         an element of an argument
@@ -13,7 +13,8 @@ integers (loaded from a buffer: gather). Expressions are pure:
     Reduce       a reduction over own loop variables; with several operands a tuple reduction (argmax)
 
 A value that is used more than once is bound by a `Let` (or in `Reduce.lets`), so expressions are small trees.
-The order of evaluation is free except within one reduction, whose split is fixed by `tile`, never by thread count.
+The order of evaluation is free except within one reduction, whose split is fixed by `tile`, never by thread
+count.
 """
 from __future__ import annotations
 
@@ -87,10 +88,11 @@ REDUCTIONS = {"sum": 1, "prod": 1, "max": 1, "min": 1, "any": 1, "all": 1, "argm
 class Reduce:
     """Combines the operands over the loop variables, in the order of the loops, from the identity.
 
-    kind: sum, prod, max, min (one operand; max and min propagate NaN), any, all, or argmax, argmin (operands: value,
-    number; the first of equal values wins, NaN is the greatest / least). `result` picks the operand whose reduced value
-    this is. `lanes`, set by `tile`, names the variable that is vectorised. `lets` bind what the operands use more than
-    once; they are evaluated anew in every iteration and seen by the operands and by later lets only.
+    kind: sum, prod, max, min (one operand; max and min propagate NaN), any, all, or argmax, argmin (operands:
+    value, number; the first of equal values wins, NaN is the greatest / least). `result` picks the operand
+    whose reduced value this is. `lanes`, set by `tile`, names the variable that is vectorised. `lets` bind
+    what the operands use more than once; they are evaluated anew in every iteration and seen by the operands
+    and by later lets only.
     """
     kind: str
     loops: tuple[tuple[str, DimLike], ...]
@@ -104,7 +106,7 @@ class Reduce:
         return self.operands[self.result].dtype
 
 
-Expr = Union[Const, Load, Index, Local, Apply, Guarded, Reduce]
+Expr = Union[Const, Load, Index, Local, Apply, Guarded, Reduce]  # noqa: UP007
 
 
 @dataclass(frozen=True)
@@ -123,23 +125,23 @@ class Store:
 
 @dataclass(frozen=True)
 class Loop:
-    """`kind`: "serial" as written; "grid" the parallel loops, outermost and perfectly nested; "lanes" (innermost)
-    vectorised. Until `tile` decides, independent loops are "grid" or "serial" by nesting only."""
+    """`kind`: "serial" as written; "grid" the parallel loops, outermost and perfectly nested; "lanes"
+    (innermost) vectorised. Until `tile` decides, independent loops are "grid" or "serial" by nesting only."""
     var: str
     extent: DimLike
     body: tuple[Statement, ...]
     kind: str = "serial"
 
 
-Statement = Union[Let, Store, Loop]
+Statement = Union[Let, Store, Loop]  # noqa: UP007
 
 
 @dataclass(frozen=True)
 class Argument:
     """A formal buffer of a kernel. `mode`: "r", "w" or "rw"; `layout` as in TensorType ("" is row-major).
-    An "rw" argument is read only at the very element that the same iteration writes. A "w" argument may share its
-    memory with an "r" one (see `memory`): an emitter writes each of its elements once, with its final value, and no
-    earlier than the kernel's text does."""
+    An "rw" argument is read only at the very element that the same iteration writes. A "w" argument may share
+    its memory with an "r" one (see `memory`): an emitter writes each of its elements once, with its final
+    value, and no earlier than the kernel's text does."""
     name: str
     dtype: DType
     shape: tuple[DimLike, ...]
@@ -149,8 +151,8 @@ class Argument:
 
 @dataclass(frozen=True)
 class LoopKernel:
-    """A loop nest. `indirect` names integers loaded from buffers that indices may use as symbols; they may refer
-    to loop variables and to earlier ones. `symbols` are the program's symbols that occur in it."""
+    """A loop nest. `indirect` names integers loaded from buffers that indices may use as symbols; they may
+    refer to loop variables and to earlier ones. `symbols` are the program's symbols that occur in it."""
     name: str
     arguments: tuple[Argument, ...]
     body: tuple[Statement, ...]
@@ -160,12 +162,13 @@ class LoopKernel:
 
 @dataclass(frozen=True)
 class Contraction:
-    """acc(b, m, n) = sum over k of a(b, m, k) * b(b, k, n), then `stores`, in which `acc` is the Local of that name.
+    """acc(b, m, n) = sum over k of a(b, m, k) * b(b, k, n), then `stores`, in which `acc` is the Local of
+    that name.
 
-    Axes are (variable, extent) pairs. `batch`, `m`, `n` and `k` may have several; k's run in order. a and b are
-    expressions over batch, m, k and batch, k, n variables: padding, strides and prologues live in them. The stores index
-    by batch, m and n and read only their own element of what the kernel writes. `lets` bind what the stores use more
-    than once (they may use `acc`). The tile fields are filled by `tile`.
+    Axes are (variable, extent) pairs. `batch`, `m`, `n` and `k` may have several; k's run in order. a and b
+    are expressions over batch, m, k and batch, k, n variables: padding, strides and prologues live in them.
+    The stores index by batch, m and n and read only their own element of what the kernel writes. `lets` bind
+    what the stores use more than once (they may use `acc`). The tile fields are filled by `tile`.
     """
     batch: tuple[tuple[str, DimLike], ...]
     m: tuple[tuple[str, DimLike], ...]
@@ -187,4 +190,4 @@ class ContractionKernel:
     indirect: Mapping[str, Expr] = field(default_factory=dict)
 
 
-Kernel = Union[LoopKernel, ContractionKernel]
+Kernel = Union[LoopKernel, ContractionKernel]  # noqa: UP007

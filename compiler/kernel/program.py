@@ -1,6 +1,7 @@
 """A program at level 2: buffers, distinct kernels, and the order in which they run on which buffers.
 
-It is what `lower`, `tile` and `memory` pass on; `plan` drops the kernels' bodies (by then object code) and keeps the rest.
+It is what `lower`, `tile` and `memory` pass on; `plan` drops the kernels' bodies (by then object code) and
+keeps the rest.
 """
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from graphflow.compiler.plan.schema import Plan
 
 @dataclass(frozen=True)
 class KernelProgram:
-    """`plan`: buffers and body (lifetimes filled in by `memory`); `kernels`: by name, each launched at least once.
-    A launch's buffers match its kernel's arguments in order. `refusals`: (origin numbers, why a fusion was refused)."""
+    """`plan`: buffers and body (lifetimes filled in by `memory`); `kernels`: by name, each launched at least
+    once. A launch's buffers match its kernel's arguments in order. `refusals`: (origin numbers, why a fusion
+    was refused)."""
     plan: Plan
     kernels: Mapping[str, Kernel]
     refusals: tuple[tuple[tuple[int, ...], str], ...] = field(default=())

@@ -1,7 +1,8 @@
-"""The scalar functions that kernel expressions apply, each with its NumPy meaning (the interpreter's) and its arity.
+"""The scalar functions that kernel expressions apply, each with its NumPy meaning (the interpreter's) and its
+arity.
 
-Back ends have one row for each; a test holds them to that. All arguments have the same type unless said otherwise, and
-the result has it too, but for the comparisons (bool), ``where`` (bool first) and ``cast``.
+Back ends have one row for each; a test holds them to that. All arguments have the same type unless said
+otherwise, and the result has it too, but for the comparisons (bool), ``where`` (bool first) and ``cast``.
 """
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ SCALARS = {s.name: s for s in (
     Scalar("lt", 2, np.less, 1, "bool"), Scalar("le", 2, np.less_equal, 1, "bool"),
     Scalar("gt", 2, np.greater, 1, "bool"), Scalar("ge", 2, np.greater_equal, 1, "bool"),
     Scalar("and", 2, np.logical_and), Scalar("or", 2, np.logical_or), Scalar("not", 1, np.logical_not),
-    Scalar("bit_and", 2, np.bitwise_and), Scalar("bit_or", 2, np.bitwise_or), Scalar("bit_xor", 2, np.bitwise_xor),
+    Scalar("bit_and", 2, np.bitwise_and), Scalar("bit_or", 2, np.bitwise_or),
+    Scalar("bit_xor", 2, np.bitwise_xor),
     Scalar("shift_left", 2, np.left_shift), Scalar("shift_right", 2, np.right_shift),
     Scalar("where", 3, np.where, 1, "given"),
     Scalar("cast", 1, lambda x: x, 1, "given"),

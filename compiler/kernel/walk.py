@@ -1,10 +1,23 @@
 """Visiting kernels: every statement, expression and dimension in them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from graphflow.compiler.kernel.form import (Apply, ContractionKernel, Expr, Guarded, Index, Kernel, Let, Load, Loop, Reduce,
-                                            Statement, Store)
+from graphflow.compiler.kernel.form import (
+    Apply,
+    ContractionKernel,
+    Expr,
+    Guarded,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    Reduce,
+    Statement,
+    Store,
+)
 from graphflow.compiler.plan.dims import DimLike, symbols_of
 
 

@@ -1,5 +1,5 @@
-"""What an op is: one record, from which the DSL function, typing, interpreter, gradient, lowering, cost, tests, fuzzer and
-docs all come. Adding an op means adding one record to one file of this folder."""
+"""What an op is: one record, from which the DSL function, typing, interpreter, gradient, lowering, cost,
+tests, fuzzer and docs all come. Adding an op means adding one record to one file of this folder."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -65,14 +65,14 @@ Index = Sequence[DimLike]
 
 @dataclass(frozen=True)
 class Pointwise:
-    """Lowering of an op whose result is a function of its index: `value(p, index, result)` is element `index` of that
-    result (result: which of the node's results)."""
+    """Lowering of an op whose result is a function of its index: `value(p, index, result)` is element `index`
+    of that result (result: which of the node's results)."""
     value: Callable[[Point, Index, int], Expr]
 
 
 class ContractionParts(NamedTuple):
-    """acc(batch, m, n) = sum over k of a(batch, m, k) * b(batch, n, k). Extents are tuples; a, b get the tuples of index
-    variables; `out` gives the result's index."""
+    """acc(batch, m, n) = sum over k of a(batch, m, k) * b(batch, n, k). Extents are tuples; a, b get the
+    tuples of index variables; `out` gives the result's index."""
     batch: tuple[DimLike, ...]
     m: tuple[DimLike, ...]
     n: tuple[DimLike, ...]
@@ -89,8 +89,8 @@ class Contract:
 
 
 class Arg(NamedTuple):
-    """An operand of a sample: shape, element type ("float" stands for each float type in turn), range of its values.
-    `distinct`: no two elements equal (keeps finite differences away from the kinks of max)."""
+    """An operand of a sample: shape, element type ("float" stands for each float type in turn), range of its
+    values. `distinct`: no two elements equal (keeps finite differences away from the kinks of max)."""
     shape: tuple[int, ...]
     dtype: str = "float"
     low: float = -2.0
@@ -99,8 +99,8 @@ class Arg(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """Operands and attributes on which the op must work. `smooth`: gradients may be compared with finite differences
-    here; `second`: second derivatives too."""
+    """Operands and attributes on which the op must work. `smooth`: gradients may be compared with finite
+    differences here; `second`: second derivatives too."""
     args: tuple[Arg, ...]
     attrs: Mapping[str, Any] = {}
     smooth: bool = True
@@ -126,7 +126,8 @@ class Op:
     operands: names of the inputs (a last name that starts with "*" takes the rest); attrs: name -> default.
     infer(types, attrs, regions): result types, or a UserError that names the axis.
     reference(arrays, attrs, result types with numbers for shapes): NumPy results, a sequence.
-    gradient(b, node, cotangents): a cotangent per input (None: no gradient flows), built with the builder `b`; a cotangent
+    gradient(b, node, cotangents): a cotangent per input (None: no gradient flows), built with the builder
+    `b`; a cotangent
         of a result that nothing reads is None. The whole field is None where the op has no gradient anywhere.
     lowering: Pointwise, Contract, or None for what never reaches a kernel.
     flops(node): the arithmetic of one evaluation of all results, as a dimension.

@@ -1,8 +1,9 @@
 """Where an op reads its operands: index maps found by running lowerings on symbolic indices.
 
-Views (broadcast, transpose, slice, …) compute nothing, so fusion looks through them: what counts is which element of the
-value behind them each element of the reader needs.
+Views (broadcast, transpose, slice, …) compute nothing, so fusion looks through them: what counts is which
+element of the value behind them each element of the reader needs.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -19,8 +20,9 @@ from graphflow.compiler.plan.dtypes import F32, DType
 
 @dataclass(frozen=True)
 class Read:
-    """`value` is read at `index`, given in the axis symbols of the reader's domain (None: anywhere, perhaps often).
-    `injective`: no element is read twice over the whole domain."""
+    """`value` is read at `index`, given in the axis symbols of the reader's domain (None: anywhere, perhaps
+    often). `injective`: no element is read twice over the whole domain."""
+
     value: Value
     index: tuple[DimLike, ...] | None
     injective: bool
@@ -58,7 +60,9 @@ class Probe:
         self._fresh += 1
         return tuple((f"loop{self._fresh}.{i}", e) for i, e in enumerate(extents))
 
-    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0) -> Expr:
+    def reduce(
+        self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
+    ) -> Expr:
         return operands[result]
 
 
@@ -94,8 +98,9 @@ def reads(node: Node, free: Callable[[Node], bool]) -> list[Read]:
     return out
 
 
-def through(value: Value, index: tuple[DimLike, ...] | None, free: Callable[[Node], bool], injective: bool = True
-            ) -> list[Read]:
+def through(
+    value: Value, index: tuple[DimLike, ...] | None, free: Callable[[Node], bool], injective: bool = True
+) -> list[Read]:
     """The reads behind `value` at `index`, looking through free views."""
     if not free(value.node):
         return [Read(value, index, injective and index is not None)]
@@ -109,20 +114,26 @@ def through(value: Value, index: tuple[DimLike, ...] | None, free: Callable[[Nod
     return out
 
 
-def view_reads(node: Node, index: tuple[DimLike, ...], result: int = 0) -> list[tuple[int, tuple[DimLike, ...]]]:
-    """(operand, index) pairs that a view reads for its element at `index`, whose symbols range over its result's shape."""
+def view_reads(
+    node: Node, index: tuple[DimLike, ...], result: int = 0
+) -> list[tuple[int, tuple[DimLike, ...]]]:
+    """(operand, index) pairs that a view reads for its element at `index`, whose symbols range over its
+    result's shape."""
     lowering = OPS[node.op].lowering
     assert isinstance(lowering, Pointwise), node.op
     probe = Probe(node)
     lowering.value(probe, index, result)
-    extents = {f"i{i}": (0, e - 1) for i, e in enumerate(node.types[result].shape) if isinstance(e, int) and e > 0
-               and index == tuple(axis(j) for j in range(len(index)))}
+    extents = {
+        f"i{i}": (0, e - 1)
+        for i, e in enumerate(node.types[result].shape)
+        if isinstance(e, int) and e > 0 and index == tuple(axis(j) for j in range(len(index)))
+    }
     return [(i, tuple(simplify(d, extents) for d in at)) for i, at in probe.reads]
 
 
 def relation(read: Read, shape: Sequence[DimLike]) -> str | tuple[int, ...]:
-    """How the elements read relate to a reader with domain `shape`: "identity", a tuple of the axes along which one
-    element serves all (a broadcast), "injective" or "other"."""
+    """How the elements read relate to a reader with domain `shape`: "identity", a tuple of the axes along
+    which one element serves all (a broadcast), "injective" or "other"."""
     if read.index is None:
         return "other"
     source = read.value.shape

@@ -1,4 +1,6 @@
-"""The second half of fuse: makes the `fused` nodes of the chosen groups and writes state updates in place where allowed."""
+"""The second half of fuse: makes the `fused` nodes of the chosen groups and writes state updates in place
+where allowed."""
+
 from __future__ import annotations
 
 from graphflow.compiler.ir.builder import Builder
@@ -22,14 +24,21 @@ def assemble(f: Fusion) -> Graph:
             for v in node.results:
                 mapped[v] = Value(b.copy(node, ()), v.index)
     for g in order:
-        fused = _fused_node(f, b, g, mapped, inplace, [mapped[_first_stored(h)] for h in after.get(id(g), ())])
+        fused = _fused_node(
+            f, b, g, mapped, inplace, [mapped[_first_stored(h)] for h in after.get(id(g), ())]
+        )
         for position, v in enumerate(g.stored):
             mapped[v] = fused.result(position)
     effects = []
     for n in f.graph.effects:
         effects.append(b.copy(n, [mapped[v] for v in n.inputs]))
-    return Graph(f.graph.name, tuple(mapped[v] for v in f.graph.inputs),
-                 {k: mapped[v] for k, v in f.graph.outputs.items()}, tuple(effects), f.graph.guards)
+    return Graph(
+        f.graph.name,
+        tuple(mapped[v] for v in f.graph.inputs),
+        {k: mapped[v] for k, v in f.graph.outputs.items()},
+        tuple(effects),
+        f.graph.guards,
+    )
 
 
 def _first_stored(g: Group) -> Value:
@@ -47,7 +56,9 @@ def _sources(f: Fusion, g: Group) -> list[Group]:
     return list(found.values())
 
 
-def _ordered(groups: list[Group], sources: dict[int, list[Group]], after: dict[int, list[Group]]) -> list[Group]:
+def _ordered(
+    groups: list[Group], sources: dict[int, list[Group]], after: dict[int, list[Group]]
+) -> list[Group]:
     """The groups, each behind those that it reads or must follow."""
     done: dict[int, Group] = {}
     for root in groups:
@@ -66,8 +77,9 @@ def _ordered(groups: list[Group], sources: dict[int, list[Group]], after: dict[i
     return list(done.values())
 
 
-def _in_place(f: Fusion, groups: list[Group], sources: dict[int, list[Group]]
-              ) -> tuple[dict[Value, str], dict[int, list[Group]]]:
+def _in_place(
+    f: Fusion, groups: list[Group], sources: dict[int, list[Group]]
+) -> tuple[dict[Value, str], dict[int, list[Group]]]:
     """Which values are written straight into a state, and behind which groups each writer must run."""
     inplace: dict[Value, str] = {}
     after: dict[int, list[Group]] = {}
@@ -75,8 +87,16 @@ def _in_place(f: Fusion, groups: list[Group], sources: dict[int, list[Group]]
     for g in groups:
         for h in sources[id(g)]:
             users[id(h)].append(g)
-    checked = _ancestors([f.group_of[v.node] for n in f.graph.effects if n.op == "check" for v in n.inputs
-                          if v.node in f.group_of], sources)
+    checked = _ancestors(
+        [
+            f.group_of[v.node]
+            for n in f.graph.effects
+            if n.op == "check"
+            for v in n.inputs
+            if v.node in f.group_of
+        ],
+        sources,
+    )
     states = f.graph.states()
     for name, effect in f.graph.updates().items():
         value = effect.inputs[0]
@@ -138,8 +158,13 @@ def _ancestors(groups: list[Group], sources: dict[int, list[Group]]) -> set[int]
     return seen
 
 
-def _leads(start: Group, target: Group, groups: list[Group], users: dict[int, list[Group]],
-           after: dict[int, list[Group]]) -> bool:
+def _leads(
+    start: Group,
+    target: Group,
+    groups: list[Group],
+    users: dict[int, list[Group]],
+    after: dict[int, list[Group]],
+) -> bool:
     """Whether `target` must run behind `start`, through values or earlier ordering."""
     followers: dict[int, list[Group]] = {}
     for g in groups:
@@ -158,8 +183,9 @@ def _leads(start: Group, target: Group, groups: list[Group], users: dict[int, li
     return False
 
 
-def _fused_node(f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inplace: dict[Value, str],
-                after: list[Value]) -> Node:
+def _fused_node(
+    f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inplace: dict[Value, str], after: list[Value]
+) -> Node:
     """The group as one node; ops of the region keep their types and origins."""
     inner = Builder()
     parameters: dict[Value, Value] = {}
@@ -185,9 +211,12 @@ def _fused_node(f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inp
     origins: dict[Location, None] = {o: None for n in g.level for o in n.origins}
     names = tuple(inplace.get(v, "") for v in g.stored)
     with b.origin(tuple(origins)):
-        return b.node("fused", [*operands, *extra],
-                      {"kind": g.kind, "axes": g.reduced, "after": len(extra), "inplace": names, "note": _note(g)},
-                      [region])
+        return b.node(
+            "fused",
+            [*operands, *extra],
+            {"kind": g.kind, "axes": g.reduced, "after": len(extra), "inplace": names, "note": _note(g)},
+            [region],
+        )
 
 
 def _note(g: Group) -> str:

@@ -1,17 +1,33 @@
 """Collapses loops that walk memory contiguously into one (part of tile).
 
-Two adjacent loop variables u, v collapse where every access that uses them has them as adjacent axes, v running over the
-whole of its axis: then (u, v) is one axis of extent U*V, and the argument's shape is a reshape of the buffer's. All loop
-nests of a kernel that walk the same axes (a row's reductions and its stores) collapse together or not at all.
+Two adjacent loop variables u, v collapse where every access that uses them has them as adjacent axes, v
+running over the whole of its axis: then (u, v) is one axis of extent U*V, and the argument's shape is a
+reshape of the buffer's. All loop nests of a kernel that walk the same axes (a row's reductions and its
+stores) collapse together or not at all.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from graphflow.compiler.kernel import walk
-from graphflow.compiler.kernel.form import (Apply, Contraction, ContractionKernel, Expr, Guarded, Index, Kernel, Let, Load,
-                                            Loop, LoopKernel, Reduce, Statement, Store)
+from graphflow.compiler.kernel.form import (
+    Apply,
+    Contraction,
+    ContractionKernel,
+    Expr,
+    Guarded,
+    Index,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    LoopKernel,
+    Reduce,
+    Statement,
+    Store,
+)
 from graphflow.compiler.plan.dims import DimLike, symbol, symbols_of
 
 Pair = tuple[str, str]
@@ -70,8 +86,12 @@ def _merge(kernel: Kernel, level: int) -> Kernel | None:
     return None
 
 
-def _positions(accesses: list[tuple[str, tuple[DimLike, ...]]], pairs: set[Pair],
-               shapes: Mapping[str, tuple[DimLike, ...]], extents: Mapping[str, DimLike]) -> dict[str, int]:
+def _positions(
+    accesses: list[tuple[str, tuple[DimLike, ...]]],
+    pairs: set[Pair],
+    shapes: Mapping[str, tuple[DimLike, ...]],
+    extents: Mapping[str, DimLike],
+) -> dict[str, int]:
     """For each argument the axis at which all of its accesses have a pair, where there is one."""
     found: dict[str, int | None] = {}
     for arg, index in accesses:
@@ -87,8 +107,9 @@ def _positions(accesses: list[tuple[str, tuple[DimLike, ...]]], pairs: set[Pair]
     return {arg: p for arg, p in found.items() if p is not None}
 
 
-def _used_elsewhere(kernel: Kernel, pair: Pair, accesses: list[tuple[str, tuple[DimLike, ...]]], at: Mapping[str, int]
-                    ) -> bool:
+def _used_elsewhere(
+    kernel: Kernel, pair: Pair, accesses: list[tuple[str, tuple[DimLike, ...]]], at: Mapping[str, int]
+) -> bool:
     names = set(pair)
     for arg, index in accesses:
         p = at.get(arg)
@@ -119,18 +140,26 @@ class _Rewrite:
         if isinstance(kernel, LoopKernel):
             return replace(kernel, arguments=arguments, indirect=indirect, body=self.body(kernel.body))
         c = kernel.contraction
-        made = Contraction(self.loops(c.batch), self.loops(c.m), self.loops(c.n), self.loops(c.k), self.expr(c.a),
-                           self.expr(c.b), tuple(self.store(s) for s in c.stores), c.tile,
-                           tuple(Let(x.name, self.expr(x.value)) for x in c.lets))
+        made = Contraction(
+            self.loops(c.batch),
+            self.loops(c.m),
+            self.loops(c.n),
+            self.loops(c.k),
+            self.expr(c.a),
+            self.expr(c.b),
+            tuple(self.store(s) for s in c.stores),
+            c.tile,
+            tuple(Let(x.name, self.expr(x.value)) for x in c.lets),
+        )
         return replace(kernel, arguments=arguments, indirect=indirect, contraction=made)
 
     def shape(self, arg: str, shape: tuple[DimLike, ...]) -> tuple[DimLike, ...]:
         p = self.at.get(arg)
-        return shape if p is None else (*shape[:p], shape[p] * shape[p + 1], *shape[p + 2:])
+        return shape if p is None else (*shape[:p], shape[p] * shape[p + 1], *shape[p + 2 :])
 
     def index(self, arg: str, index: tuple[DimLike, ...]) -> tuple[DimLike, ...]:
         p = self.at.get(arg)
-        return index if p is None else (*index[:p + 1], *index[p + 2:])
+        return index if p is None else (*index[: p + 1], *index[p + 2 :])
 
     def loops(self, loops: tuple[tuple[str, DimLike], ...]) -> tuple[tuple[str, DimLike], ...]:
         return tuple((n, self.extent.get(n, x)) for n, x in loops if n not in self.gone)
@@ -159,6 +188,10 @@ class _Rewrite:
         if isinstance(e, Guarded):
             return replace(e, value=self.expr(e.value), fill=self.expr(e.fill))
         if isinstance(e, Reduce):
-            return replace(e, loops=self.loops(e.loops), operands=tuple(self.expr(x) for x in e.operands),
-                           lets=tuple(Let(x.name, self.expr(x.value)) for x in e.lets))
+            return replace(
+                e,
+                loops=self.loops(e.loops),
+                operands=tuple(self.expr(x) for x in e.operands),
+                lets=tuple(Let(x.name, self.expr(x.value)) for x in e.lets),
+            )
         return e

@@ -1,9 +1,10 @@
 """Turns the ops of a region into kernel expressions: pull-based, one element at a time.
 
-`Evaluator.value(v, index)` is element `index` of `v` as an expression over the kernel's arguments. Loads made under a
-guard are guarded themselves, so every expression is safe wherever it is evaluated. Values used more than once become `Let`s
-of the innermost open scope: the kernel's body, or a reduction that is being built.
+`Evaluator.value(v, index)` is element `index` of `v` as an expression over the kernel's arguments. Loads made
+under a guard are guarded themselves, so every expression is safe wherever it is evaluated. Values used more
+than once become `Let`s of the innermost open scope: the kernel's body, or a reduction that is being built.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -24,13 +25,14 @@ Loops = tuple[tuple[str, DimLike], ...]
 @dataclass
 class Scope:
     """A place where `Let`s can be put, and what has been computed in it."""
+
     lets: list[Let] = field(default_factory=list)
     known: dict[tuple, Expr] = field(default_factory=dict)
 
 
 class Evaluator:
-    """`arguments`: the formal argument that each region parameter is read from; `written`: arguments whose old value
-    must be read before the kernel writes it."""
+    """`arguments`: the formal argument that each region parameter is read from; `written`: arguments whose
+    old value must be read before the kernel writes it."""
 
     def __init__(self, region: Region, arguments: Mapping[Value, str], written: frozenset[str] = frozenset()):
         self.arguments, self.written = arguments, written
@@ -38,7 +40,7 @@ class Evaluator:
         self.guards: list[Guard] = []
         self.bounds: dict[str, tuple[int, int | None]] = {}
         self.indirect: dict[str, Expr] = {}
-        self.binding = True                       # whether shared values may become Lets
+        self.binding = True  # whether shared values may become Lets
         self._fresh = 0
         self._uses: dict[Value, int] = {}
         for node in region.nodes():
@@ -167,7 +169,9 @@ class OpPoint:
         self._e.scopes.append(Scope())
         return made
 
-    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0) -> Expr:
+    def reduce(
+        self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
+    ) -> Expr:
         scope = self._e.scopes.pop()
         return Reduce(kind, tuple(loops), operands, result, lets=tuple(scope.lets))
 

@@ -1,16 +1,20 @@
 """fuse: groups ops into kernels. Graph -> Graph whose work is done by `fused` nodes (bit-preserving).
 
-Consumers are visited first. A producer joins the kernel of its readers when that repeats no work and closes no cycle:
+Consumers are visited first. A producer joins the kernel of its readers when that repeats no work and closes
+no cycle:
 
-- "map": every op is evaluated at the element that the kernel is at; views are looked through, and a producer read by one
+- "map": every op is evaluated at the element that the kernel is at; views are looked through, and a producer
+read by one
   kernel at another index (a transpose, a slice) is evaluated there.
 - "row": a map over rows together with reductions over the same axes of those rows (softmax, normalisation).
 - "contraction": one matmul or convolution with the map that follows it as its epilogue.
 
-A value that others need too is stored by the kernel that computes it. What is refused is recorded with the reason.
-Then each state update is written in place if every reader of the old value is, or can be ordered, before it: the order is
-an explicit edge (the last `after` inputs of the `fused` node), which `check_graph` verifies.
+A value that others need too is stored by the kernel that computes it. What is refused is recorded with the
+reason. Then each state update is written in place if every reader of the old value is, or can be ordered,
+before it: the order is an explicit edge (the last `after` inputs of the `fused` node), which `check_graph`
+verifies.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -29,8 +33,10 @@ FEW_ROWS = 8
 
 @dataclass
 class Group:
-    """A kernel in the making. `level` of a member: "full" evaluated at each element of `shape`; "outer" once per row
-    (kind row: the axes of `shape` that are not in `reduced`); "inlined" at some other index inside its reader."""
+    """A kernel in the making. `level` of a member: "full" evaluated at each element of `shape`; "outer" once
+    per row (kind row: the axes of `shape` that are not in `reduced`); "inlined" at some other index inside
+    its reader."""
+
     kind: str
     shape: tuple[DimLike, ...]
     level: dict[Node, str]
@@ -45,6 +51,7 @@ class Group:
 @dataclass
 class Fusion:
     """The outcome: the groups (in no order), which group computes each node, and what was refused."""
+
     graph: Graph
     free: set[Node]
     group_of: dict[Node, Group]
@@ -57,6 +64,7 @@ class Fusion:
 def fuse(graph: Graph) -> Graph:
     """See the module's docstring. The refusals are kept by `fusion_of`, which `explain` calls."""
     from graphflow.compiler.passes.assemble import assemble
+
     return assemble(fusion_of(graph))
 
 
@@ -65,7 +73,9 @@ def fusion_of(graph: Graph) -> Fusion:
     roots = dict.fromkeys([*graph.outputs.values(), *(v for n in graph.effects for v in n.inputs)])
     asked = {v.node for v in roots}
     free = {n for n in graph.nodes() if is_view(n) and n not in asked and has_index_map(n)}
-    work = [n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free]
+    work = [
+        n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free
+    ]
     f = Fusion(graph, free, {}, [], {n: reads(n, free.__contains__) for n in work}, {}, {})
     readers: dict[Node, list[tuple[Node, Read]]] = {n: [] for n in work}
     for n in work:
@@ -80,7 +90,7 @@ def fusion_of(graph: Graph) -> Fusion:
     for node in work:
         for reader in f.consumers.get(node, ()):
             _unite(f, f.group_of[node], f.group_of[reader])
-    for node in work:                    # a value read from another kernel is stored by its own
+    for node in work:  # a value read from another kernel is stored by its own
         for reader, read in readers[node]:
             if f.group_of[reader] is not f.group_of[node]:
                 f.group_of[node].stored[read.value] = None
@@ -97,6 +107,7 @@ def is_view(node: Node) -> bool:
 def has_index_map(node: Node) -> bool:
     """False for a reshape whose index map would divide by a symbol: it copies."""
     from graphflow.compiler.passes.access import axis, view_reads
+
     try:
         view_reads(node, tuple(axis(i) for i in range(node.types[0].rank)))
     except NotImplementedError:
@@ -123,7 +134,9 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
             return
         reasons.append(reason)
     if reasons:
-        f.refusals.append((node.origins, f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}"))
+        f.refusals.append(
+            (node.origins, f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}")
+        )
     kind = OPS[node.op].kind
     if kind == "reduce":
         f.group_of[node] = Group("row", domain(node), {node: "outer"}, reduced_axes(node))
@@ -132,11 +145,14 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
     elif is_view(node) and not has_index_map(node):
         f.group_of[node] = Group("copy", domain(node), {node: "full"})
     else:
-        f.group_of[node] = Group(kind if kind in ("routine", "control") else "map", domain(node), {node: "full"})
+        f.group_of[node] = Group(
+            kind if kind in ("routine", "control") else "map", domain(node), {node: "full"}
+        )
 
 
 def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[int, ...]] | str:
-    """(level, broadcast axes) at which the group's readers need a producer, or the reason why it can't be one level."""
+    """(level, broadcast axes) at which the group's readers need a producer, or the reason why it can't be one
+    level."""
     levels: set[tuple[str, tuple[int, ...]]] = set()
     for reader, read in inside:
         kind = OPS[reader.op].kind
@@ -162,7 +178,11 @@ def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[in
         else:
             levels.add((at, ()))
     if len(levels) > 1 and all(level == "outer" for level, _ in levels):
-        levels = {(level, axes) for level, axes in levels if axes} if group.kind != "row" else {("outer", group.reduced)}
+        levels = (
+            {(level, axes) for level, axes in levels if axes}
+            if group.kind != "row"
+            else {("outer", group.reduced)}
+        )
     if len(levels) != 1:
         return "it is needed at several indices of one kernel"
     return levels.pop()
@@ -179,7 +199,11 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
     kind = OPS[node.op].kind
     if kind == "contraction":
         if group.kind != "map" or level != "full":
-            return f"a {group.kind} kernel can't hold a contraction" if group.kind != "map" else "not read in place"
+            return (
+                f"a {group.kind} kernel can't hold a contraction"
+                if group.kind != "map"
+                else "not read in place"
+            )
         if any(OPS[n.op].kind in ("window", "gather") for n in group.level if n.op != "random_bits"):
             return "the epilogue of a contraction only holds elementwise ops"
         return None
@@ -237,11 +261,11 @@ def typical(d: DimLike) -> int:
 
 
 def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
-    level, axes = _level(group, inside)                       # type: ignore[misc]
+    level, axes = _level(group, inside)  # type: ignore[misc]
     kind = OPS[node.op].kind
     if kind == "contraction":
         group.kind, group.anchor = "contraction", node
-    elif kind == "reduce" and level == "full":                # the map was over the reduction's results
+    elif kind == "reduce" and level == "full":  # the map was over the reduction's results
         group.level = {n: "outer" if at == "full" else at for n, at in group.level.items()}
         group.kind, group.shape, group.reduced = "row", domain(node), reduced_axes(node)
         level = "outer"
@@ -268,19 +292,22 @@ def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
 
 
 def _unite(f: Fusion, first: Group, then: Group) -> None:
-    """Makes one kernel of two where the second walks the same elements or rows as the first, whose values it reads."""
+    """Makes one kernel of two where the second walks the same elements or rows as the first, whose values it
+    reads."""
     if first is then or {first.kind, then.kind} - {"map", "row"}:
         return
     if first.shape == then.shape and "map" in (first.kind, then.kind) or _same_rows(first, then):
         down = False
     elif first.kind == "row" and then.kind == "map" and then.shape == first.outer_shape():
-        down = True                              # a map over the rows' results
+        down = True  # a map over the rows' results
     else:
         return
     reduced = first.reduced or then.reduced
     if reduced and len(first.shape) - 1 not in reduced or (then.kind == "row" and first.kind == "map"):
-        return                                   # columns: see _join; and rows are not forced on a plain map
-    if any(OPS[n.op].kind in ("window", "gather") and n.op != "random_bits" for n in (*first.level, *then.level)):
+        return  # columns: see _join; and rows are not forced on a plain map
+    if any(
+        OPS[n.op].kind in ("window", "gather") and n.op != "random_bits" for n in (*first.level, *then.level)
+    ):
         return
     at = {n: "outer" if down and level == "full" else level for n, level in then.level.items()}
     for node in then.level:
@@ -309,8 +336,12 @@ def _in_step(f: Fusion, first: Group, reader: Node, read: Read, level: str, redu
 
 
 def _read_groups(f: Fusion, group: Group) -> list[Group]:
-    found = {id(f.group_of[r.value.node]): f.group_of[r.value.node]
-             for n in group.level for r in f.reads[n] if r.value.node in f.group_of}
+    found = {
+        id(f.group_of[r.value.node]): f.group_of[r.value.node]
+        for n in group.level
+        for r in f.reads[n]
+        if r.value.node in f.group_of
+    }
     return [g for g in found.values() if g is not group]
 
 

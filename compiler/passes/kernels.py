@@ -1,17 +1,31 @@
 """Kernels of fused nodes: the loop nest or contraction that computes a region, before tiling.
 
-Arguments are named a0, a1, … in the order of the region's parameters, then of its results; a result that is written over a
-state which the region also reads shares that argument ("rw"). Names of loops and locals are made in a fixed order, so
-that equal regions give equal kernels.
+Arguments are named a0, a1, … in the order of the region's parameters, then of its results; a result that is
+written over a state which the region also reads shares that argument ("rw"). Names of loops and locals are
+made in a fixed order, so that equal regions give equal kernels.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.ir.graph import Node, Value
 from graphflow.compiler.kernel import walk
-from graphflow.compiler.kernel.form import (Argument, Contraction, ContractionKernel, Expr, Guard, Kernel, Load, Local, Loop,
-                                            LoopKernel, Reduce, Statement, Store)
+from graphflow.compiler.kernel.form import (
+    Argument,
+    Contraction,
+    ContractionKernel,
+    Expr,
+    Guard,
+    Kernel,
+    Load,
+    Local,
+    Loop,
+    LoopKernel,
+    Reduce,
+    Statement,
+    Store,
+)
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import domain, reduced_axes
@@ -23,8 +37,9 @@ Index = tuple[DimLike, ...]
 
 @dataclass
 class Formals:
-    """The formal arguments of a fused node's kernel. `slots`: for each argument ("in", i) or ("out", j); an argument
-    that is both has the slot of its result."""
+    """The formal arguments of a fused node's kernel. `slots`: for each argument ("in", i) or ("out", j); an
+    argument that is both has the slot of its result."""
+
     arguments: list[Argument]
     slots: list[tuple[str, int]]
     inputs: dict[Value, str]
@@ -99,8 +114,12 @@ def row_kernel(name: str, node: Node, f: Formals) -> Kernel:
                 e.value(r, at_row)
     by_row = [(j, r) for j, r in enumerate(region.results) if r.type.rank == len(at_row)]
     by_element = [(j, r) for j, r in enumerate(region.results) if r.type.rank != len(at_row)]
-    for n in region.nodes():              # values of the row that elements use: made before the loop over elements
-        if by_element and n.types and n.types[0].shape == tuple(shape[i] for i in range(len(shape)) if i not in axes):
+    for n in region.nodes():  # values of the row that elements use: made before the loop over elements
+        if (
+            by_element
+            and n.types
+            and n.types[0].shape == tuple(shape[i] for i in range(len(shape)) if i not in axes)
+        ):
             if OPS[n.op].kind == "elementwise" and not any(v.shape == shape for v in n.inputs):
                 e.value(n.result(), at_row)
     stores = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in by_row]
@@ -128,7 +147,9 @@ def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
     made, out_index = _contraction(node, e, ())
     anchor = _anchor(node)
     e.preset(anchor.result(), out_index, Local("acc", anchor.types[0].dtype))
-    stores = tuple(Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results))
+    stores = tuple(
+        Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results)
+    )
     return finish(name, e, f.arguments, Contraction(*made, stores, lets=tuple(e.scopes[0].lets)))
 
 
@@ -137,8 +158,8 @@ def _anchor(node: Node) -> Node:
 
 
 def _contraction(node: Node, e: Evaluator, split: tuple[int, ...]) -> tuple[tuple, Index]:
-    """((batch, m, n, k loops, a, b), index of the result) of the region's contraction; `split` cuts the first k axis
-    into pieces of that length, which become a leading batch axis "s"."""
+    """((batch, m, n, k loops, a, b), index of the result) of the region's contraction; `split` cuts the first
+    k axis into pieces of that length, which become a leading batch axis "s"."""
     anchor = _anchor(node)
     lowering = OPS[anchor.op].lowering
     assert isinstance(lowering, Contract)
@@ -187,7 +208,8 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel
 
 
 def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[tuple[DimLike, ...]], list]:
-    """(partials of every reduction per piece, their combination with what follows, shapes and dtypes of the partials)."""
+    """(partials of every reduction per piece, their combination with what follows, shapes and dtypes of the
+    partials)."""
     region, e = node.regions[0], evaluator(node, f)
     shape, axes = row_shape(node)
     piece, first_axis = node.attrs["split"], axes[0]
@@ -211,8 +233,11 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[t
     e.declare((*outer, ("s", pieces)))
     for number, n in enumerate(reductions):
         kind = n.op.removeprefix("reduce_")
-        total = Reduce(kind, ((f"s{number}", pieces),),
-                       (Load(f"p{number}", (symbol(f"s{number}"), *at_row), dtypes[number]),))
+        total = Reduce(
+            kind,
+            ((f"s{number}", pieces),),
+            (Load(f"p{number}", (symbol(f"s{number}"), *at_row), dtypes[number]),),
+        )
         e.preset(n.result(), at_row, e.bind(total))
     ends = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in enumerate(region.results)]
     partials = [Argument(f"p{i}", d, s, "r") for i, (s, d) in enumerate(zip(shapes, dtypes))]
@@ -243,11 +268,14 @@ def _worst(kind: str, dtype) -> float | int | bool:
     if dtype.is_float:
         return float("-inf") if kind == "max" else float("inf")
     import numpy as np
+
     limits = np.iinfo(dtype.numpy)
     return int(limits.min if kind == "max" else limits.max)
 
 
-def finish(name: str, e: Evaluator, arguments: list[Argument], body: tuple[Statement, ...] | Contraction) -> Kernel:
+def finish(
+    name: str, e: Evaluator, arguments: list[Argument], body: tuple[Statement, ...] | Contraction
+) -> Kernel:
     """The kernel, with the arguments that it touches and its symbols."""
     kernel: Kernel
     if isinstance(body, Contraction):

@@ -1,10 +1,12 @@
 """lower: from the tensor graph to kernels over buffers. Graph -> KernelProgram (bit-preserving).
 
-Each `fused` node becomes a launch of a kernel (two where its reduction is split); equal kernels are kept once. Feeds,
-states and outputs get buffers of those roles; a result that is written in place gets its state's buffer. What leaves the
-program unchanged (an output that is a feed, a state copied into another) becomes a copy: at the start if it reads what
-the step found, at the end if it writes a state. Checks run as soon as they can, before the first state is written.
+Each `fused` node becomes a launch of a kernel (two where its reduction is split); equal kernels are kept
+once. Feeds, states and outputs get buffers of those roles; a result that is written in place gets its state's
+buffer. What leaves the program unchanged (an output that is a feed, a state copied into another) becomes a
+copy: at the start if it reads what the step found, at the end if it writes a state. Checks run as soon as
+they can, before the first state is written.
 """
+
 from __future__ import annotations
 
 import re
@@ -30,10 +32,10 @@ class _Lowering:
     def __init__(self, graph: Graph, numbers: Mapping[Location, int], target: str):
         self.graph, self.numbers, self.target = graph, numbers, target
         self.buffers: dict[str, Buffer] = {}
-        self.at: dict[Value, str] = {}                  # value -> buffer id
-        self.state: dict[str, str] = {}                 # state name -> buffer id
+        self.at: dict[Value, str] = {}  # value -> buffer id
+        self.state: dict[str, str] = {}  # state name -> buffer id
         self.kernels: dict[str, Kernel] = {}
-        self.names: dict[str, str] = {}                 # kernel text -> name
+        self.names: dict[str, str] = {}  # kernel text -> name
         self.start: list[Item] = []
         self.body: list[Item] = []
         self.end: list[Item] = []
@@ -52,11 +54,23 @@ class _Lowering:
         messages = self._checks()
         self._orders()
         symbols = sorted(symbols_of(*(d for b in self.buffers.values() for d in b.shape)))
-        guards = tuple(EntryGuard(x.left, x.right, self.numbers.get(x.where, -1) if x.where else -1) for x in g.guards)
+        guards = tuple(
+            EntryGuard(x.left, x.right, self.numbers.get(x.where, -1) if x.where else -1) for x in g.guards
+        )
         written = [self.state[name] for name in g.updates()]
-        plan = Plan(g.name, self.target, tuple(symbols), tuple(self.buffers.values()), tuple(feeds),
-                    tuple(outputs.values()), tuple(self.state.values()), tuple(written),
-                    (*self.start, *self.body, *self.end), tuple(messages), guards)
+        plan = Plan(
+            g.name,
+            self.target,
+            tuple(symbols),
+            tuple(self.buffers.values()),
+            tuple(feeds),
+            tuple(outputs.values()),
+            tuple(self.state.values()),
+            tuple(written),
+            (*self.start, *self.body, *self.end),
+            tuple(messages),
+            guards,
+        )
         return KernelProgram(plan, self.kernels)
 
     def _numbers(self, node: Node) -> tuple[int, ...]:
@@ -64,7 +78,9 @@ class _Lowering:
 
     def _buffer(self, prefix: str, role: str, name: str, type: TensorType, node: Node) -> str:
         id = f"{prefix}{sum(b.startswith(prefix) for b in self.buffers)}"
-        self.buffers[id] = Buffer(id, role, name, type.dtype, type.shape, type.layout, origins=self._numbers(node))
+        self.buffers[id] = Buffer(
+            id, role, name, type.dtype, type.shape, type.layout, origins=self._numbers(node)
+        )
         return id
 
     def _states(self) -> None:
@@ -77,7 +93,8 @@ class _Lowering:
                 self.at[node.result()] = self.state[name]
 
     def _outputs(self) -> dict[str, str]:
-        """Output buffers; one that is a leaf is copied at the start, others are filled by the kernel that makes them."""
+        """Output buffers; one that is a leaf is copied at the start, others are filled by the kernel that
+        makes them."""
         made: dict[str, str] = {}
         for name, v in self.graph.outputs.items():
             made[name] = self._buffer("o", "output", name, v.type, v.node)
@@ -102,7 +119,7 @@ class _Lowering:
             source, target = self.at[effect.inputs[0]], self.state[name]
             if source == target:
                 continue
-            if self.buffers[source].role == "state":    # another state, as it was at the start
+            if self.buffers[source].role == "state":  # another state, as it was at the start
                 kept = self._buffer("b", "arena", name, effect.types[0], effect)
                 self.start.append(Copy(source, kept))
                 source = kept
@@ -127,7 +144,9 @@ class _Lowering:
             return
         shared = {i: results.index(o) for i, o in enumerate(operands) if o in results}
         f = kernels.formals(node, shared)
-        actual = {a.name: (operands if side == "in" else results)[i] for a, (side, i) in zip(f.arguments, f.slots)}
+        actual = {
+            a.name: (operands if side == "in" else results)[i] for a, (side, i) in zip(f.arguments, f.slots)
+        }
         self._emit(node, f, actual, "k_" + re.sub(r"\W", "_", note))
 
     def _emit(self, node: Node, f: kernels.Formals, actual: dict[str, str], name: str) -> None:
@@ -136,7 +155,11 @@ class _Lowering:
             ops = ", ".join(n.op for n in node.regions[0].nodes() if OPS[n.op].kind == "control") or kind
             raise NotImplementedError(f"{ops} has no native code yet; run it on device='reference'")
         if not node.attrs["split"]:
-            make = {"map": kernels.map_kernel, "row": kernels.row_kernel, "contraction": kernels.contraction_kernel}[kind]
+            make = {
+                "map": kernels.map_kernel,
+                "row": kernels.row_kernel,
+                "contraction": kernels.contraction_kernel,
+            }[kind]
             self._add(node, make(name, node, f), actual)
             return
         if kind == "contraction":
@@ -146,7 +169,9 @@ class _Lowering:
         else:
             head, tail, shapes, dtypes = kernels.split_row(name, node, f)
             for i, (shape, dtype) in enumerate(zip(shapes, dtypes)):
-                actual[f"p{i}"] = self._buffer("b", "arena", "partial results", TensorType(dtype, shape), node)
+                actual[f"p{i}"] = self._buffer(
+                    "b", "arena", "partial results", TensorType(dtype, shape), node
+                )
         self._add(node, head, actual)
         self._add(node, tail, actual)
 
@@ -168,9 +193,15 @@ class _Lowering:
             if effect.op != "check":
                 continue
             numbers = self._numbers(effect)
-            messages.append(Message(effect.attrs["message"], numbers[0] if numbers else -1, effect.attrs["feed"]))
+            messages.append(
+                Message(effect.attrs["message"], numbers[0] if numbers else -1, effect.attrs["feed"])
+            )
             check = Check(self.at[effect.inputs[0]], len(messages) - 1)
-            writers = [i for i, item in enumerate(self.body) if isinstance(item, Launch) and check.buffer in item.buffers]
+            writers = [
+                i
+                for i, item in enumerate(self.body)
+                if isinstance(item, Launch) and check.buffer in item.buffers
+            ]
             self.body.insert(writers[0] + 1 if writers else 0, check)
         return messages
 
@@ -183,15 +214,25 @@ class _Lowering:
                 continue
             modes = {b: a.mode for b, a in zip(item.buffers, self.kernels[item.kernel].arguments)}
             written = {b for b, mode in modes.items() if mode != "r" and b in states}
-            before: Sequence[int] = [j + shift for j, other in enumerate(self.body[:i])
-                                     if isinstance(other, Launch) and written & set(other.buffers)]
-            late = [other for other in self.body[i + 1:] if isinstance(other, Launch) and written & set(other.buffers)]
+            before: Sequence[int] = [
+                j + shift
+                for j, other in enumerate(self.body[:i])
+                if isinstance(other, Launch) and written & set(other.buffers)
+            ]
+            late = [
+                other
+                for other in self.body[i + 1 :]
+                if isinstance(other, Launch) and written & set(other.buffers)
+            ]
             if any(w in other.buffers and not self._reads_new(w, other) for other in late for w in written):
-                raise CompilerError(f"the kernel {item.kernel} writes a state that a later one still reads", stage="lower")
+                raise CompilerError(
+                    f"the kernel {item.kernel} writes a state that a later one still reads", stage="lower"
+                )
             self.body[i] = replace(item, after=tuple(before))
 
     def _reads_new(self, state: str, launch: Launch) -> bool:
         """Whether a launch behind the writer may touch the state: only to read the new value."""
         position = launch.buffers.index(state)
         return self.kernels[launch.kernel].arguments[position].mode == "r" and any(
-            self.at.get(v) == state and v.node.op == "fused" for v in self.at)
+            self.at.get(v) == state and v.node.op == "fused" for v in self.at
+        )

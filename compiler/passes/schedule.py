@@ -1,9 +1,11 @@
-"""schedule: the order of the kernels, the split of long reductions, and the layout of buffers (bit-preserving but for the
-order of summation in split reductions, which is fixed here by the shapes).
+"""schedule: the order of the kernels, the split of long reductions, and the layout of buffers (bit-preserving
+but for the order of summation in split reductions, which is fixed here by the shapes).
 
-Every `fused` node gets its `position` and `split`. Order: checks and what they need come first; then, among the kernels
-that can run, the one that leaves the least memory alive. Layout: every buffer is row-major; values carry no other yet.
+Every `fused` node gets its `position` and `split`. Order: checks and what they need come first; then, among
+the kernels that can run, the one that leaves the least memory alive. Layout: every buffer is row-major;
+values carry no other yet.
 """
+
 from __future__ import annotations
 
 from graphflow.compiler.ir.builder import Builder, rebuild
@@ -30,6 +32,7 @@ def schedule(graph: Graph) -> Graph:
             return b.copy(node, inputs).results
         attrs = {**node.attrs, "position": position[node], "split": split(node)}
         return b.intern(Node("fused", tuple(inputs), attrs, node.regions, node.types, node.origins)).results
+
     return rebuild(graph, make)
 
 
@@ -42,7 +45,10 @@ def order(graph: Graph) -> list[Node]:
     urgent = _needed_by_checks(graph)
     index = {n: i for i, n in enumerate(nodes)}
     kept = {v.node for v in graph.outputs.values()} | {v.node for e in graph.effects for v in e.inputs}
-    size = {n: sum(typical(t.size) * t.dtype.bytes for i, t in enumerate(n.types) if not _stays(n, i)) for n in nodes}
+    size = {
+        n: sum(typical(t.size) * t.dtype.bytes for i, t in enumerate(n.types) if not _stays(n, i))
+        for n in nodes
+    }
     ready = [n for n in nodes if not waiting[n]]
     out: list[Node] = []
 
@@ -80,8 +86,8 @@ def _needed_by_checks(graph: Graph) -> set[Node]:
 
 
 def split(node: Node) -> int:
-    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split. A function of the
-    shapes alone, with symbols at their typical size."""
+    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split. A function
+    of the shapes alone, with symbols at their typical size."""
     region = node.regions[0]
     inner = region.nodes()
     if node.attrs["kind"] == "contraction":

@@ -1,30 +1,53 @@
-"""tile: decides how each loop of a kernel runs. LoopKernel -> LoopKernel, ContractionKernel -> ContractionKernel.
+"""tile: decides how each loop of a kernel runs. LoopKernel -> LoopKernel, ContractionKernel ->
+ContractionKernel.
 
-What it hands to the emitters (and what `lower` hands to it differs only in that no loop is marked "lanes", loops are not
-collapsed and `Contraction.tile` is empty):
+What it hands to the emitters (and what `lower` hands to it differs only in that no loop is marked "lanes",
+loops are not collapsed and `Contraction.tile` is empty):
 
 - Loops of kind "grid" are outermost and perfectly nested; iterations are independent. They may be none.
-- At most one loop of kind "lanes" lies on any path. It is vectorised: its iterations are independent. It may be
-    * the innermost loop, below grid loops (elementwise) - where there are no grid loops at all, or too few, the
+- At most one loop of kind "lanes" lies on any path. It is vectorised: its iterations are independent. It may
+be
+    * the innermost loop, below grid loops (elementwise) - where there are no grid loops at all, or too few,
+    the
       emitter also cuts the lanes loop into chunks, by a rule of shapes only, so that tasks = grid x chunks;
-    * above serial loops and Lets with Reduce (a column reduction: lanes run over the columns, the Reduce over the rows);
-    * inside a row body: grid row loop { Let m = Reduce(lanes=k); Let s = Reduce(lanes=k); loop k lanes { Store } }.
-- A Reduce with `lanes` set is vectorised over that one of its own loop variables (the innermost one); one without runs
+    * above serial loops and Lets with Reduce (a column reduction: lanes run over the columns, the Reduce over
+    the rows);
+    * inside a row body: grid row loop { Let m = Reduce(lanes=k); Let s = Reduce(lanes=k); loop k lanes {
+    Store } }.
+- A Reduce with `lanes` set is vectorised over that one of its own loop variables (the innermost one); one
+without runs
   serially inside whatever encloses it - inside a lanes loop that means one vector of independent reductions.
-- Adjacent axes that every argument walks contiguously are collapsed: an Argument's shape is then a reshape of the
+- Adjacent axes that every argument walks contiguously are collapsed: an Argument's shape is then a reshape of
+the
   buffer's shape with the same row-major elements.
-- A full reduction to few elements is split by `lower` into two kernels (partials, then a fixed tree), never here.
-- Contraction.tile holds "mr", "nr", "kc" and may hold more ("pack_a", "m_block"); what it leaves out the emitter decides
+- A full reduction to few elements is split by `lower` into two kernels (partials, then a fixed tree), never
+here.
+- Contraction.tile holds "mr", "nr", "kc" and may hold more ("pack_a", "m_block"); what it leaves out the
+emitter decides
   from the target and the shapes.
 
-The choice is a function of the kernel and the target alone: results keep their bits for any number of threads.
+The choice is a function of the kernel and the target alone: results keep their bits for any number of
+threads.
 """
+
 from __future__ import annotations
 
 from dataclasses import replace
 
 from graphflow.compiler.kernel import walk
-from graphflow.compiler.kernel.form import Expr, Guarded, Apply, Kernel, Let, Load, Loop, LoopKernel, Reduce, Statement, Store
+from graphflow.compiler.kernel.form import (
+    Apply,
+    Expr,
+    Guarded,
+    Kernel,
+    Let,
+    Load,
+    Loop,
+    LoopKernel,
+    Reduce,
+    Statement,
+    Store,
+)
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.passes.collapse import collapse
 from graphflow.compiler.plan.dims import DimLike, symbol
@@ -65,8 +88,9 @@ def _rebuild_grid(grid: list[Loop], inner: tuple[Statement, ...], lanes: int | N
 
 
 def _reduces(s: Statement) -> bool:
-    return isinstance(s, (Let, Store)) and any(isinstance(e, Reduce) for e in walk.subexpressions(s.value)
-                                              if isinstance(e, Reduce) and _is_long(e))
+    return isinstance(s, (Let, Store)) and any(
+        isinstance(e, Reduce) for e in walk.subexpressions(s.value) if isinstance(e, Reduce) and _is_long(e)
+    )
 
 
 SHORT = 64
@@ -81,17 +105,22 @@ def _is_long(e: Reduce) -> bool:
 
 
 def _accesses(kernel: LoopKernel) -> list[tuple[DimLike, ...]]:
-    return [e.index for e in walk.expressions(kernel) if isinstance(e, Load)] + [s.index for s in walk.stores(kernel)]
+    return [e.index for e in walk.expressions(kernel) if isinstance(e, Load)] + [
+        s.index for s in walk.stores(kernel)
+    ]
 
 
 def _unit_stride(kernel: LoopKernel, var: str) -> bool:
-    """Whether `var` walks the last axis of what the kernel reads, wherever it is used in more than one axis."""
+    """Whether `var` walks the last axis of what the kernel reads, wherever it is used in more than one
+    axis."""
     return any(index and index[-1] == symbol(var) for index in _accesses(kernel) if len(index) > 1)
 
 
 def _inner_unit_stride(kernel: LoopKernel, inner: tuple[Statement, ...]) -> bool:
     """Whether a long reduction or an inner loop walks a last axis."""
-    variables = {v for e in walk.expressions(kernel) if isinstance(e, Reduce) and _is_long(e) for v, _ in e.loops[-1:]}
+    variables = {
+        v for e in walk.expressions(kernel) if isinstance(e, Reduce) and _is_long(e) for v, _ in e.loops[-1:]
+    }
     for s in inner:
         while isinstance(s, Loop):
             last = s.var

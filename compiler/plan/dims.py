@@ -1,11 +1,12 @@
 """Dimensions: canonical integer expressions over named symbols.
 
-A dimension is a Python ``int`` where it is constant, else a `Dim`: a polynomial with integer coefficients whose
-atoms are symbols (each >= 0), ``e // c`` and ``e % c`` with a constant c > 0 (both rounding down, as in Python).
-The form is canonical: two dimensions are equal exactly when their canonical forms are, so ``T*N`` equals ``N*T`` and
-``(2*N + 2)//2`` equals ``N + 1``. The same expressions serve as shapes, buffer sizes, trip counts and, with loop
-variables as symbols, as the quasi-affine indices of kernels.
+A dimension is a Python ``int`` where it is constant, else a `Dim`: a polynomial with integer coefficients
+whose atoms are symbols (each >= 0), ``e // c`` and ``e % c`` with a constant c > 0 (both rounding down, as in
+Python). The form is canonical: two dimensions are equal exactly when their canonical forms are, so ``T*N``
+equals ``N*T`` and ``(2*N + 2)//2`` equals ``N + 1``. The same expressions serve as shapes, buffer sizes, trip
+counts and, with loop variables as symbols, as the quasi-affine indices of kernels.
 """
+
 from __future__ import annotations
 
 import math
@@ -16,12 +17,13 @@ from typing import Union
 
 from graphflow.compiler.plan.errors import GraphflowError
 
-DimLike = Union[int, "Dim"]
-Bounds = Mapping[str, tuple[int, "int | None"]]      # symbol -> inclusive (low, high); high None: unbounded
+DimLike = Union[int, "Dim"]  # noqa: UP007
+Bounds = Mapping[str, tuple[int, "int | None"]]  # symbol -> inclusive (low, high); high None: unbounded
 
 
 class Symbol:
     """A named unknown, >= 0. Symbols of the same name are the same."""
+
     __slots__ = ("name", "key")
 
     def __init__(self, name: str):
@@ -33,6 +35,7 @@ class Symbol:
 
 class Quotient:
     """The atom ``inner // by`` or, with ``rest``, ``inner % by``; `by` is a constant > 0."""
+
     __slots__ = ("inner", "by", "rest", "key")
 
     def __init__(self, inner: Dim, by: int, rest: bool):
@@ -43,16 +46,17 @@ class Quotient:
         return f"({self.inner}){'%' if self.rest else '//'}{self.by}"
 
 
-Atom = Union[Symbol, Quotient]
+Atom = Union[Symbol, Quotient]  # noqa: UP007
 
 
 class Dim:
     """A non-constant canonical integer expression; immutable, hashable, ordered by nothing."""
+
     __slots__ = ("terms", "key", "_hash")
     key: tuple
 
     def __init__(self, terms: tuple[tuple[tuple[Atom, ...], int], ...]):
-        self.terms = terms                            # ((atoms of the monomial, sorted), coefficient), sorted
+        self.terms = terms  # ((atoms of the monomial, sorted), coefficient), sorted
         self.key = tuple((tuple(a.key for a in atoms), c) for atoms, c in terms)
         self._hash = hash(self.key)
 
@@ -81,8 +85,13 @@ class Dim:
     def __mul__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
-        return _from_terms([(tuple(sorted(a + b, key=lambda x: x.key)), c * d)
-                            for a, c in self.terms for b, d in _terms(other)])
+        return _from_terms(
+            [
+                (tuple(sorted(a + b, key=lambda x: x.key)), c * d)
+                for a, c in self.terms
+                for b, d in _terms(other)
+            ]
+        )
 
     __rmul__ = __mul__
 
@@ -93,11 +102,13 @@ class Dim:
         return _divide(self, by)[1]
 
     def __bool__(self) -> bool:
-        raise TypeError(f"the dimension {self} is symbolic: it has no truth value before the program is bound")
+        raise TypeError(
+            f"the dimension {self} is symbolic: it has no truth value before the program is bound"
+        )
 
     def __str__(self) -> str:
         out = ""
-        for atoms, c in sorted(self.terms, key=lambda t: not t[0]):       # the constant last
+        for atoms, c in sorted(self.terms, key=lambda t: not t[0]):  # the constant last
             body = "*".join(map(str, atoms))
             sign, size = ("-" if c < 0 else "+"), abs(c)
             body = body if body and size == 1 else f"{size}*{body}" if body else str(size)
@@ -136,12 +147,13 @@ def _from_terms(terms: Iterable[tuple[tuple[Atom, ...], int]]) -> DimLike:
 
 
 def _recombine(table: dict[tuple, list]) -> None:
-    """Folds k*c*(e // c) + k*(e % c) into k*e, the identity that makes quotient and rest canonical together."""
+    """Folds k*c*(e // c) + k*(e % c) into k*e, the identity that makes quotient and rest canonical
+    together."""
     for key, (atoms, coefficient) in list(table.items()):
         for at, atom in enumerate(atoms):
             if not (isinstance(atom, Quotient) and atom.rest) or not coefficient:
                 continue
-            others = atoms[:at] + atoms[at + 1:]
+            others = atoms[:at] + atoms[at + 1 :]
             whole = tuple(sorted((*others, Quotient(atom.inner, atom.by, False)), key=lambda x: x.key))
             partner = table.get(tuple(a.key for a in whole))
             if partner is None or partner[1] != coefficient * atom.by:
@@ -172,18 +184,18 @@ def _divide(d: DimLike, by: int) -> tuple[DimLike, DimLike]:
     if isinstance(rest, int):
         return whole, rest
     shared = math.gcd(by, *(c for atoms, c in rest.terms if atoms))
-    if shared > 1:                                    # (g*e + r) // (g*b) == e // b for 0 <= r < g
+    if shared > 1:  # (g*e + r) // (g*b) == e // b for 0 <= r < g
         constant = sum(c for atoms, c in rest.terms if not atoms)
         reduced = _from_terms([(atoms, c // shared) for atoms, c in rest.terms])
         quotient, remainder = _divide(reduced, by // shared)
         return whole + quotient, remainder * shared + constant % shared
     if len(rest.terms) == 1:
-        (atoms, c), = rest.terms
+        ((atoms, c),) = rest.terms
         if c == 1 and len(atoms) == 1 and isinstance(atoms[0], Quotient):
             inner = atoms[0]
-            if not inner.rest:                                            # (e // a) // b == e // (a*b)
+            if not inner.rest:  # (e // a) // b == e // (a*b)
                 return whole + _atom(inner.inner, inner.by * by, False), _atom(rest, by, True)
-            if inner.by % by == 0:                                        # (e % (a*b)) % b == e % b
+            if inner.by % by == 0:  # (e % (a*b)) % b == e % b
                 return whole + _atom(rest, by, False), _divide(inner.inner, by)[1]
     return whole + _atom(rest, by, False), _atom(rest, by, True)
 
@@ -225,8 +237,11 @@ def substitute(d: DimLike, values: Mapping[str, DimLike]) -> DimLike:
     """`d` with symbols replaced; symbols that `values` does not name stay."""
     if isinstance(d, int):
         return d
-    return _rebuild(d, lambda a: values.get(a.name) if isinstance(a, Symbol) else None,
-                    lambda inner: substitute(inner, values))
+    return _rebuild(
+        d,
+        lambda a: values.get(a.name) if isinstance(a, Symbol) else None,
+        lambda inner: substitute(inner, values),
+    )
 
 
 def evaluate(d: DimLike, values: Mapping[str, int]) -> int:
@@ -275,7 +290,11 @@ def bounds_of(d: DimLike, bounds: Bounds) -> tuple[int | None, int | None]:
             else:
                 lo, hi = bounds_of(a.inner, bounds)
                 if a.rest:
-                    other = (lo, hi) if lo is not None and hi is not None and 0 <= lo and hi < a.by else (0, a.by - 1)
+                    other = (
+                        (lo, hi)
+                        if lo is not None and hi is not None and 0 <= lo and hi < a.by
+                        else (0, a.by - 1)
+                    )
                 else:
                     other = (None if lo is None else lo // a.by, None if hi is None else hi // a.by)
             span = _times(span, other)
@@ -284,9 +303,11 @@ def bounds_of(d: DimLike, bounds: Bounds) -> tuple[int | None, int | None]:
     return low, high
 
 
-def _times(a: tuple[int | None, int | None], b: tuple[int | None, int | None]) -> tuple[int | None, int | None]:
+def _times(
+    a: tuple[int | None, int | None], b: tuple[int | None, int | None]
+) -> tuple[int | None, int | None]:
     if None not in a and None not in b:
-        every = [x * y for x in a for y in b]         # type: ignore[operator]
+        every = [x * y for x in a for y in b]  # type: ignore[operator]
         return min(every), max(every)
     if a == (0, 0) or b == (0, 0):
         return 0, 0
@@ -355,8 +376,8 @@ def parse_dim(text: str) -> DimLike:
 
 
 def parse_tokens(tokens: Sequence[str], at: int) -> tuple[DimLike, int]:
-    """Reads a dimension that starts with token number `at`; gives it and the number of the token after it. The last
-    token must be ""."""
+    """Reads a dimension that starts with token number `at`; gives it and the number of the token after it.
+    The last token must be ""."""
     return _parse_sum(tokens, at)
 
 

@@ -1,4 +1,5 @@
 """Element types: one table, one short name each (``f32``), used at every level."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +12,9 @@ from graphflow.compiler.plan.errors import DTypeError
 
 @dataclass(frozen=True)
 class DType:
-    """An element type. `kind`: "f" float, "i" signed, "u" unsigned integer, "b" boolean; `bytes` per element."""
+    """An element type. `kind`: "f" float, "i" signed, "u" unsigned integer, "b" boolean; `bytes` per
+    element."""
+
     name: str
     full_name: str
     kind: str
@@ -48,7 +51,8 @@ _BY_FULL_NAME = {d.full_name: d for d in DTYPES.values()}
 
 
 def as_dtype(dtype: Any) -> DType:
-    """The DType of a DType, a short or NumPy name, or anything that ``np.dtype`` takes; DTypeError for others."""
+    """The DType of a DType, a short or NumPy name, or anything that ``np.dtype`` takes; DTypeError for
+    others."""
     if isinstance(dtype, DType):
         return dtype
     if isinstance(dtype, str) and dtype in DTYPES:
@@ -57,12 +61,15 @@ def as_dtype(dtype: Any) -> DType:
         return _BY_FULL_NAME[np.dtype(dtype).name]
     except (TypeError, KeyError):
         known = ", ".join(d.full_name for d in DTYPES.values())
-        raise DTypeError(f"{dtype!r} is not an element type of graphflow", hint=f"use one of {known}") from None
+        raise DTypeError(
+            f"{dtype!r} is not an element type of graphflow", hint=f"use one of {known}"
+        ) from None
 
 
 def promote(a: DType, b: DType) -> DType:
-    """The type of an operation on two arrays: a float wins over an integer with its own width, so int64 with float32
-    is float32; among floats and among integers the wider; bool gives way to all; uint32 with a signed one is int64."""
+    """The type of an operation on two arrays: a float wins over an integer with its own width, so int64 with
+    float32 is float32; among floats and among integers the wider; bool gives way to all; uint32 with a signed
+    one is int64."""
     if a == b:
         return a
     if a.is_float or b.is_float:
