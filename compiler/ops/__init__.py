@@ -1,8 +1,17 @@
 """The op table: every op of the language, by name. Each file of this folder holds the records of one family."""
 from __future__ import annotations
 
-from graphflow.compiler.ops import (contract, control, elementwise, indexing, leaf, random, reduce, shape,  # noqa: I001
-                                    window)
+from graphflow.compiler.ops import (  # noqa: I001
+                                    contract,
+                                    control,
+                                    elementwise,
+                                    indexing,
+                                    leaf,
+                                    random,
+                                    reduce,
+                                    shape,
+                                    window,
+)
 from graphflow.compiler.ops.record import Op
 
 FAMILIES = (leaf, elementwise, reduce, shape, contract, window, indexing, random, control)

@@ -56,7 +56,9 @@ class Point(Protocol):
     def loops(self, *extents: DimLike) -> tuple[tuple[str, DimLike], ...]:
         """Fresh loop variables with these extents, for `reduce`; `dims.symbol(name)` is the variable."""
 
-    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0) -> Expr:
+    def reduce(
+        self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
+    ) -> Expr:
         """A reduction over loops made by `loops`."""
 
 
@@ -156,7 +158,9 @@ class Op:
         for name in given:
             if name not in self.attrs:
                 known = ", ".join(self.attrs) or "none"
-                raise UseError(f"{self.name} has no attribute {name!r}", op=self.name, hint=f"its attributes: {known}")
+                raise UseError(
+                    f"{self.name} has no attribute {name!r}", op=self.name, hint=f"its attributes: {known}"
+                )
         out = {name: given.get(name, default) for name, default in self.attrs.items()}
         missing = [name for name, value in out.items() if value is REQUIRED]
         if missing:
@@ -167,4 +171,5 @@ class Op:
 def check_operands(op: str, types: Sequence[TensorType], count: int) -> None:
     """UseError unless there are `count` operands."""
     if len(types) != count:
-        raise UseError(f"{op} takes {count} operand(s), got {len(types)}", op=op, shapes=[t.shape for t in types])
+        shapes = [t.shape for t in types]
+        raise UseError(f"{op} takes {count} operand(s), got {len(types)}", op=op, shapes=shapes)
