@@ -1,4 +1,4 @@
-"""The op table: every op of the language, by name. Each file of this folder holds the records of one family."""
+"""The op table: every op of the language, by name. Each file of this folder holds one family of records."""
 from __future__ import annotations
 
 from graphflow.compiler.ops import (  # noqa: I001
