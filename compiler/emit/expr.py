@@ -54,9 +54,15 @@ class Emitter(Indices):
 
     def __init__(self, b: Builder, target: Target, nodes: Nodes, arguments: Mapping[str, Argument]):
         super().__init__(b, Scopes(b), nodes)
-        self.target, self.arguments = target, arguments
+        self.target, self.arguments = target, dict(arguments)
         self.pointers: dict[str, Value] = {}
         self._strides = {name: strides(a) for name, a in arguments.items()}
+
+    def add_argument(self, argument: Argument, pointer: Value) -> None:
+        """Makes a piece of memory readable like an argument of the kernel."""
+        self.arguments[argument.name] = argument
+        self.pointers[argument.name] = pointer
+        self._strides[argument.name] = strides(argument)
 
     # -- values --------------------------------------------------------------------------------------------
 

@@ -123,7 +123,7 @@ class Indices:
     def varies(self, d: DimLike) -> bool:
         """Whether the dimension may differ between lanes here."""
         lane = self.scopes.lane
-        return lane is not None and lane.var in self.nodes.closure(d)
+        return lane is not None and lane.count > 1 and lane.var in self.nodes.closure(d)
 
     def spread(self, d: DimLike, guards: Guards = ()) -> Spread:
         """How the dimension varies over the lanes."""

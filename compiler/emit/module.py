@@ -42,7 +42,7 @@ def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
     """How many tasks the kernel's work is cut into."""
     if isinstance(kernel, LoopKernel):
         return cut(kernel).count
-    from graphflow.compiler.emit.contraction import contraction_tasks
+    from graphflow.compiler.emit.tiling import contraction_tasks
     return contraction_tasks(kernel, target)
 
 
@@ -50,5 +50,5 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
     """Bytes of scratch that each worker needs."""
     if isinstance(kernel, LoopKernel):
         return 0
-    from graphflow.compiler.emit.contraction import contraction_scratch
+    from graphflow.compiler.emit.tiling import contraction_scratch
     return contraction_scratch(kernel, target)

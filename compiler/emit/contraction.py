@@ -1,0 +1,336 @@
+"""Contractions: acc(m, n) = sum over k of a(m, k)·b(k, n), then what is stored from acc.
+
+A task (see `tiling`) packs a panel of b, unless the one before it used the same, then for each tile of `mr` rows runs
+a micro-kernel that keeps mr x nr sums in registers: for each k one row of the panel and mr broadcast elements of a. The
+finished sums go to a small buffer, from which a loop over the rows evaluates the stores with vectors along n. Where k is
+too long for one panel, the sums wait in scratch between panels. The order of k is that of the axes, always.
+
+Fast are: a that is a plain load, linear in the k variables, whatever its strides; b that walks neighbouring elements along
+the last n axis (that axis may be as short as half a vector) or along the last k axis. Guards of b are cheap;
+anything else in a (arithmetic, guards, divisions) is evaluated into scratch once per task.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
+from graphflow.compiler.emit.expr import Emitter
+from graphflow.compiler.emit.loops import start_function
+from graphflow.compiler.emit.nodes import Node
+from graphflow.compiler.emit.packing import COLUMN, FROM, ROW, TO, KLoop, axis_values, pack_a, pack_b
+from graphflow.compiler.emit.scopes import Lane
+from graphflow.compiler.emit.tiling import coefficient, contraction_tiling, drop_guard, scratch_parts
+from graphflow.compiler.kernel.form import Argument, ContractionKernel, Store
+from graphflow.compiler.plan.dims import DimLike, substitute, symbol
+from graphflow.compiler.target import Target
+
+ZERO = constant(I64, 0)
+
+
+def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) -> None:
+    """Adds the kernel's function to the module."""
+    _Contraction(module, kernel, target).emit()
+
+
+class _Contraction:
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target):
+        self.kernel, self.c = kernel, kernel.contraction
+        self.t = contraction_tiling(kernel, target)
+        self.e = e = start_function(module, kernel, target)
+        self.b = e.b
+        self.dtype = self.c.a.dtype
+        self.type: Type = MEMORY_TYPES[self.dtype.name]
+        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
+            e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
+        self.a: Node = e.nodes.of(drop_guard(self.c.a, self.t.limit))
+        self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
+
+    # -- the function --------------------------------------------------------------------------------------
+
+    def emit(self) -> None:
+        e, b, t = self.e, self.b, self.t
+        _, begin, end, _ = b.params
+        self._scratch()
+        with e.scopes.loop("task ", begin, end) as task:
+            task.next()
+            self._task(task.index, begin)
+        b.ret()
+
+    def _scratch(self) -> None:
+        """The worker's scratch: panel, sums, packed a; and the buffer of one tile."""
+        b, t, e = self.b, self.t, self.e
+        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
+        area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
+        size = b.load(I64, b.gep(b.params[0], slot + 1, I64))
+        panel, sums, _ = scratch_parts(t, self.dtype.bytes)
+        own = b.gep(area, b.mul(b.params[3], size), Type("i8"))
+        self._place("panel ", own, (t.panel_rows + t.lanes, t.nr))
+        self._place("packed ", b.gep(own, panel + sums, Type("i8")), (t.tiles * t.mr, t.panel_rows + t.lanes))
+        if t.blocks:
+            self._place("sums ", b.gep(own, panel, Type("i8")), (t.tiles * t.mr, t.nr))
+        else:
+            self._place("sums ", b.alloca(self.type, t.mr * t.nr, align=64), (t.mr, t.nr))
+
+    def _place(self, name: str, address: Value, shape: tuple[DimLike, ...]) -> None:
+        """Makes a piece of scratch an argument."""
+        self.e.add_argument(Argument(name, self.dtype, shape, "rw"), address)
+
+    def _task(self, index: Value, begin: Value) -> None:
+        e, b, t = self.e, self.b, self.t
+        m_blocks, panels = e.scalar(t.m_blocks), e.scalar(t.panels)
+        above, block = self._split(index, m_blocks)
+        flat, panel = self._split(above, panels)
+        for var, extent in reversed(self.c.batch[1:]):
+            flat, at = self._split(flat, e.scalar(extent))
+            e.scopes.bind(var, at)
+        if self.c.batch:
+            e.scopes.bind(self.c.batch[0][0], flat)
+        column = b.mul(panel, t.nr)
+        n_total = e.scalar(t.n_total)
+        whole = isinstance(t.n_total, int) and t.n_total % t.nr == 0
+        mask = None if whole or t.nr == 1 else b.first_lanes(b.sub(n_total, column), t.nr)
+        first_row = b.mul(block, t.mr * t.tiles)
+        with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
+            e.bounds[COLUMN] = (0, t.n_total - 1 if isinstance(t.n_total, int) else None)
+            if t.blocks:
+                self._in_blocks(first_row)
+            else:
+                fresh = b.or_(b.compare("eq", block, 0), b.compare("eq", index, begin))
+                self._in_one(first_row, fresh)
+
+    def _split(self, x: Value, by: Value) -> tuple[Value, Value]:
+        """(x // by, x % by) for x >= 0."""
+        if by.name == "1":
+            return x, ZERO
+        whole = self.b.udiv(x, by)
+        return whole, self.b.sub(x, self.b.mul(whole, by))
+
+    # -- k -------------------------------------------------------------------------------------------------
+
+    def _k_limit(self) -> Value:
+        """The end of the first k axis, cut by the shared guard."""
+        e, t = self.e, self.t
+        var, extent = self.c.k[0]
+        stop = e.scalar(extent)
+        if t.limit is None:
+            return stop
+        room = e.scalar(t.limit.bound - (t.limit.at - symbol(var)))
+        return self.b.intrinsic("smin", stop, self.b.intrinsic("smax", room, 0))
+
+    def _in_one(self, first_row: Value, fresh: Value) -> None:
+        """One panel covers all of k."""
+        e, t = self.e, self.t
+        stop = self._k_limit() if self.c.k else constant(I64, 1)
+        with self._range(ZERO, stop):
+            if t.b != "inline":
+                once = self.b.cast(fresh, I64)
+                with e.scopes.loop("pack ", ZERO, once) as pack:
+                    pack.next()
+                    pack_b(e, self.right, self.c.n, self._k_loops(), t)
+            with self._tiles(first_row) as tile:
+                self._micro_kernel(tile, resume=False)
+                self._store_tile(tile)
+
+    def _in_blocks(self, first_row: Value) -> None:
+        """Several panels: the sums of all row tiles wait in scratch."""
+        b, t = self.b, self.t
+        with self._tiles(first_row) as tile:
+            for r in range(t.mr):
+                b.store(constant(self.type.vector(t.nr), 0), self._sum(tile, r), align=self._align())
+        self._blocks(list(t.outer), first_row)
+        with self._tiles(first_row) as tile:
+            self._store_tile(tile)
+
+    def _blocks(self, outer: list[tuple[str, DimLike]], first_row: Value) -> None:
+        e, b, t = self.e, self.b, self.t
+        if outer:
+            var, extent = outer[0]
+            stop = self._k_limit() if var == self.c.k[0][0] else e.scalar(extent)
+            with e.scopes.loop(var, ZERO, stop) as loop:
+                loop.next()
+                self._blocks(outer[1:], first_row)
+            return
+        var, extent = t.inner[0]
+        stop = self._k_limit() if not t.outer else e.scalar(extent)
+        step = t.chunk or 1 << 40
+        with e.scopes.loop("chunk ", ZERO, stop, step) as chunk:
+            chunk.next()
+            with self._range(chunk.index, b.intrinsic("smin", b.add(chunk.index, step), stop)):
+                pack_b(e, self.right, self.c.n, self._k_loops(), t)
+                with self._tiles(first_row) as tile:
+                    self._micro_kernel(tile, resume=True)
+
+    @contextmanager
+    def _range(self, start: Value, stop: Value) -> Iterator[None]:
+        """Binds the range of the first inner k axis."""
+        e = self.e
+        with e.scopes.block(FROM, start), e.scopes.block(TO, stop):
+            yield
+
+    def _k_loops(self) -> list[KLoop]:
+        """(variable, start, stop) of the loops within a panel."""
+        if not self.t.inner:
+            return []
+        first = self.t.inner[0][0]
+        return [(first, symbol(FROM), symbol(TO)), *((v, 0, x) for v, x in self.t.inner[1:])]
+
+    # -- tiles ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _tiles(self, first_row: Value) -> Iterator[DimLike]:
+        """A loop over the task's row tiles: yields the tile's number; ROW is its first row."""
+        e, b, t = self.e, self.b, self.t
+        total = e.scalar(t.m_total)
+        left = b.sub(total, first_row)
+        count = b.intrinsic("smin", constant(I64, t.tiles), b.udiv(b.add(left, t.mr - 1), constant(I64, t.mr)))
+        e.bounds["tile"] = (0, t.tiles - 1)
+        with e.scopes.loop("tile", ZERO, constant(I64, 1) if t.tiles == 1 else count) as tile:
+            tile.next()
+            row = b.add(first_row, b.mul(tile.index, t.mr)) if t.tiles > 1 else first_row
+            e.scopes.bind("tile row", row)
+            if t.fixed_m:                                   # the last tile reaches back over rows that are done
+                row = b.intrinsic("smin", row, t.fixed_m - t.mr) if t.fixed_m % t.mr else row
+                e.bounds[ROW] = (0, t.fixed_m - t.mr)
+            e.scopes.bind(ROW, row)
+            if not t.fixed_m:
+                last = b.sub(total, 1)
+                for r in range(t.mr):
+                    e.scopes.bind(f"row {r}", b.intrinsic("smin", b.add(row, r), last))
+            yield symbol("tile") if t.tiles > 1 else 0
+
+    def _row(self, r: int) -> DimLike:
+        """The number of the tile's row r; rows past the end stand for the last."""
+        return symbol(ROW) + r if self.t.fixed_m else symbol(f"row {r}")
+
+    def _at_row(self, node: Node, row: DimLike, suffix: str) -> Node:
+        return self.e.nodes.substitute(node, axis_values(self.e, self.c.m, row, suffix))
+
+    def _sum(self, tile: DimLike, r: DimLike) -> Value:
+        """The address of a row of the sums."""
+        return self.e.address("sums ", (tile * self.t.mr + r) * self.t.nr if self.t.blocks else r * self.t.nr)
+
+    def _align(self) -> int:
+        return min(64, self.t.nr * self.type.bytes)
+
+    def _micro_kernel(self, tile: DimLike, resume: bool) -> None:
+        """Adds the panel's products to the tile's sums; `resume`: they start from those in scratch."""
+        e, b, t = self.e, self.b, self.t
+        wide = self.type.vector(t.nr)
+        sums = [b.load(wide, self._sum(tile, r), align=self._align()) if resume else constant(wide, 0)
+                for r in range(t.mr)]
+        if t.pack_a:
+            pack_a(e, lambda row: self._at_row(self.a, row, ""), tile, self._k_loops(), t)
+            index = [(tile * t.mr + r, symbol("k flat")) for r in range(t.mr)]
+            rows = [e.nodes.make("load", ("packed ", at, 0), (), self.dtype, at) for at in index]
+        else:
+            rows = [self._at_row(self.a, self._row(r), f".{r}") for r in range(t.mr)]
+        loops, flat = self._merged(rows)
+        if t.pack_a:
+            rows = [e.nodes.substitute(x, {"k flat": flat}) for x in rows]
+        sums = self._accumulate(loops, flat, rows, sums)
+        for r, total in enumerate(sums):
+            b.store(total, self._sum(tile, r), align=self._align())
+
+    def _merged(self, rows: list[Node]) -> tuple[list[KLoop], DimLike]:
+        """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an expression. Rewrites
+        `rows` in place for the joined variables."""
+        loops = self._k_loops()
+        e = self.e
+        if self.t.pack_a or not loops:
+            if not loops:
+                return [], 0
+            inner = _size(loops[1:])
+            e.bounds["k join"] = (0, None)
+            return [("k join", symbol(FROM) * inner, symbol(TO) * inner)], symbol("k join") - symbol(FROM) * inner
+        depth = self.t.b == "inline"
+        at = len(loops) - 1
+        while at > 0 and not depth:
+            (outer, start, stop), (inner_var, zero, extent) = loops[at - 1], loops[at]
+            name = f"{outer}+{inner_var}"
+            joined = symbol(name)
+            e.bounds[name] = (0, None)
+            new = [e.nodes.substitute(r, {outer: joined // extent, inner_var: joined % extent}) for r in rows]
+            if all(_linear(e, r, name) for r in new) and zero == 0:
+                rows[:] = new
+                loops[at - 1:at + 1] = [(name, start * extent, stop * extent)]
+            at -= 1
+        flat: DimLike = 0
+        size = 1
+        for i in range(len(loops) - 1, -1, -1):
+            var, start, stop = loops[i]
+            flat = flat + (symbol(var) - start) * size
+            if i:
+                size *= stop
+        return loops, flat
+
+    def _accumulate(self, loops: Sequence[KLoop], flat: DimLike, rows: list[Node],
+                    sums: list[Value]) -> list[Value]:
+        e, b, t = self.e, self.b, self.t
+        if loops:
+            var, start, stop = loops[0]
+            e.bounds.setdefault(var, (0, None))
+            with e.scopes.loop(var, e.scalar(start), e.scalar(stop), 1, sums) as loop:
+                loop.next(*self._accumulate(loops[1:], flat, rows, loop.carry))
+            return loop.results
+        if t.b == "inline":
+            row = b.splat(e.value(self._inline_b()), t.nr)
+        else:
+            row = b.load(self.type.vector(t.nr), e.address("panel ", flat * t.nr), align=self._align())
+        out = []
+        for node, total in zip(rows, sums):
+            left = b.splat(e.value(node), t.nr)
+            if self.dtype.is_float:
+                out.append(b.fma(left, row, total))
+            else:
+                out.append(b.add(b.mul(left, row), total))
+        return out
+
+    def _inline_b(self) -> Node:
+        return self.e.nodes.substitute(self.right, axis_values(self.e, self.c.n, symbol(COLUMN), ""))
+
+    # -- results -------------------------------------------------------------------------------------------
+
+    def _store_tile(self, tile: DimLike) -> None:
+        """Runs the stores for each row of a tile."""
+        e, b, t = self.e, self.b, self.t
+        row, begin = e.scopes.bound(ROW), e.scopes.bound("tile row")
+        done = b.sub(begin, row)                                # rows that the tile before has stored
+        left = b.sub(e.scalar(t.m_total), row)
+        count = b.intrinsic("smin", left, t.mr) if not t.fixed_m else constant(I64, t.mr)
+        if t.fixed_m and t.fixed_m % t.mr == 0:
+            done = ZERO
+        e.bounds["r"] = (0, t.mr - 1)
+        with e.scopes.loop("r", done, count) as loop:
+            loop.next()
+            total = b.load(self.type.vector(t.nr), self._sum(tile, symbol("r")), align=self._align())
+            flat = b.add(row, loop.index)
+            e.scopes.bind("m flat", flat)
+            e.bounds["m flat"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
+            e.scopes.bind("acc ", total)
+            e.nodes.bind("acc", e.nodes.given("acc ", self.dtype))
+            values = {**axis_values(e, self.c.m, symbol("m flat"), ""), **axis_values(e, self.c.n, symbol(COLUMN), "")}
+            for let in self.c.lets:
+                node, = e.nodes.lets((let,))
+                e.value(e.nodes.substitute(node, values))
+            for store in self.c.stores:
+                self._store(store, values)
+
+    def _store(self, store: Store, values: dict[str, DimLike]) -> None:
+        e = self.e
+        value = e.value(e.nodes.substitute(e.nodes.of(store.value), values))
+        index = tuple(substitute(d, values) for d in store.index)
+        e.store_value(store.arg, index, value)
+
+
+def _size(loops: Sequence[KLoop]) -> int:
+    size = 1
+    for _, _, stop in loops:
+        assert isinstance(stop, int)
+        size *= stop
+    return size
+
+
+def _linear(e: Emitter, node: Node, name: str) -> bool:
+    """Whether the load's element number is linear in the name."""
+    return node.kind == "load" and coefficient(e.offset(node.data[0], node.data[1]), name) is not None
