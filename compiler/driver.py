@@ -29,13 +29,13 @@ from graphflow.compiler.passes.assemble import assemble
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import canonicalize
 from graphflow.compiler.passes.fuse import Fusion, fusion_of
-from graphflow.compiler.passes.joint import simplify_joint
+from graphflow.compiler.passes.joint import optimize_jointly
 from graphflow.compiler.passes.lower import lower
 from graphflow.compiler.passes.memory import memory
 from graphflow.compiler.passes.schedule import schedule
 from graphflow.compiler.passes.stable import stabilize
 from graphflow.compiler.passes.tile import tile
-from graphflow.compiler.plan.errors import GraphflowError, Location, UseError
+from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Location, PlanError, UseError
 from graphflow.compiler.plan.plan_text import parse_plan, print_plan
 from graphflow.compiler.plan.schema import Launch, Plan
 from graphflow.compiler.plan.validate import validate
@@ -103,7 +103,7 @@ STAGES = (
     Stage("canonical", lambda graph, context: canonicalize(graph)),
     Stage("stable", lambda graph, context: stabilize(graph), "tolerance"),
     Stage("autodiff", lambda graph, context: expand_gradients(graph)),
-    Stage("joint", lambda graph, context: simplify_joint(graph), "tolerance"),
+    Stage("joint", lambda graph, context: optimize_jointly(graph), "tolerance"),
     Stage("fuse", _fuse),
     Stage("schedule", lambda graph, context: schedule(graph)),
     Stage("lower", lambda graph, context: lower(graph, context.numbers, context.target.key()), "tolerance"),
@@ -122,7 +122,10 @@ def check(result: Any, stage: str) -> None:
     elif isinstance(result, KernelProgram):
         check_program(result)
     elif isinstance(result, Plan):
-        validate(result)
+        try:
+            validate(result)
+        except PlanError as error:
+            raise CompilerError(str(error), stage=stage) from error
 
 
 def print_stage(result: Any) -> str:
@@ -282,7 +285,6 @@ def compile_program(graph: Graph, target: Target | None = None) -> Compiled:
     if found is not None:
         try:
             plan = parse_plan(found["plan"].decode())
-            validate(plan)
             return Compiled(plan, found["object"], compilation, locations, time.perf_counter() - begin, True)
         except GraphflowError:
             pass  # written by something else: compile anew and replace it

@@ -2,12 +2,15 @@
 evaluated with NumPy."""
 from __future__ import annotations
 
+import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from graphflow.compiler.driver import Compilation
+from graphflow.compiler.emit.pool import pool_object
 from graphflow.compiler.interpret import interpret
 from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.graph import Graph, Node, TensorType, Value
@@ -16,6 +19,10 @@ from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.ops.record import Arg, Contract, Op, Pointwise, Sample
 from graphflow.compiler.plan.dims import DimLike, evaluate, symbol
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType, as_dtype
+from graphflow.compiler.target import host_target
+from graphflow.runtime.cpu import CpuProgram
+from graphflow.runtime.native import install_pool
+from graphflow.runtime.store import Store
 
 
 def run_graph(graph: Graph, feeds: Mapping[str, Any], device: str, state: Mapping[str, Any] | None = None
@@ -23,7 +30,36 @@ def run_graph(graph: Graph, feeds: Mapping[str, Any], device: str, state: Mappin
     """The graph's outputs on that device."""
     if device == "reference":
         return interpret(graph, feeds, state or {})[0]
+    if device == "cpu":
+        return run_native(graph, feeds, state or {})[0]
     raise ValueError(f"no way to run a graph on {device!r}")
+
+
+_PROGRAMS: weakref.WeakKeyDictionary[Graph, CpuProgram] = weakref.WeakKeyDictionary()
+
+
+def native_program(graph: Graph, threads: int = 2, guard: bool = False) -> CpuProgram:
+    """The graph compiled for the machine at hand without the cache, over a Store of its own."""
+    target = host_target()
+    install_pool(pool_object(target))
+    compilation = Compilation(graph, target)
+    plan, store = compilation.result("plan"), Store()
+    for b in plan.buffers:
+        if b.role == "state":
+            store.declare(b.name, "parameter", b.dtype, [int(d) for d in b.shape])
+    return CpuProgram(plan, compilation.object_code(), store, threads, guard=guard)
+
+
+def run_native(graph: Graph, feeds: Mapping[str, Any], state: Mapping[str, Any]
+               ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """(outputs, updated states) of the graph on two threads; compiled once for each graph."""
+    program = _PROGRAMS.get(graph)
+    if program is None:
+        program = _PROGRAMS[graph] = native_program(graph)
+    for name in graph.states():
+        program.store[name] = state[name]
+    outputs = program.run([np.asarray(feeds[v.node.attrs["name"]]) for v in graph.inputs])
+    return dict(zip(graph.outputs, outputs)), {name: program.store[name] for name in graph.updates()}
 
 
 # --- samples
