@@ -89,13 +89,22 @@ def reads(node: Node, free: Callable[[Node], bool]) -> list[Read]:
     if kind in ("elementwise", "reduce"):
         for v in node.inputs:
             out += through(v, index, free)
-    elif kind in ("view", "leaf"):
+    elif kind in ("view", "leaf") and has_index_map(node):
         for i, at in view_reads(node, index):
             out += through(node.inputs[i], at, free, OPS[node.op].injective)
     else:
         for v in node.inputs:
             out += through(v, None, free)
     return out
+
+
+def has_index_map(node: Node) -> bool:
+    """False for a reshape whose index map would divide by a symbol: it copies."""
+    try:
+        view_reads(node, tuple(axis(i) for i in range(node.types[0].rank)))
+    except NotImplementedError:
+        return False
+    return True
 
 
 def through(

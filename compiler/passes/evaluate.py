@@ -42,6 +42,7 @@ class Evaluator:
         self.indirect: dict[str, Expr] = {}
         self.binding = True  # whether shared values may become Lets
         self._fresh = 0
+        self._bound: dict[str, Expr] = {}
         self._uses: dict[Value, int] = {}
         for node in region.nodes():
             for v in node.inputs:
@@ -83,7 +84,19 @@ class Evaluator:
             return expr
         name = self.fresh("t")
         self.scopes[-1].lets.append(Let(name, expr))
+        self._bound[name] = expr
         return Local(name, expr.dtype)
+
+    def without_locals(self, expr: Expr) -> Expr:
+        """The expression with what its locals stand for: indirect integers are evaluated where an index needs them,
+        which may be in another scope."""
+        if isinstance(expr, Local) and expr.name in self._bound:
+            return self.without_locals(self._bound[expr.name])
+        if isinstance(expr, Apply):
+            return replace(expr, args=tuple(self.without_locals(x) for x in expr.args))
+        if isinstance(expr, Guarded):
+            return replace(expr, value=self.without_locals(expr.value))
+        return expr
 
     def _binds(self, v: Value, expr: Expr) -> bool:
         if not self.binding or isinstance(expr, (Const, Index, Local)):
@@ -155,6 +168,7 @@ class OpPoint:
         return self._e.bind(value)
 
     def indirect(self, value: Expr) -> DimLike:
+        value = self._e.without_locals(value)
         for name, known in self._e.indirect.items():
             if known == value:
                 return symbol(name)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
-from graphflow.compiler.passes.access import Read, domain, reads, reduced_axes, relation
+from graphflow.compiler.passes.access import Read, domain, has_index_map, reads, reduced_axes, relation
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
 from graphflow.compiler.plan.errors import Location
 
@@ -102,17 +102,6 @@ def fusion_of(graph: Graph) -> Fusion:
 def is_view(node: Node) -> bool:
     """Whether the op computes nothing: a view, or a literal."""
     return OPS[node.op].kind == "view" or (OPS[node.op].kind == "leaf" and OPS[node.op].lowering is not None)
-
-
-def has_index_map(node: Node) -> bool:
-    """False for a reshape whose index map would divide by a symbol: it copies."""
-    from graphflow.compiler.passes.access import axis, view_reads
-
-    try:
-        view_reads(node, tuple(axis(i) for i in range(node.types[0].rank)))
-    except NotImplementedError:
-        return False
-    return True
 
 
 def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
