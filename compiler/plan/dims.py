@@ -154,7 +154,10 @@ def _recombine(table: dict[tuple, list]) -> None:
             if not (isinstance(atom, Quotient) and atom.rest) or not coefficient:
                 continue
             others = atoms[:at] + atoms[at + 1 :]
-            whole = tuple(sorted((*others, Quotient(atom.inner, atom.by, False)), key=lambda x: x.key))
+            quotient = _divide(atom.inner, atom.by)[0]  # canonical: (e // a) // b is e // (a*b)
+            if not isinstance(quotient, Dim) or len(quotient.terms) != 1 or quotient.terms[0][1] != 1:
+                continue
+            whole = tuple(sorted((*others, *quotient.terms[0][0]), key=lambda x: x.key))
             partner = table.get(tuple(a.key for a in whole))
             if partner is None or partner[1] != coefficient * atom.by:
                 continue
