@@ -123,8 +123,7 @@ def _sum_over_covering(p: Point, place: Index, term: Any) -> Expr:
     dy = p.node.inputs[0].shape[2:]
     w = _windows(p.node.op, p.node.attrs, len(dy))
     counts = [ceildiv(size, stride) for size, stride in zip(w.window, w.stride)]
-    several = [n for n in counts if n != 1]
-    loops = p.loops(*several) if several else ()
+    loops = p.loops(*(n for n in counts if n != 1))
     variables = iter(loops)
     steps = [0 if n == 1 else symbol(next(variables)[0]) for n in counts]
     at, inside, guards = _covering(w, place, dy, steps)

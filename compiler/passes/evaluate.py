@@ -180,12 +180,15 @@ class OpPoint:
         prefix = self._e.fresh("r")
         made = tuple((f"{prefix}.{j}", extent) for j, extent in enumerate(extents))
         self._e.declare(made)
-        self._e.scopes.append(Scope())
+        if made:
+            self._e.scopes.append(Scope())
         return made
 
     def reduce(
         self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
     ) -> Expr:
+        if not loops:
+            return operands[result]
         scope = self._e.scopes.pop()
         return Reduce(kind, tuple(loops), operands, result, lets=tuple(scope.lets))
 
