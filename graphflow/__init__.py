@@ -1,1 +1,50 @@
-""""""
+"""graphflow: neural networks as static graphs, compiled to one native program per training step.
+
+    import graphflow as gf
+    N = gf.dim("N")
+    x, y = gf.input("x", (N, 784)), gf.input("y", (N,), "int64")
+    logits = gf.nn.dense(gf.nn.dense(x, 128, gf.relu), 10)
+    loss = gf.loss.softmax_cross_entropy(logits, y)
+    step = gf.function([x, y], loss, gf.optim.SGD(0.1).minimize(loss))
+
+Importing it loads neither the code generator nor a device library: these come with the first program.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from graphflow import data, functions, init, loss, metrics, nn, optim
+from graphflow.compiler.plan.errors import (
+    CheckpointError,
+    CompilerError,
+    DataError,
+    DeviceError,
+    DTypeError,
+    FeedError,
+    GraphflowError,
+    ShapeError,
+    TrainingError,
+    UseError,
+    UserError,
+)
+from graphflow.function import Program, function
+from graphflow.gradient import grad
+from graphflow.model import History, Model
+from graphflow.runtime.store import Store
+from graphflow.scope import scope
+from graphflow.state import input, parameter  # noqa: A004
+from graphflow.tensor import Tensor, cast, constant, dim, matmul
+
+__version__ = "0.1.0"
+
+__all__ = ["CheckpointError", "CompilerError", "DTypeError", "DataError", "DeviceError", "FeedError",
+           "GraphflowError", "History", "Model", "Program", "ShapeError", "Store", "Tensor", "TrainingError",
+           "UseError", "UserError", "cast", "constant", "data", "dim", "function", "functions", "grad", "init",
+           "input", "loss", "matmul", "metrics", "nn", "optim", "parameter", "scope"]
+
+
+def __getattr__(name: str) -> Any:
+    """Every function of the language is also found here: ``gf.exp`` is ``gf.functions.exp``."""
+    if name.startswith("_"):
+        raise AttributeError(f"graphflow has no {name!r}")
+    return getattr(functions, name)

@@ -143,6 +143,10 @@ class CheckpointError(UserError):
     """A checkpoint that cannot be written or read."""
 
 
+class TrainingError(UserError):
+    """Training that cannot go on: a loss that is NaN or infinite."""
+
+
 class DeviceError(UserError):
     """A device that is absent, unusable or out of memory."""
 

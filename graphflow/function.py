@@ -1,0 +1,379 @@
+"""Programs: `gf.function` collects what some outputs need into one graph, and makes it callable on a device."""
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphflow.compiler.ir.builder import Builder, rebuild
+from graphflow.compiler.ir.graph import Graph, Guard, Node, Value, topological
+from graphflow.compiler.ops.shape import slice_guards
+from graphflow.compiler.plan.dims import DimLike, symbols_of
+from graphflow.compiler.plan.errors import (
+    DTypeError,
+    FeedError,
+    ShapeError,
+    UseError,
+)
+from graphflow.compiler.plan.schema import Buffer, Plan
+from graphflow.runtime.feeds import FeedChecker
+from graphflow.runtime.store import STEP, Store
+from graphflow.scope import here
+from graphflow.state import Variable, random_state, variable_of, variables_in
+from graphflow.tensor import Tensor, apply
+
+Updates = Mapping[Tensor, Tensor]
+
+
+def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates | None = None, *,
+             device: str = "cpu", training: bool | None = None, name: str = "function", store: Store | None = None,
+             threads: int | None = None) -> Program:
+    """A program that computes `outputs` (a Tensor, a list or a dict of them) from `inputs`, and then sets each
+    parameter in `updates` to its new value (what ``optimizer.minimize(loss)`` returns).
+
+    All state is read as it was before the call; nothing is written if a check fails. `training` decides what
+    dropout does: by default it drops if there are updates. Parameters live in `store`: the one that they belong to
+    already, else a new one. `threads`: None is one for each processor. Compiling happens at the first call.
+    """
+    from graphflow.runtime.device import device as find_device
+    listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+    named, structure = _named_outputs(outputs)
+    if not isinstance(name, str) or not name.isidentifier():
+        raise UseError(f"{name!r} is no name for a program", hint="use letters, digits and _", where=here())
+    chosen = find_device(device)
+    graph, bound = trace(name, listed, named, dict(updates or {}), bool(updates) if training is None else training,
+                         store)
+    return Program(graph, structure, chosen.name, bound, threads)
+
+
+def _named_outputs(outputs: Any) -> tuple[dict[str, Tensor], Any]:
+    """The outputs by name, and how a call gives them back: None for one, list, or dict."""
+    if isinstance(outputs, Tensor):
+        return {"output": outputs}, None
+    if isinstance(outputs, Mapping):
+        named = {str(k): v for k, v in outputs.items()}
+    elif isinstance(outputs, (list, tuple)):
+        named = {f"output{i}": v for i, v in enumerate(outputs)}
+    else:
+        raise UseError(f"outputs are a Tensor, a list or a dict of tensors, not {type(outputs).__name__}",
+                       where=here())
+    for key, value in named.items():
+        if not isinstance(value, Tensor):
+            raise UseError(f"the output {key!r} is {value!r}, not a Tensor", where=here())
+    return named, dict if isinstance(outputs, Mapping) else list
+
+
+# --- tracing
+
+def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], updates: dict[Tensor, Tensor],
+          training: bool, store: Store | None) -> tuple[Graph, Store]:
+    """The graph that computes the outputs and updates, its state named, and the Store that it belongs to."""
+    _check_inputs(inputs)
+    targets = [variable_of(target) for target in updates]
+    _check_updates(targets, list(updates.values()))
+    values = [*outputs.values(), *updates.values()]
+    checks = dict.fromkeys(check for t in values for check in t.checks)
+    step = random_state()[1].value.node.inputs[0]
+    effects: list[Node] = list(checks)
+    made = [apply("update", [value], name="") for value in updates.values()]
+    effects += [t.value.node for t in made]
+    if updates:                                       # the Store counts the calls that train
+        effects.append(apply("update", [Tensor(step) + 1], name=STEP).value.node)
+    draft = Graph(name, tuple(t.value for t in inputs), {k: t.value for k, t in outputs.items()}, tuple(effects))
+    _check_needed(draft, outputs, updates)
+    bound = _bind_variables(variables_in((*draft.nodes(), *targets)), store)
+    names = {t.value.node: v.name for t, v in zip(made, targets)}
+    return _finish(draft, names, training), bound
+
+
+def _check_inputs(inputs: Sequence[Tensor]) -> None:
+    seen: dict[str, Tensor] = {}
+    for t in inputs:
+        if not isinstance(t, Tensor) or t.value.node.op != "input":
+            what = f"the result of {t.value.op}" if isinstance(t, Tensor) else repr(t)
+            raise UseError(f"inputs are made by gf.input; this is {what}", where=here())
+        other = seen.setdefault(t.name, t)
+        if t is not other:
+            twice = "is listed twice" if other.value == t.value else "names two different inputs"
+            raise UseError(f"the input {t.name!r} {twice}", where=here(), hint="give each input a name of its own")
+
+
+def _check_updates(targets: Sequence[Variable], values: Sequence[Tensor]) -> None:
+    for target, value in zip(targets, values):
+        if not isinstance(value, Tensor):
+            raise UseError(f"the new value of {target.name} is {value!r}, not a Tensor", where=here())
+        if value.dtype != target.dtype:
+            raise DTypeError(f"{target.name} is {target.dtype.full_name}, its new value {value.dtype.full_name}",
+                             op="update", shapes=[target.shape, value.shape], where=here(),
+                             hint=f"convert it with gf.cast(value, '{target.dtype.full_name}')")
+        if value.shape != target.shape:
+            raise ShapeError(f"the new value of {target.name} has another shape", op="update",
+                             shapes=[target.shape, value.shape], where=here())
+    if len(set(targets)) < len(targets):
+        raise UseError("a parameter is updated twice", where=here())
+
+
+def _check_needed(draft: Graph, outputs: Mapping[str, Tensor], updates: Updates) -> None:
+    """UseError if an output or update depends on an input that is not listed."""
+    listed = {v.node for v in draft.inputs}
+    for node in draft.nodes():
+        if node.op != "input" or node in listed:
+            continue
+        users = [f"the output {k!r}" for k, t in outputs.items() if node in topological([t.value.node])]
+        users += [f"the update of {k.name or 'a parameter'}" for k, t in updates.items()
+                  if node in topological([t.value.node])]
+        raise UseError(f"{users[0] if users else 'a check'} depends on the input {node.attrs['name']!r}, which is not "
+                       f"among the inputs of {draft.name}", shapes=[node.types[0].shape],
+                       where=node.origins[0] if node.origins else None,
+                       hint="list it in inputs; they are "
+                       + (", ".join(repr(v.node.attrs["name"]) for v in draft.inputs) or "empty"))
+    known = symbols_of(*(d for v in draft.inputs for d in v.shape))
+    for node in draft.nodes():
+        unknown = symbols_of(*(d for t in node.types for d in t.shape)) - known
+        if unknown:
+            raise UseError(f"no input's shape decides the dimension {min(unknown)}", op=node.op,
+                           shapes=[t.shape for t in node.types], where=node.origins[0] if node.origins else None)
+
+
+def _bind_variables(variables: Sequence[Variable], store: Store | None) -> Store:
+    """Names the variables that no program has used yet; the Store that all belong to."""
+    for v in variables:
+        if v.store is not None:
+            store = store or v.store
+            if v.store is not store:
+                other = next((w for w in variables if w.store is store), None)
+                with_it = f"{v.name} and {other.name} belong" if other else f"{v.name} belongs"
+                raise UseError(f"{with_it} to different Stores", where=v.origins[0] if v.origins else here(),
+                               hint="a program works on one Store: build the nets anew, or pass the same store= to "
+                               "all programs")
+    bound = store or Store()
+    known: dict[str, Variable] = {v.name: v for v in variables if v.store is not None}
+    for v in variables:
+        if v.store is None:
+            v.bind(bound, known)
+    return bound
+
+
+def _finish(draft: Graph, names: Mapping[Node, str], training: bool) -> Graph:
+    """The graph with final names, equal nodes united, the training flag a constant, random streams numbered in the
+    order in which they were made, and guards for slices whose bounds a call decides."""
+    made = sorted({n.attrs["stream"] for n in draft.nodes() if n.op == "random_bits"})
+    streams = {serial: number for number, serial in enumerate(made)}
+    guards: dict[tuple[DimLike, DimLike], Guard] = {}
+
+    def make(b: Builder, node: Node, operands: list[Value]) -> Sequence[Value]:
+        attrs = dict(node.attrs)
+        if node.op == "training":
+            return [b.constant(training, node.types[0].dtype)]
+        if node.op == "random_bits":
+            attrs["stream"] = streams[attrs["stream"]]
+        elif isinstance(node, Variable):
+            attrs["name"] = node.name
+        elif node in names:
+            attrs["name"] = names[node]
+        elif node.op == "slice":
+            where = node.origins[0] if node.origins else None
+            for pair in slice_guards(node.inputs[0].shape, attrs["starts"], attrs["stops"]):
+                guards.setdefault(pair, Guard(*pair, where))
+        return b.intern(Node(node.op, tuple(operands), attrs, node.regions, node.types, node.origins)).results
+
+    graph = rebuild(draft, make)
+    return Graph(graph.name, graph.inputs, graph.outputs, graph.effects, tuple(guards.values()))
+
+
+# --- running
+
+class Program:
+    """A compiled graph over a Store: call it with arrays by position, or by name.
+
+    `store` holds its parameters; `inputs` and `outputs` are names. What the compiler made of it: `text`, `graph`,
+    `dump`, `explain`, `plan`, `peak_bytes`.
+    """
+
+    def __init__(self, graph: Graph, structure: Any, device: str, store: Store, threads: int | None) -> None:
+        self.traced, self.device, self.store, self.threads = graph, device, store, threads
+        self.name = graph.name
+        self.inputs = [str(v.node.attrs["name"]) for v in graph.inputs]
+        self.outputs = list(graph.outputs)
+        self._structure = structure
+        self._compilation: Any = None
+        self._runner: Any = None
+
+    def __repr__(self) -> str:
+        takes = ", ".join(f"{v.node.attrs['name']}: {v.type}" for v in self.traced.inputs)
+        gives = ", ".join(f"{k}: {v.type}" for k, v in self.traced.outputs.items())
+        return f"<Program {self.name}({takes}) -> {gives} on {self.device}>"
+
+    def __call__(self, *args: Any, **feeds: Any) -> Any:
+        """The outputs for these feeds, new NumPy arrays in the structure given to `gf.function`.
+
+        FeedError for a missing, surplus, wrongly typed or shaped feed, and where a check fails: then no state has
+        changed.
+        """
+        results = self.runner.run(self._arranged(args, feeds))
+        if self._structure is None:
+            return results[0]
+        return results if self._structure is list else dict(zip(self.outputs, results))
+
+    def _arranged(self, args: Sequence[Any], feeds: Mapping[str, Any]) -> list[np.ndarray]:
+        if len(args) > len(self.inputs):
+            raise FeedError(f"{self.name} takes {len(self.inputs)} feeds ({_list(self.inputs)}), got {len(args)}",
+                            where=here())
+        given = dict(zip(self.inputs, args))
+        for key in feeds:
+            if key not in self.inputs:
+                raise FeedError(f"{self.name} has no input {key!r}", where=here(),
+                                hint=f"its inputs are {_list(self.inputs)}")
+            if key in given:
+                raise FeedError(f"the feed {key!r} is given by position and by name", where=here())
+        given.update(feeds)
+        missing = [name for name in self.inputs if name not in given]
+        if missing:
+            raise FeedError(f"{self.name} misses the feed{'s' * (len(missing) > 1)} {_list(missing)}", where=here(),
+                            hint=f"its inputs are {_list(self.inputs)}")
+        return [as_feed(v.node, given[name]) for name, v in zip(self.inputs, self.traced.inputs)]
+
+    @property
+    def runner(self) -> Any:
+        """What runs the program on its device; compiled when first asked for."""
+        if self._runner is None:
+            self._runner = _RUNNERS[self.device](self)
+        return self._runner
+
+    @property
+    def compilation(self) -> Any:
+        """The stages of the compiler, each run when it is first asked for."""
+        if self._compilation is None:
+            from graphflow.compiler.driver import Compilation
+            from graphflow.compiler.target import host_target
+            self._compilation = Compilation(self.traced, host_target())
+        return self._compilation
+
+    @property
+    def plan(self) -> Plan:
+        """What the runtime executes: buffers, launches, lifetimes."""
+        return self.compilation.result("plan")
+
+    def text(self, stage: str = "plan") -> str:
+        """The result of a stage of the compiler as text."""
+        return self.compilation.text(stage)
+
+    def graph(self, stage: str = "trace") -> Any:
+        """The result of a stage as a networkx.DiGraph: ops and values, or kernels and buffers."""
+        return self.compilation.graph(stage)
+
+    def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
+        """Writes every stage (or one) into the folder: text, GraphML, LLVM code and assembly; the files' paths."""
+        return self.compilation.dump(folder, stage)
+
+    def explain(self) -> str:
+        """Which fusions and in-place updates were refused, and why."""
+        return self.compilation.explain()
+
+    def peak_bytes(self, **symbols: int) -> int:
+        """The exact working memory of a call, with this value for each of the program's dimensions: activations,
+        gradients and scratch, beside the Store, the feeds and the outputs.
+
+        A dimension that came from None is called after its input and axis: ``peak_bytes(**{"x.0": 128})``.
+        """
+        from graphflow.runtime.native import default_threads
+        from graphflow.runtime.null import NullProgram
+        known = self.plan.symbols
+        if set(symbols) != set(known):
+            raise UseError(f"peak_bytes of {self.name} needs the value of {_list(known) if known else 'nothing'}",
+                           where=here())
+        return NullProgram(self.plan, self.threads or default_threads()).peak_bytes(symbols)
+
+    def fingerprint(self) -> str:
+        """A hash of what is computed and where: equal for programs whose results have the same bits on one machine."""
+        from graphflow.compiler.ir.text import print_graph
+        text = f"{self.device}\n{print_graph(self.traced, origins=False)}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _list(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def as_feed(node: Node, value: Any) -> np.ndarray:
+    """The value as an array of the input's type: exactly, or by a conversion that loses nothing; FeedError else.
+
+    Python numbers and lists adapt as they do in the language: integers may feed a float.
+    """
+    target, name = node.attrs["dtype"].numpy, node.attrs["name"]
+    where = node.origins[0] if node.origins else None
+    if isinstance(value, np.ndarray) and value.dtype == target:
+        return value
+    if isinstance(value, Tensor):
+        raise FeedError(f"feed {name!r}: a Tensor is no array", where=where, hint="feeds are numbers")
+    array = np.asarray(value)
+    literal = isinstance(value, (bool, int, float, list, tuple))
+    if array.dtype.kind not in "fiub":
+        raise FeedError(f"feed {name!r}: must be {target}, got {array.dtype}", where=where,
+                        hint="pass numbers in rows of one length")
+    if np.can_cast(array.dtype, target, "safe") or literal and np.can_cast(array.dtype, target, "same_kind") \
+            and not _overflows(array, target) or literal and target.kind == "f" and array.dtype.kind in "iub":
+        return array.astype(target)
+    raise FeedError(f"feed {name!r}: must be {target}, got {array.dtype}", where=where,
+                    hint=f"convert it with .astype('{target}') if nothing that matters is lost")
+
+
+def _overflows(array: np.ndarray, target: np.dtype) -> bool:
+    if target.kind not in "iu" or not array.size:
+        return False
+    limits = np.iinfo(target)
+    return int(array.min()) < limits.min or int(array.max()) > limits.max
+
+
+class ReferenceProgram:
+    """Interprets the graph with NumPy, op by op, after its gradients are expanded: no other pass runs."""
+
+    def __init__(self, graph: Graph, store: Store) -> None:
+        from graphflow.compiler.passes.autodiff import expand_gradients
+        self.graph, self.store = expand_gradients(graph), store
+        nodes = graph.nodes()
+        self.checker = FeedChecker(_feed_plan(graph), lambda n: nodes[n].origins[0] if nodes[n].origins else None)
+
+    def run(self, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """One call: the outputs in order; the Store has the updated values afterwards."""
+        from graphflow.compiler.interpret import interpret
+        symbols = self.checker.symbols(feeds)
+        by_name = {v.node.attrs["name"]: feed for v, feed in zip(self.graph.inputs, feeds)}
+        with self.store.lock:
+            state = {name: self.store[name] for name in self.graph.states()}
+            outputs, updated = interpret(self.graph, by_name, state, symbols)
+            for name, value in updated.items():
+                self.store[name] = value
+        return [np.array(value) for value in outputs.values()]
+
+
+def _feed_plan(graph: Graph) -> Plan:
+    """The feeds and guards of a graph as a plan without a body: enough to check a call."""
+    number = {n: i for i, n in enumerate(graph.nodes())}
+    buffers = tuple(Buffer(f"feed{i}", "feed", v.node.attrs["name"], v.dtype, v.shape, origins=(number[v.node],))
+                    for i, v in enumerate(graph.inputs))
+    symbols = sorted(symbols_of(*(d for v in graph.inputs for d in v.shape)))
+    return Plan(graph.name, "reference", tuple(symbols), buffers, tuple(b.id for b in buffers), (), (), (), ())
+
+
+def _cpu_program(program: Program) -> Any:
+    from graphflow.compiler.driver import compile_program
+    from graphflow.runtime.cpu import CpuProgram
+    compiled = compile_program(program.traced)
+    program._compilation = program._compilation or compiled.compilation
+    return CpuProgram(compiled.plan, compiled.object_code, program.store, program.threads,
+                      lambda number: compiled.locations[number])
+
+
+def _null_program(program: Program) -> Any:
+    from graphflow.runtime.native import default_threads
+    from graphflow.runtime.null import NullProgram
+    locations = [n.origins[0] if n.origins else None for n in program.traced.nodes()]
+    return NullProgram(program.plan, program.threads or default_threads(), lambda number: locations[number])
+
+
+_RUNNERS = {"cpu": _cpu_program, "null": _null_program,
+            "reference": lambda program: ReferenceProgram(program.traced, program.store)}
