@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -363,9 +364,19 @@ def _cpu_program(program: Program) -> Any:
     from graphflow.compiler.driver import compile_program
     from graphflow.runtime.cpu import CpuProgram
     compiled = compile_program(program.traced)
+    _install_pool()
     program._compilation = program._compilation or compiled.compilation
     return CpuProgram(compiled.plan, compiled.object_code, program.store, program.threads,
                       lambda number: compiled.locations[number])
+
+
+@lru_cache(maxsize=1)
+def _install_pool() -> None:
+    """The threads of this process: one pool for all programs, made of generated code like the rest."""
+    from graphflow.compiler.emit.pool import pool_object
+    from graphflow.compiler.target import host_target
+    from graphflow.runtime.native import install_pool
+    install_pool(pool_object(host_target()))
 
 
 def _null_program(program: Program) -> Any:
