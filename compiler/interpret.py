@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from graphflow.compiler.ir.graph import Graph, Node, Region, TensorType
+from graphflow.compiler.ir.graph import Graph, Node, Region, TensorType, topological
 from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, evaluate, symbols_of
 from graphflow.compiler.plan.errors import CompilerError, FeedError, UseError, UserError
 
@@ -32,7 +32,9 @@ def interpret(graph: Graph, feeds: Arrays, state: Arrays, symbols: Mapping[str, 
                             where=guard.where)
     values: _Values = {}
     with np.errstate(all="ignore"):
-        _run(graph.nodes(), values, _Context(feeds, state, bound))
+        # Checks first, as on every device: what they guard (an index) may not be evaluable otherwise.
+        checks = topological(n for n in graph.effects if n.op == "check")
+        _run([*checks, *graph.nodes()], values, _Context(feeds, state, bound))
     return ({name: values[v.node][v.index] for name, v in graph.outputs.items()},
             {name: values[node][0] for name, node in graph.updates().items()})
 
@@ -128,7 +130,7 @@ def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType],
             raise UseError(f"the state entry {attrs['name']!r} is missing")
         return [context.state[attrs["name"]]]
     if node.op == "check" and not arrays[0]:
-        raise FeedError(attrs["message"])
+        raise FeedError(f"feed {attrs['feed']!r}: {attrs['message']}" if attrs["feed"] else attrs["message"])
     if node.op == "scan":
         return _scan(node.regions[0], arrays, attrs, types, context)
     if node.op == "fused":

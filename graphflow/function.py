@@ -19,7 +19,7 @@ from graphflow.compiler.plan.errors import (
     ShapeError,
     UseError,
 )
-from graphflow.compiler.plan.schema import Buffer, Plan
+from graphflow.compiler.plan.schema import Buffer, EntryGuard, Plan
 from graphflow.runtime.feeds import FeedChecker
 from graphflow.runtime.store import STEP, Store
 from graphflow.scope import here
@@ -357,7 +357,10 @@ def _feed_plan(graph: Graph) -> Plan:
     buffers = tuple(Buffer(f"feed{i}", "feed", v.node.attrs["name"], v.dtype, v.shape, origins=(number[v.node],))
                     for i, v in enumerate(graph.inputs))
     symbols = sorted(symbols_of(*(d for v in graph.inputs for d in v.shape)))
-    return Plan(graph.name, "reference", tuple(symbols), buffers, tuple(b.id for b in buffers), (), (), (), ())
+    lines = {origin: i for i, n in enumerate(graph.nodes()) for origin in n.origins[:1]}
+    guards = tuple(EntryGuard(g.left, g.right, lines.get(g.where, -1) if g.where else -1) for g in graph.guards)
+    return Plan(graph.name, "reference", tuple(symbols), buffers, tuple(b.id for b in buffers), (), (), (), (),
+                guards=guards)
 
 
 def _cpu_program(program: Program) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from graphflow.compiler.plan.bind import solve_symbols
-from graphflow.compiler.plan.dims import Dim, evaluate, symbols_of
+from graphflow.compiler.plan.dims import Dim, DimLike, Quotient, evaluate, symbols_of
 from graphflow.compiler.plan.errors import CompilerError, FeedError, Location, ShapeError
 from graphflow.compiler.plan.schema import Buffer, Plan
 
@@ -59,8 +59,11 @@ class FeedChecker:
         for guard in self.plan.guards:
             left, right = evaluate(guard.left, values), evaluate(guard.right, values)
             if left != right:
-                raise ShapeError(f"{guard.left} == {guard.right} does not hold for these feeds: "
-                                 f"{left} != {right} at {_values(values)}", where=self.where(guard.origin))
+                bound = _lower_bound(guard.left)
+                text = f"{guard.left} == {guard.right} does not hold for these feeds: {left} != {right}"
+                if bound is not None:
+                    text = f"{bound} >= 0 does not hold for these feeds: it is {evaluate(bound, values)}"
+                raise ShapeError(f"{text} at {_values(values)}", where=self.where(guard.origin))
         return values
 
     def check_failed(self, code: int) -> FeedError:
@@ -89,6 +92,17 @@ class FeedChecker:
     def _error(self, b: Buffer, message: str, hint: str | None = None) -> FeedError:
         where = self.where(b.origins[0]) if b.origins else None
         return FeedError(f"feed {b.name!r}: {message}", hint=hint, where=where)
+
+
+def _lower_bound(left: DimLike) -> DimLike | None:
+    """e, where `left` is e // huge in canonical form: then left == 0 says that e >= 0."""
+    terms = {atoms: factor for atoms, factor in left.terms} if isinstance(left, Dim) else {}
+    whole = terms.pop((), 0)
+    if len(terms) == 1:
+        (atoms, factor), = terms.items()
+        if factor == 1 and len(atoms) == 1 and isinstance(atoms[0], Quotient) and atoms[0].by >= 2 ** 62:
+            return atoms[0].inner + whole * atoms[0].by
+    return None
 
 
 def _list(shape: Sequence[object]) -> str:
