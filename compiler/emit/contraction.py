@@ -1,14 +1,16 @@
 """Contractions: acc(m, n) = sum over k of a(m, k)·b(k, n), then what is stored from acc.
 
-A task (see `tiling`) packs a panel of b, unless the one before it used the same, then for each tile of `mr` rows runs
-a micro-kernel that keeps mr x nr sums in registers: for each k one row of the panel and mr broadcast elements of a. The
-finished sums go to a small buffer, from which a loop over the rows evaluates the stores with vectors along n. Where k is
-too long for one panel, the sums wait in scratch between panels. The order of k is that of the axes, always.
+A task (see `tiling`) packs a panel of b, unless the one before it used the same, then for each tile of `mr`
+rows runs a micro-kernel that keeps mr x nr sums in registers: for each k one row of the panel and mr
+broadcast elements of a. The finished sums go to a small buffer, from which a loop over the rows evaluates
+the stores with vectors along n. Where k is too long for one panel, the sums wait in scratch between panels.
+The order of k is that of the axes, always.
 
-Fast are: a that is a plain load, linear in the k variables, whatever its strides; b that walks neighbouring elements along
-the last n axis (that axis may be as short as half a vector) or along the last k axis. Guards of b are cheap;
-anything else in a (arithmetic, guards, divisions) is evaluated into scratch once per task.
+Fast are: a that is a plain load, linear in the k variables, whatever its strides; b that walks neighbouring
+elements along the last n axis (that axis may be as short as half a vector) or along the last k axis. Guards
+of b are cheap; anything else in a (arithmetic, guards, divisions) is evaluated into scratch once per task.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -49,7 +51,7 @@ class _Contraction:
     # -- the function --------------------------------------------------------------------------------------
 
     def emit(self) -> None:
-        e, b, t = self.e, self.b, self.t
+        e, b = self.e, self.b
         _, begin, end, _ = b.params
         self._scratch()
         with e.scopes.loop("task ", begin, end) as task:
@@ -59,7 +61,7 @@ class _Contraction:
 
     def _scratch(self) -> None:
         """The worker's scratch: panel, sums, packed a; and the buffer of one tile."""
-        b, t, e = self.b, self.t, self.e
+        b, t = self.b, self.t
         slot = len(self.kernel.arguments) + len(self.kernel.symbols)
         area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
         size = b.load(I64, b.gep(b.params[0], slot + 1, I64))
@@ -183,13 +185,15 @@ class _Contraction:
         e, b, t = self.e, self.b, self.t
         total = e.scalar(t.m_total)
         left = b.sub(total, first_row)
-        count = b.intrinsic("smin", constant(I64, t.tiles), b.udiv(b.add(left, t.mr - 1), constant(I64, t.mr)))
+        count = b.intrinsic(
+            "smin", constant(I64, t.tiles), b.udiv(b.add(left, t.mr - 1), constant(I64, t.mr))
+        )
         e.bounds["tile"] = (0, t.tiles - 1)
         with e.scopes.loop("tile", ZERO, constant(I64, 1) if t.tiles == 1 else count) as tile:
             tile.next()
             row = b.add(first_row, b.mul(tile.index, t.mr)) if t.tiles > 1 else first_row
             e.scopes.bind("tile row", row)
-            if t.fixed_m:                                   # the last tile reaches back over rows that are done
+            if t.fixed_m:  # the last tile reaches back over rows that are done
                 row = b.intrinsic("smin", row, t.fixed_m - t.mr) if t.fixed_m % t.mr else row
                 e.bounds[ROW] = (0, t.fixed_m - t.mr)
             e.scopes.bind(ROW, row)
@@ -217,8 +221,10 @@ class _Contraction:
         """Adds the panel's products to the tile's sums; `resume`: they start from those in scratch."""
         e, b, t = self.e, self.b, self.t
         wide = self.type.vector(t.nr)
-        sums = [b.load(wide, self._sum(tile, r), align=self._align()) if resume else constant(wide, 0)
-                for r in range(t.mr)]
+        sums = [
+            b.load(wide, self._sum(tile, r), align=self._align()) if resume else constant(wide, 0)
+            for r in range(t.mr)
+        ]
         if t.pack_a:
             pack_a(e, lambda row: self._at_row(self.a, row, ""), tile, self._k_loops(), t)
             index = [(tile * t.mr + r, symbol("k flat")) for r in range(t.mr)]
@@ -233,8 +239,8 @@ class _Contraction:
             b.store(total, self._sum(tile, r), align=self._align())
 
     def _merged(self, rows: list[Node]) -> tuple[list[KLoop], DimLike]:
-        """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an expression. Rewrites
-        `rows` in place for the joined variables."""
+        """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an
+        expression. Rewrites `rows` in place for the joined variables."""
         loops = self._k_loops()
         e = self.e
         if self.t.pack_a or not loops:
@@ -242,7 +248,9 @@ class _Contraction:
                 return [], 0
             inner = _size(loops[1:])
             e.bounds["k join"] = (0, None)
-            return [("k join", symbol(FROM) * inner, symbol(TO) * inner)], symbol("k join") - symbol(FROM) * inner
+            return [("k join", symbol(FROM) * inner, symbol(TO) * inner)], symbol("k join") - symbol(
+                FROM
+            ) * inner
         depth = self.t.b == "inline"
         at = len(loops) - 1
         while at > 0 and not depth:
@@ -250,10 +258,11 @@ class _Contraction:
             name = f"{outer}+{inner_var}"
             joined = symbol(name)
             e.bounds[name] = (0, None)
-            new = [e.nodes.substitute(r, {outer: joined // extent, inner_var: joined % extent}) for r in rows]
+            apart = {outer: joined // extent, inner_var: joined % extent}
+            new = [e.nodes.substitute(r, apart) for r in rows]
             if all(_linear(e, r, name) for r in new) and zero == 0:
                 rows[:] = new
-                loops[at - 1:at + 1] = [(name, start * extent, stop * extent)]
+                loops[at - 1 : at + 1] = [(name, start * extent, stop * extent)]
             at -= 1
         flat: DimLike = 0
         size = 1
@@ -264,8 +273,9 @@ class _Contraction:
                 size *= stop
         return loops, flat
 
-    def _accumulate(self, loops: Sequence[KLoop], flat: DimLike, rows: list[Node],
-                    sums: list[Value]) -> list[Value]:
+    def _accumulate(
+        self, loops: Sequence[KLoop], flat: DimLike, rows: list[Node], sums: list[Value]
+    ) -> list[Value]:
         e, b, t = self.e, self.b, self.t
         if loops:
             var, start, stop = loops[0]
@@ -280,7 +290,7 @@ class _Contraction:
         out = []
         for node, total in zip(rows, sums):
             left = b.splat(e.value(node), t.nr)
-            if self.dtype.is_float:
+            if self.dtype.is_float and e.target.has_fma:
                 out.append(b.fma(left, row, total))
             else:
                 out.append(b.add(b.mul(left, row), total))
@@ -295,7 +305,7 @@ class _Contraction:
         """Runs the stores for each row of a tile."""
         e, b, t = self.e, self.b, self.t
         row, begin = e.scopes.bound(ROW), e.scopes.bound("tile row")
-        done = b.sub(begin, row)                                # rows that the tile before has stored
+        done = b.sub(begin, row)  # rows that the tile before has stored
         left = b.sub(e.scalar(t.m_total), row)
         count = b.intrinsic("smin", left, t.mr) if not t.fixed_m else constant(I64, t.mr)
         if t.fixed_m and t.fixed_m % t.mr == 0:
@@ -309,9 +319,12 @@ class _Contraction:
             e.bounds["m flat"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
             e.scopes.bind("acc ", total)
             e.nodes.bind("acc", e.nodes.given("acc ", self.dtype))
-            values = {**axis_values(e, self.c.m, symbol("m flat"), ""), **axis_values(e, self.c.n, symbol(COLUMN), "")}
+            values = {
+                **axis_values(e, self.c.m, symbol("m flat"), ""),
+                **axis_values(e, self.c.n, symbol(COLUMN), ""),
+            }
             for let in self.c.lets:
-                node, = e.nodes.lets((let,))
+                (node,) = e.nodes.lets((let,))
                 e.value(e.nodes.substitute(node, values))
             for store in self.c.stores:
                 self._store(store, values)

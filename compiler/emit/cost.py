@@ -1,4 +1,5 @@
 """Rough costs of kernels, from shapes alone: how much work makes a task."""
+
 from __future__ import annotations
 
 from graphflow.compiler.kernel.form import Apply, Expr, Guarded, Let, Load, Loop, Reduce, Statement, Store

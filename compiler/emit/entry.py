@@ -1,11 +1,23 @@
 """The entry of a program: ``i64 NAME(ptr ctx)`` runs the plan's body in order.
 
-`ctx` is { ptr *buffers, i64 *symbols, i64 threads, ptr parallel, ptr scratch, i64 scratch_bytes_per_worker }. The result is
-0, or the code of the check that failed plus 1.
+`ctx` is { ptr *buffers, i64 *symbols, i64 threads, ptr parallel, ptr scratch, i64 scratch_bytes_per_worker
+}. The result is 0, or the code of the check that failed plus 1.
 """
+
 from __future__ import annotations
 
-from graphflow.compiler.emit.builder import FALSE, I8, I64, MEMORY_TYPES, PTR, VOID, Builder, Module, Value, constant
+from graphflow.compiler.emit.builder import (
+    FALSE,
+    I8,
+    I64,
+    MEMORY_TYPES,
+    PTR,
+    VOID,
+    Builder,
+    Module,
+    Value,
+    constant,
+)
 from graphflow.compiler.emit.indices import Indices
 from graphflow.compiler.emit.nodes import Nodes
 from graphflow.compiler.emit.scopes import Scopes
@@ -26,12 +38,19 @@ class _Entry:
         self.b, self.program, self.plan = b, program, program.plan
         ctx = b.params[0]
         self.buffers, symbols, self.threads, self.parallel, self.scratch, self.scratch_bytes = (
-            b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR, I64)))
+            b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR, I64))
+        )
         self.dims = Indices(b, Scopes(b), Nodes({}))
         for i, name in enumerate(self.plan.symbols):
             self.dims.scopes.bind(name, b.load(I64, b.gep(symbols, i, I64)))
-        slots = max((len(i.buffers) + len(program.kernels[i.kernel].symbols) + 2
-                     for i in self.plan.body if isinstance(i, Launch)), default=1)
+        slots = max(
+            (
+                len(i.buffers) + len(program.kernels[i.kernel].symbols) + 2
+                for i in self.plan.body
+                if isinstance(i, Launch)
+            ),
+            default=1,
+        )
         self.args = b.alloca(I64, slots, align=8)
         self.places = {buffer.id: i for i, buffer in enumerate(self.plan.buffers)}
 

@@ -1,8 +1,9 @@
 """Kernel expressions as instructions: scalars where all lanes agree, else vectors.
 
-Every load is safe wherever its code is put: under guards it touches memory only where they hold, either by a mask or,
-where the guards are the same for all lanes, by reading zeros from a safe place instead.
+Every load is safe wherever its code is put: under guards it touches memory only where they hold, either by
+a mask or, where the guards are the same for all lanes, by reading zeros from a safe place instead.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -38,9 +39,12 @@ def register_type(dtype: DType) -> Type:
 
 
 def strides(argument: Argument) -> list[DimLike]:
-    """Elements between neighbours along each axis; NotImplementedError for a layout other than row-major."""
+    """Elements between neighbours along each axis; NotImplementedError for a layout other than
+    row-major."""
     if argument.layout:
-        raise NotImplementedError(f"the CPU back end reads row-major buffers only, not layout {argument.layout!r}")
+        raise NotImplementedError(
+            f"the CPU back end reads row-major buffers only, not layout {argument.layout!r}"
+        )
     out: list[DimLike] = []
     step: DimLike = 1
     for extent in reversed(argument.shape):
@@ -67,7 +71,8 @@ class Emitter(Indices):
     # -- values --------------------------------------------------------------------------------------------
 
     def value(self, node: Node, guards: Guards = ()) -> Value:
-        """The node's value where the guards hold (elsewhere anything): a scalar, or one element per lane."""
+        """The node's value where the guards hold (elsewhere anything): a scalar, or one element per
+        lane."""
         if node.kind == "const":
             return constant(register_type(node.dtype), _number(node))
         if node.kind == "given":
@@ -93,6 +98,7 @@ class Emitter(Indices):
     def reduction(self, node: Node, guards: Guards) -> list[Value]:
         """The results of a reduce node."""
         from graphflow.compiler.emit.reduction import emit_reduction
+
         names = node.deps | self.guard_names(guards)
         return self.scopes.placed(names, (node, guards), lambda: emit_reduction(self, node, guards))
 
@@ -107,10 +113,12 @@ class Emitter(Indices):
     def _apply(self, node: Node, guards: Guards) -> Value:
         values = [self.value(a, guards) for a in node.args]
         if any(v.type.lanes > 1 for v in values):
-            first = 1 if node.data == "where" else 0           # a scalar condition chooses whole vectors
-            values = [self.wide(v, a.deps | self.guard_names(guards if a.loads else ())) if i >= first else v
-                      for i, (v, a) in enumerate(zip(values, node.args))]
-        if all(v.name[0] != "%" for v in values):              # the builder needs one operand that is a value
+            first = 1 if node.data == "where" else 0  # a scalar condition chooses whole vectors
+            values = [
+                self.wide(v, a.deps | self.guard_names(guards if a.loads else ())) if i >= first else v
+                for i, (v, a) in enumerate(zip(values, node.args))
+            ]
+        if all(v.name[0] != "%" for v in values):  # the builder needs one operand that is a value
             values[0] = self.b.bitcast(values[0], values[0].type)
         if node.data == "cast":
             return convert(self.b, values[0], node.args[0].dtype, node.dtype)
@@ -142,8 +150,7 @@ class Emitter(Indices):
         other = self.value(fill, guards)
         if value.kind == "load" and fill.kind == "const" and value.dtype.kind != "b":
             names = value.deps | self.guard_names(inside)
-            return self.scopes.placed(names, (value, inside, fill),
-                                      lambda: self._load(value, inside, other))
+            return self.scopes.placed(names, (value, inside, fill), lambda: self._load(value, inside, other))
         value = self.value(value, inside)
         for condition in self.condition(inside if _nested(inside, needed, self) else needed):
             if condition is not None:
@@ -156,8 +163,11 @@ class Emitter(Indices):
         """The indirect integer of that name, as I64."""
         node = self.nodes.indirect[name]
         names = node.deps | self.guard_names(guards)
-        return self.scopes.placed(names, ("indirect", name, guards), lambda: convert(
-            self.b, self.value(node, guards), node.dtype, I64))
+        return self.scopes.placed(
+            names,
+            ("indirect", name, guards),
+            lambda: convert(self.b, self.value(node, guards), node.dtype, I64),
+        )
 
     # -- memory --------------------------------------------------------------------------------------------
 
@@ -181,8 +191,9 @@ class Emitter(Indices):
     def _step(self, at: Value, by: DimLike, total: DimLike, arg: str, element: Type, guards: Guards) -> Value:
         guards = self.context(names_in(total) if not isinstance(total, int) else frozenset(), guards)
         names = self.nodes.closure(total) | self.guard_names(guards)
-        return self.scopes.placed(names, ("address", arg, total, guards),
-                                  lambda: self.b.gep(at, self.scalar(by, guards), element))
+        return self.scopes.placed(
+            names, ("address", arg, total, guards), lambda: self.b.gep(at, self.scalar(by, guards), element)
+        )
 
     def safe(self) -> Value:
         """Where loads may read when they must read nothing."""
@@ -202,8 +213,16 @@ class Emitter(Indices):
             value = self._vector_load(arg, s, element.vector(lane.count), guards, uniform, mask, fill)
         return self.b.compare("ne", value, 0) if node.dtype.kind == "b" else value
 
-    def _scalar_load(self, arg: str, base: DimLike, element: Type, guards: Guards, uniform: Value | None,
-                     mask: Value | None, fill: Value | int) -> Value:
+    def _scalar_load(
+        self,
+        arg: str,
+        base: DimLike,
+        element: Type,
+        guards: Guards,
+        uniform: Value | None,
+        mask: Value | None,
+        fill: Value | int,
+    ) -> Value:
         b = self.b
         address = self.address(arg, base, guards)
         wanted = uniform
@@ -218,7 +237,8 @@ class Emitter(Indices):
         return self._filled(value, fill, uniform)
 
     def _filled(self, value: Value, fill: Value | int, condition: Value | None) -> Value:
-        """`value` where the condition holds, else `fill`; zeros from the safe place need no more filling."""
+        """`value` where the condition holds, else `fill`; zeros from the safe place need no more
+        filling."""
         if condition is None:
             return value
         if condition.type.lanes == 1 and (isinstance(fill, int) or _is_zero(fill)):
@@ -227,11 +247,19 @@ class Emitter(Indices):
             value = self.b.splat(value, condition.type.lanes)
         return self.b.select(condition, value, fill)
 
-    def _vector_load(self, arg: str, s: Spread, type: Type, guards: Guards, uniform: Value | None,
-                     mask: Value | None, fill: Value | int) -> Value:
+    def _vector_load(
+        self,
+        arg: str,
+        s: Spread,
+        type: Type,
+        guards: Guards,
+        uniform: Value | None,
+        mask: Value | None,
+        fill: Value | int,
+    ) -> Value:
         b = self.b
         if mask is None and (s.extra is not None or not _near(s.stride)) or mask is not None:
-            if uniform is not None:                            # no plain vector load: masks serve all
+            if uniform is not None:  # no plain vector load: masks serve all
                 mask = self.both(mask, b.splat(uniform, type.lanes))
                 uniform = None
         stride = s.stride if s.extra is None else None
@@ -239,13 +267,20 @@ class Emitter(Indices):
             first = self.address(arg, s.base if stride == 1 else s.base - (type.lanes - 1), guards)
             value = self._run(type, first, uniform, mask, fill, backwards=stride == -1)
         elif mask is None and _near(stride):
-            value = self._strided(arg, s.base, int(stride), type, guards, uniform)     # type: ignore[arg-type]
+            value = self._strided(arg, s.base, int(stride), type, guards, uniform)  # type: ignore[arg-type]
         else:
             return b.gather(type, self._addresses(arg, s, type, guards), mask, fill)
         return value if mask is not None else self._filled(value, fill, uniform)
 
-    def _run(self, type: Type, first: Value, uniform: Value | None, mask: Value | None, fill: Value | int,
-             backwards: bool) -> Value:
+    def _run(
+        self,
+        type: Type,
+        first: Value,
+        uniform: Value | None,
+        mask: Value | None,
+        fill: Value | int,
+        backwards: bool,
+    ) -> Value:
         """Neighbouring elements, in descending order if `backwards`."""
         b = self.b
         order = list(range(type.lanes))[::-1]
@@ -256,8 +291,9 @@ class Emitter(Indices):
             value = b.load(type, first if uniform is None else b.select(uniform, first, self.safe()))
         return b.shuffle(value, None, order) if backwards else value
 
-    def _strided(self, arg: str, base: DimLike, stride: int, type: Type, guards: Guards,
-                 uniform: Value | None) -> Value:
+    def _strided(
+        self, arg: str, base: DimLike, stride: int, type: Type, guards: Guards, uniform: Value | None
+    ) -> Value:
         """Every stride-th element, from whole vectors; nothing beyond the last element is touched."""
         b, count = self.b, type.lanes
         address = self.address(arg, base, guards)
@@ -266,8 +302,11 @@ class Emitter(Indices):
         element = type.scalar
         parts = [b.load(type, b.gep(address, i * count, element)) for i in range(stride - 1)]
         inside = [(stride - 1) * count + lane <= stride * (count - 1) for lane in range(count)]
-        parts.append(b.masked_load(type, b.gep(address, (stride - 1) * count, element),
-                                   vector_constant(I1.vector(count), inside)))
+        parts.append(
+            b.masked_load(
+                type, b.gep(address, (stride - 1) * count, element), vector_constant(I1.vector(count), inside)
+            )
+        )
         wanted = [stride * lane for lane in range(count)]
         value = parts[0]
         for i, part in enumerate(parts[1:], 1):
@@ -328,7 +367,7 @@ def _near(stride: DimLike | None) -> bool:
 
 
 def _number(node: Node) -> float:
-    return float.fromhex(str(node.data)) if node.dtype.is_float else int(node.data)      # type: ignore[call-overload]
+    return float.fromhex(str(node.data)) if node.dtype.is_float else int(str(node.data))
 
 
 def _is_zero(value: Value) -> bool:
@@ -337,8 +376,13 @@ def _is_zero(value: Value) -> bool:
 
 def _nested(inside: Guards, needed: Guards, e: Emitter) -> bool:
     """Whether the needed guards use indirect integers, whose loads stand under the outer ones."""
-    return any(e.nodes.is_indirect(n) for g in needed for d in (g.at, g.bound) if not isinstance(d, int)
-               for n in names_in(d))
+    return any(
+        e.nodes.is_indirect(n)
+        for g in needed
+        for d in (g.at, g.bound)
+        if not isinstance(d, int)
+        for n in names_in(d)
+    )
 
 
 def safe_place(module: Module) -> Value:

@@ -1,9 +1,10 @@
 """Index arithmetic: dimensions as scalar code, and how they vary over the lanes of a vector.
 
-Addresses are computed in 64 bits. What differs between lanes is kept apart from what does not (`Spread`): with
-v = base + lane, ``v // c`` is ``base // c + (base % c + lane) // c``, whose second part is small; so lane arithmetic fits
-32 bits whatever the extents are.
+Addresses are computed in 64 bits. What differs between lanes is kept apart from what does not (`Spread`):
+with v = base + lane, ``v // c`` is ``base // c + (base % c + lane) // c``, whose second part is small; so
+lane arithmetic fits 32 bits whatever the extents are.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,8 +23,10 @@ _SMALL = 1 << 30
 
 @dataclass(frozen=True)
 class Spread:
-    """base + stride·lane + extra. `base` and `stride` are the same in all lanes (in `base` the vectorised variable stands
-    for its value in lane 0); `extra` is a vector of I32 within [low, high], or of I64 (bounds None), or absent."""
+    """base + stride·lane + extra. `base` and `stride` are the same in all lanes (in `base` the vectorised
+    variable stands for its value in lane 0); `extra` is a vector of I32 within [low, high], or of I64
+    (bounds None), or absent."""
+
     base: DimLike
     stride: DimLike = 0
     extra: Value | None = None
@@ -37,7 +40,8 @@ class Spread:
 
 
 class Indices:
-    """Emits dimensions. `bounds`: what is known of each name; `indirect_value` emits an indirect integer as I64."""
+    """Emits dimensions. `bounds`: what is known of each name; `indirect_value` emits an indirect integer as
+    I64."""
 
     def __init__(self, b: Builder, scopes: Scopes, nodes: Nodes):
         self.b, self.scopes, self.nodes = b, scopes, nodes
@@ -62,7 +66,8 @@ class Indices:
         return self.scopes.placed(names, ("dim", d, guards), lambda: self._scalar(d, guards))
 
     def by_level(self, d: DimLike) -> tuple[list[DimLike], int]:
-        """The terms of a dimension as sums, one for each scope that they need, outermost first; and the constant."""
+        """The terms of a dimension as sums, one for each scope that they need, outermost first; and the
+        constant."""
         groups: dict[int, DimLike] = {}
         rest = 0
         if isinstance(d, int):
@@ -133,8 +138,11 @@ class Indices:
         lane = self.scopes.lane
         guards = self.context(names_in(d), guards)
         names = self.nodes.closure(d) | self.guard_names(guards)
-        return self.scopes.placed(names, ("spread", d, guards), lambda: self._sum(
-            [self._term(atoms, c, lane, guards) for atoms, c in d.terms]))
+        return self.scopes.placed(
+            names,
+            ("spread", d, guards),
+            lambda: self._sum([self._term(atoms, c, lane, guards) for atoms, c in d.terms]),
+        )
 
     def _sum(self, parts: Iterable[Spread]) -> Spread:
         total = Spread(0)
@@ -164,7 +172,9 @@ class Indices:
             return Spread(fixed)
         whole = moving[0]
         for other in moving[1:]:
-            whole = Spread(0, 0, self.b.mul(self.vector(whole, guards), self.vector(other, guards)), None, None)
+            whole = Spread(
+                0, 0, self.b.mul(self.vector(whole, guards), self.vector(other, guards)), None, None
+            )
         return self._scaled(whole, fixed, lane, guards)
 
     def _scaled(self, s: Spread, by: DimLike, lane: Lane, guards: Guards) -> Spread:
@@ -175,14 +185,16 @@ class Indices:
             ends = sorted((s.low * by, s.high * by))
             if max(map(abs, ends)) < _SMALL:
                 return Spread(base, stride, self.b.mul(s.extra, by) if by != 1 else s.extra, *ends)
-        return Spread(base, stride, self.b.mul(self.b.cast(s.extra, I64), self.scalar(by, guards)), None, None)
+        return Spread(
+            base, stride, self.b.mul(self.b.cast(s.extra, I64), self.scalar(by, guards)), None, None
+        )
 
     def _varying(self, atom: Symbol | Quotient, lane: Lane, guards: Guards) -> Spread:
         if isinstance(atom, Symbol):
             if atom.name == lane.var:
                 return Spread(Dim((((atom,), 1),)), 1)
             value = self.indirect_value(atom.name, guards)
-            if value.type.lanes == 1:                        # its names vary, the value does not
+            if value.type.lanes == 1:  # its names vary, the value does not
                 value = self.b.splat(value, lane.count)
             return Spread(0, 0, value, None, None)
         s = self.spread(atom.inner, guards)
@@ -193,10 +205,10 @@ class Indices:
         low, high = min(0, reach) + (s.low or 0), max(0, reach) + (s.high or 0)
         whole, left = s.base // by, s.base % by
         grain = math.gcd(alignment(s.base, lane), by)
-        if low >= 0 and high < grain:                         # base % by <= by - grain: no lane passes a multiple
+        if low >= 0 and high < grain:  # base % by <= by - grain: no lane passes a multiple
             return Spread(left, s.stride, s.extra, s.low, s.high) if atom.rest else Spread(whole)
         lanes = self.small(Spread(0, s.stride, s.extra, s.low, s.high), lane.count)
-        shift = -low // by * by + by if low < 0 else 0        # makes the dividend positive
+        shift = -low // by * by + by if low < 0 else 0  # makes the dividend positive
         lanes = self.b.add(lanes, self.b.cast(self.scalar(left + shift, guards), I32))
         found = self._divide(lanes, by, atom.rest, True)
         if atom.rest:
@@ -238,7 +250,9 @@ class Indices:
         """Where all guards hold: an I1 for all lanes, and a mask; None stands for true."""
         if not guards:
             return None, None
-        return self.scopes.placed(self.guard_names(guards), ("condition", guards), lambda: self._condition(guards))
+        return self.scopes.placed(
+            self.guard_names(guards), ("condition", guards), lambda: self._condition(guards)
+        )
 
     def _condition(self, guards: Guards) -> tuple[Value | None, Value | None]:
         scalar, mask = self.condition(guards[:-1])
@@ -247,8 +261,11 @@ class Indices:
             return scalar, mask
         if not self.varies(g.at) and not self.varies(g.bound):
             around = self.context(names_in(g.at) | names_in(g.bound), before)
-            holds = self.scopes.placed(self.guard_names((g, *around)), ("guard", g, around), lambda: self.b.compare(
-                "ult", self.scalar(g.at, around), self.scalar(g.bound, around)))
+            holds = self.scopes.placed(
+                self.guard_names((g, *around)),
+                ("guard", g, around),
+                lambda: self.b.compare("ult", self.scalar(g.at, around), self.scalar(g.bound, around)),
+            )
             return (holds if scalar is None else self.b.and_(scalar, holds)), mask
         holds = self._lane_guard(g, before)
         return scalar, (holds if mask is None else self.b.and_(mask, holds))
@@ -261,14 +278,20 @@ class Indices:
         if self.varies(g.bound):
             limit = self.vector(self.spread(g.bound, before), before)
             return b.compare("ult", self.vector(s, before), limit)
-        if s.extra is None and s.stride == 1:                 # lanes from -base up to bound - base
+        if s.extra is None and s.stride == 1:  # lanes from -base up to bound - base
             first = self._within(self.scalar(0 - s.base, before), lane.count)
             last = self._within(self.scalar(g.bound - s.base, before), lane.count)
             iota = b.iota(I32.vector(lane.count))
             return b.compare("ult", b.sub(iota, first), b.sub(last, first))
         limits = [bounds_of(d, self.bounds) for d in (s.base, g.bound)]
-        if isinstance(s.stride, int) and (s.extra is None or s.low is not None) and all(
-                low is not None and high is not None and -_SMALL < low and high < _SMALL for low, high in limits):
+        if (
+            isinstance(s.stride, int)
+            and (s.extra is None or s.low is not None)
+            and all(
+                low is not None and high is not None and -_SMALL < low and high < _SMALL
+                for low, high in limits
+            )
+        ):
             at = b.add(self.small(s, lane.count), b.cast(self.scalar(s.base, before), I32))
             return b.compare("ult", at, b.cast(self.scalar(g.bound, before), I32))
         return b.compare("ult", self.vector(s, before), self.scalar(g.bound, before))

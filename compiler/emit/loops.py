@@ -1,14 +1,17 @@
 """Loop kernels as functions ``void NAME(ptr args, i64 begin, i64 end, i64 worker)``.
 
-`args` is an array of 8-byte slots: the addresses of the kernel's arguments, the values of its symbols, the address of the
-scratch area, the bytes of scratch per worker. The function runs tasks [begin, end). Tasks are cut by shapes only.
+`args` is an array of 8-byte slots: the addresses of the kernel's arguments, the values of its symbols, the
+address of the scratch area, the bytes of scratch per worker. The function runs tasks [begin, end). Tasks
+are cut by shapes only.
 
-What is accepted: grid loops outermost and perfectly nested (none is fine); at most one lanes loop on a path, with Lets,
-Stores and serial loops inside; reductions with or without `lanes`. A lanes loop that is all there is inside the grid
-is cut into chunks, so it may be long. Fast are accesses that are the same for all lanes or walk neighbouring elements;
-strides 2 to 4 cost some shuffles; others, ``// c`` and ``% c`` of the lanes variable, and indirect ones are gathers,
-unless c is a multiple of 8, 16 or 32 elements, when whole vectors lie between two multiples of c.
+What is accepted: grid loops outermost and perfectly nested (none is fine); at most one lanes loop on a
+path, with Lets, Stores and serial loops inside; reductions with or without `lanes`. A lanes loop that is
+all there is inside the grid is cut into chunks, so it may be long. Fast are accesses that are the same for
+all lanes or walk neighbouring elements; strides 2 to 4 cost some shuffles; others, ``// c`` and ``% c`` of
+the lanes variable, and indirect ones are gathers, unless c is a multiple of 8, 16 or 32 elements, when
+whole vectors lie between two multiples of c.
 """
+
 from __future__ import annotations
 
 import math
@@ -27,13 +30,15 @@ from graphflow.compiler.target import Target
 CHUNK_ALIGN = 128
 """Chunks of a lanes loop start at multiples of this many elements."""
 MASKED_NODES = 24
-"""Bodies with more operations than this are emitted once, masked, where masks are cheap, rather than twice."""
+"""Bodies with more operations than this are emitted once, masked, where masks are cheap, rather than
+twice."""
 
 
 @dataclass(frozen=True)
 class Tasks:
-    """How a loop kernel is cut: each task runs `rows` iterations of the flattened grid, or, where `chunk` is set, that
-    many iterations of the lanes loop of one row. `count` is the number of tasks."""
+    """How a loop kernel is cut: each task runs `rows` iterations of the flattened grid, or, where `chunk`
+    is set, that many iterations of the lanes loop of one row. `count` is the number of tasks."""
+
     grid: tuple[Loop, ...]
     body: tuple[Statement, ...]
     rows: int
@@ -128,7 +133,7 @@ def statements(e: Emitter, body: Sequence[Statement]) -> None:
     """Emits statements in order. A Let is evaluated where it stands."""
     for s in body:
         if isinstance(s, Let):
-            node, = e.nodes.lets((s,))
+            (node,) = e.nodes.lets((s,))
             e.value(node)
         elif isinstance(s, Store):
             e.store(s)
@@ -151,8 +156,14 @@ def _lanes(e: Emitter, loop: Loop, start: Value, stop: Value) -> None:
         statements(e, loop.body)
         return []
 
-    e.scopes.lanes(loop.var, start, stop, count, body,
-                   masked_only=e.target.vector_bytes == 64 and _operations(loop.body) > MASKED_NODES)
+    e.scopes.lanes(
+        loop.var,
+        start,
+        stop,
+        count,
+        body,
+        masked_only=e.target.vector_bytes == 64 and _operations(loop.body) > MASKED_NODES,
+    )
 
 
 def _survey(e: Emitter, body: Sequence[Statement]) -> tuple[list, list[DimLike]]:

@@ -2,8 +2,10 @@
 
     text = emit_module(program, target)
 
-The module defines each kernel's function and the entry (see `loops`, `contraction` and `entry` for their conventions).
+The module defines each kernel's function and the entry (see `loops`, `contraction` and `entry` for their
+conventions).
 """
+
 from __future__ import annotations
 
 from graphflow.compiler.emit.builder import Module
@@ -35,6 +37,7 @@ def emit_kernel(module: Module, kernel: Kernel, target: Target, note: str = "") 
         emit_loop_kernel(module, kernel, target)
     else:
         from graphflow.compiler.emit.contraction import emit_contraction
+
         emit_contraction(module, kernel, target)
 
 
@@ -43,6 +46,7 @@ def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
     if isinstance(kernel, LoopKernel):
         return cut(kernel).count
     from graphflow.compiler.emit.tiling import contraction_tasks
+
     return contraction_tasks(kernel, target)
 
 
@@ -51,4 +55,5 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
     if isinstance(kernel, LoopKernel):
         return 0
     from graphflow.compiler.emit.tiling import contraction_scratch
+
     return contraction_scratch(kernel, target)

@@ -1,9 +1,10 @@
 """Kernel expressions as a graph in which equal ones are one node.
 
-`Nodes.of` turns an expression into a `Node`; a `Local` becomes the node of what its `Let` bound. A node knows the names
-that it depends on (loop variables, symbols), which is all that the emitter needs to put its code in the outermost place
-where it is valid, once.
+`Nodes.of` turns an expression into a `Node`; a `Local` becomes the node of what its `Let` bound. A node
+knows the names that it depends on (loop variables, symbols), which is all that the emitter needs to put its
+code in the outermost place where it is valid, once.
 """
+
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -31,15 +32,19 @@ NONE: Names = frozenset()
 class Node:
     """One operation. kind and data:
 
-    const (an int, or a float in hexadecimal) · load (arg, index, version of the argument) · index (dimension) · given (name of a value that the
-    emitter has bound) · apply (function) · guarded (guards; args: value, fill) · reduce (kind, loops, lanes; args: the
-    operands) · result (number; args: the reduce).
+    const (an int, or a float in hexadecimal) · load (arg, index, version of the argument) · index
+    (dimension) · given (name of a value that the emitter has bound) · apply (function) · guarded (guards;
+    args: value, fill) · reduce (kind, loops, lanes; args: the operands) · result (number; args: the
+    reduce).
 
     `deps`: names it depends on. `loads`: it reads memory, so where it may run depends on guards.
     """
+
     __slots__ = ("kind", "data", "args", "dtype", "deps", "loads")
 
-    def __init__(self, kind: str, data: Hashable, args: tuple[Node, ...], dtype: DType, deps: Names, loads: bool):
+    def __init__(
+        self, kind: str, data: Hashable, args: tuple[Node, ...], dtype: DType, deps: Names, loads: bool
+    ):
         self.kind, self.data, self.args, self.dtype = kind, data, args, dtype
         self.deps, self.loads = deps, loads
 
@@ -90,9 +95,17 @@ class Nodes:
 
     # -- making nodes --------------------------------------------------------------------------------------
 
-    def make(self, kind: str, data: Hashable, args: tuple[Node, ...], dtype: DType, dims: Iterable[DimLike] = (),
-             own: Names = NONE) -> Node:
-        """The node with this content; `dims` are the dimensions in `data`, `own` the names that it binds itself."""
+    def make(
+        self,
+        kind: str,
+        data: Hashable,
+        args: tuple[Node, ...],
+        dtype: DType,
+        dims: Iterable[DimLike] = (),
+        own: Names = NONE,
+    ) -> Node:
+        """The node with this content; `dims` are the dimensions in `data`, `own` the names that it binds
+        itself."""
         key = (kind, data, args, dtype, type(data))
         node = self._table.get(key)
         if node is None:
@@ -140,7 +153,9 @@ class Nodes:
     def reduce(self, kind: str, loops: tuple, lanes: str, operands: tuple[Node, ...], result: int) -> Node:
         """One result of a reduction."""
         own = frozenset(v for v, _ in loops)
-        whole = self.make("reduce", (kind, loops, lanes), operands, operands[0].dtype, [x for _, x in loops], own)
+        whole = self.make(
+            "reduce", (kind, loops, lanes), operands, operands[0].dtype, [x for _, x in loops], own
+        )
         return self.make("result", result, (whole,), operands[result].dtype)
 
     def lets(self, lets: Iterable[Let]) -> list[Node]:
@@ -153,7 +168,9 @@ class Nodes:
 
     # -- rewriting -----------------------------------------------------------------------------------------
 
-    def substitute(self, node: Node, values: Mapping[str, DimLike], done: dict[Node, Node] | None = None) -> Node:
+    def substitute(
+        self, node: Node, values: Mapping[str, DimLike], done: dict[Node, Node] | None = None
+    ) -> Node:
         """The node with names replaced by dimensions."""
         done = {} if done is None else done
         if node in done:
@@ -184,7 +201,9 @@ class Nodes:
         done[node] = self.make(node.kind, data, args, node.dtype, dims, own)
         return done[node]
 
-    def _with_indirect(self, d: DimLike, values: Mapping[str, DimLike], done: dict[Node, Node]) -> dict[str, DimLike]:
+    def _with_indirect(
+        self, d: DimLike, values: Mapping[str, DimLike], done: dict[Node, Node]
+    ) -> dict[str, DimLike]:
         """`values`, and new names for the indirect integers in `d` that change with them."""
         out = dict(values)
         for name in names_in(d):

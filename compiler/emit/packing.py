@@ -1,9 +1,10 @@
 """Panels of a contraction's operands in scratch, made from their expressions.
 
-b becomes [k][nr]: either with vectors along n, where runs of the last n axis are loaded each under a mask and merged,
-or with vectors along the last k axis, one for each column, which a network of shuffles transposes. a, where it
-is more than a load, becomes [row][k] with vectors along the last k axis.
+b becomes [k][nr]: either with vectors along n, where runs of the last n axis are loaded each under a mask
+and merged, or with vectors along the last k axis, one for each column, which a network of shuffles
+transposes. a, where it is more than a load, becomes [row][k] with vectors along the last k axis.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -29,8 +30,8 @@ _UNROLL = 5
 
 
 def axis_values(e: Emitter, axes: Axes, flat: DimLike, suffix: str) -> dict[str, DimLike]:
-    """Each axis' variable in terms of the flattened index. Where an inner extent is a symbol, they are computed at run
-    time and used like indirect integers."""
+    """Each axis' variable in terms of the flattened index. Where an inner extent is a symbol, they are
+    computed at run time and used like indirect integers."""
     values = flat_index(axes, flat)
     if values is not None:
         return values
@@ -66,13 +67,24 @@ def pack_b(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -
         _pack_lanes(e, node, n, loops, t)
 
 
-def _each_k(e: Emitter, loops: Sequence[KLoop], at: dict[str, DimLike], body: Callable[[dict[str, DimLike]], None],
-            unroll: bool) -> None:
+def _each_k(
+    e: Emitter,
+    loops: Sequence[KLoop],
+    at: dict[str, DimLike],
+    body: Callable[[dict[str, DimLike]], None],
+    unroll: bool,
+) -> None:
     """Runs `body` for each point of the k loops; a short last loop becomes straight code."""
     if not loops:
         return body(at)
     var, start, stop = loops[0]
-    if unroll and len(loops) == 1 and isinstance(start, int) and isinstance(stop, int) and stop - start <= _UNROLL:
+    if (
+        unroll
+        and len(loops) == 1
+        and isinstance(start, int)
+        and isinstance(stop, int)
+        and stop - start <= _UNROLL
+    ):
         for k in range(start, stop):
             body({**at, var: k})
         return
@@ -81,7 +93,7 @@ def _each_k(e: Emitter, loops: Sequence[KLoop], at: dict[str, DimLike], body: Ca
         _each_k(e, loops[1:], at, body, unroll)
 
 
-# -- vectors along n -------------------------------------------------------------------------------------------
+# -- vectors along n
 
 
 def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
@@ -91,14 +103,21 @@ def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tili
     if not 0 < size <= MAX_PIECES:
         at_column = axis_values(e, n, symbol(COLUMN), "")
         node = e.nodes.substitute(node, at_column)
-        _each_k(e, loops, {}, lambda at: _put(e, e.value(e.nodes.substitute(node, at)), row, at, 0, t.nr, t),
-                unroll=True)
+        _each_k(
+            e,
+            loops,
+            {},
+            lambda at: _put(e, e.value(e.nodes.substitute(node, at)), row, at, 0, t.nr, t),
+            unroll=True,
+        )
         return
     for part in range(0, t.nr, t.lanes):
-        runs = _runs(e, n, int(width), size, part, t)              # type: ignore[call-overload]
+        runs = _runs(e, n, int(width), size, part, t)  # type: ignore[call-overload]
         nodes = [e.nodes.substitute(node, values) for values, _ in runs]
 
-        def body(at: dict[str, DimLike], nodes: list[Node] = nodes, runs: list = runs, part: int = part) -> None:
+        def body(
+            at: dict[str, DimLike], nodes: list[Node] = nodes, runs: list = runs, part: int = part
+        ) -> None:
             merged: Value | None = None
             for piece, (_, lane) in zip(nodes, runs):
                 with e.scopes.block(lane.var, e.scopes.bound(lane.var), lane):
@@ -112,16 +131,19 @@ def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tili
 
 
 def pieces(width: int, lanes: int) -> int:
-    """How many runs of an axis of extent `width` a vector may touch that starts at a multiple of its lanes."""
+    """How many runs of an axis of extent `width` a vector may touch that starts at a multiple of its
+    lanes."""
     if width <= 0:
         return 0
     step = gcd(lanes, width)
     return max(-(-(start + lanes) // width) for start in range(0, width, step))
 
 
-def _runs(e: Emitter, n: Axes, width: int, count: int, part: int, t: Tiling) -> list[tuple[dict[str, DimLike], Lane]]:
-    """For each run that the vector from column COLUMN + part on may touch: the n variables, and the vectorised variable,
-    the last of them, with the mask of the run's lanes."""
+def _runs(
+    e: Emitter, n: Axes, width: int, count: int, part: int, t: Tiling
+) -> list[tuple[dict[str, DimLike], Lane]]:
+    """For each run that the vector from column COLUMN + part on may touch: the n variables, and the
+    vectorised variable, the last of them, with the mask of the run's lanes."""
     b = e.b
     first = b.add(e.scopes.bound(COLUMN), part)
     whole = b.udiv(first, constant(I64, width))
@@ -146,20 +168,23 @@ def _runs(e: Emitter, n: Axes, width: int, count: int, part: int, t: Tiling) -> 
     return found
 
 
-def _put(e: Emitter, value: Value, row: DimLike, at: dict[str, DimLike], part: int, count: int, t: Tiling) -> None:
+def _put(
+    e: Emitter, value: Value, row: DimLike, at: dict[str, DimLike], part: int, count: int, t: Tiling
+) -> None:
     """Stores a vector into the panel."""
     from graphflow.compiler.plan.dims import substitute
+
     element = MEMORY_TYPES[e.arguments["panel "].dtype.name]
     address = e.address("panel ", substitute(row, at) * t.nr + part)
     e.b.store(e.b.splat(value, count), address, align=min(64, count * element.bytes))
 
 
-# -- vectors along k -------------------------------------------------------------------------------------------
+# -- vectors along k
 
 
 def _pack_transposed(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
-    """Square blocks of `lanes` columns and as many k. What a block computes beyond the end of the last k axis lands in
-    rows that are written later, or in the spare rows at the panel's end."""
+    """Square blocks of `lanes` columns and as many k. What a block computes beyond the end of the last k
+    axis lands in rows that are written later, or in the spare rows at the panel's end."""
     b, size = e.b, t.lanes
     last = b.sub(e.scalar(t.n_total), 1)
     row = panel_row(loops)
@@ -195,11 +220,15 @@ def transpose(e: Emitter, vectors: list[Value]) -> list[Value]:
     low = [x for i in range(half) for x in (i, size + i)]
     high = [x for i in range(half) for x in (half + i, size + half + i)]
     for _ in range(size.bit_length() - 1):
-        vectors = [e.b.shuffle(vectors[i], vectors[i + half], order) for i in range(half) for order in (low, high)]
+        vectors = [
+            e.b.shuffle(vectors[i], vectors[i + half], order) for i in range(half) for order in (low, high)
+        ]
     return vectors
 
 
-def pack_a(e: Emitter, at_row: Callable[[DimLike], Node], tile: DimLike, loops: Sequence[KLoop], t: Tiling) -> None:
+def pack_a(
+    e: Emitter, at_row: Callable[[DimLike], Node], tile: DimLike, loops: Sequence[KLoop], t: Tiling
+) -> None:
     """Evaluates a for the rows of the current tile into scratch; rows past the end repeat the last."""
     b = e.b
     last = b.sub(e.scalar(t.m_total), 1)

@@ -1,7 +1,9 @@
 """Reductions: serial, unrolled where short, or over the lanes of several vector accumulators.
 
-The order is fixed: lane l of the accumulators combines elements l, l + count, …; the lanes are then combined by a tree.
+The order is fixed: lane l of the accumulators combines elements l, l + count, …; the lanes are then
+combined by a tree.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -33,8 +35,10 @@ def emit_reduction(e: Emitter, node: Node, guards: Guards) -> list[Value]:
     lane = e.scopes.lane
     vector = lane is not None and lane.var in node.deps | e.guard_names(guards)
     width = lane.count if lane is not None and vector else 1
-    first = [constant(register_type(a.dtype).vector(width), x)
-             for a, x in zip(node.args, identity(kind, [a.dtype for a in node.args]))]
+    first = [
+        constant(register_type(a.dtype).vector(width), x)
+        for a, x in zip(node.args, identity(kind, [a.dtype for a in node.args]))
+    ]
     combine = combination(kind, [a.dtype for a in node.args])
     size = product(extent for _, extent in loops)
     if (vector or not lanes) and isinstance(size, int) and size <= UNROLL:
@@ -57,8 +61,16 @@ def _unrolled(e: Emitter, node: Node, guards: Guards, first: list[Value], combin
     return total
 
 
-def _nest(e: Emitter, node: Node, guards: Guards, carry: list[Value], combine: Combine, depth: int, lanes: str,
-          count: int) -> list[Value]:
+def _nest(
+    e: Emitter,
+    node: Node,
+    guards: Guards,
+    carry: list[Value],
+    combine: Combine,
+    depth: int,
+    lanes: str,
+    count: int,
+) -> list[Value]:
     """The loops from number `depth` on; `lanes` is the vectorised variable, if any, of `count` lanes."""
     _, loops, _ = node.data
     if depth == len(loops):
@@ -69,8 +81,14 @@ def _nest(e: Emitter, node: Node, guards: Guards, carry: list[Value], combine: C
     var, extent = loops[depth]
     stop = e.scalar(extent, guards)
     if var == lanes:
-        return e.scopes.lanes(var, constant(I64, 0), stop, count, lambda now: _nest(
-            e, node, guards, now, combine, depth + 1, lanes, count), carry)
+        return e.scopes.lanes(
+            var,
+            constant(I64, 0),
+            stop,
+            count,
+            lambda now: _nest(e, node, guards, now, combine, depth + 1, lanes, count),
+            carry,
+        )
     with e.scopes.loop(var, constant(I64, 0), stop, 1, carry) as loop:
         loop.next(*_nest(e, node, guards, loop.carry, combine, depth + 1, lanes, count))
     return loop.results
@@ -121,5 +139,3 @@ def _limit(dtype: DType, lowest: bool) -> float:
         return -np.inf if lowest else np.inf
     info = np.iinfo(dtype.numpy)
     return int(info.min if lowest else info.max)
-
-

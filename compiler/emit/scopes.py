@@ -1,9 +1,10 @@
 """Where code goes: nested scopes, and values put into the outermost one in which they are valid.
 
-`Scopes` wraps a `Builder`. Opening a loop opens two scopes: one *before* the loop, to which code is still added while
-the body is being written (it runs only if the loop does), and the body. Whatever is computed is remembered in the scope
-that it was put in, so it is computed once.
+`Scopes` wraps a `Builder`. Opening a loop opens two scopes: one *before* the loop, to which code is still
+added while the body is being written (it runs only if the loop does), and the body. Whatever is computed is
+remembered in the scope that it was put in, so it is computed once.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -19,8 +20,9 @@ from graphflow.compiler.plan.errors import CompilerError
 
 @dataclass(frozen=True)
 class Lane:
-    """The vectorised variable: its value in lane l is `var` + l. `count` lanes, of which `mask` tells the valid ones
-    (None: all). `var` is a multiple of `align`."""
+    """The vectorised variable: its value in lane l is `var` + l. `count` lanes, of which `mask` tells the
+    valid ones (None: all). `var` is a multiple of `align`."""
+
     var: str
     count: int
     mask: Value | None = None
@@ -30,13 +32,15 @@ class Lane:
 @dataclass
 class Scope:
     """A piece of straight code and what it has computed. `point`: where its code goes (None: here)."""
+
     point: Point | None = None
     lane: Lane | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
 
 class Scopes:
-    """The stack of scopes of the function that `b` builds; names are bound to scalar I64 values unless said otherwise."""
+    """The stack of scopes of the function that `b` builds; names are bound to scalar I64 values unless said
+    otherwise."""
 
     def __init__(self, b: Builder):
         self.b = b
@@ -59,7 +63,8 @@ class Scopes:
         return self._bound[name][1]
 
     def level(self, names: Names) -> int:
-        """The number of the innermost scope that binds one of the names; names bound nowhere count as outermost."""
+        """The number of the innermost scope that binds one of the names; names bound nowhere count as
+        outermost."""
         return max((self._bound[n][0] for n in names if n in self._bound), default=0)
 
     def placed(self, names: Names, key: Hashable, make: Callable[[], Any]) -> Any:
@@ -74,7 +79,7 @@ class Scopes:
         if at == last or scope.point is None:
             made = make()
         else:
-            whole, self.stack = self.stack, self.stack[:at + 1]
+            whole, self.stack = self.stack, self.stack[: at + 1]
             with self.b.at(scope.point):
                 made = make()
             self.stack = whole
@@ -99,15 +104,23 @@ class Scopes:
             self._bound[var] = outer
 
     @contextmanager
-    def loop(self, var: str, start: Value, stop: Value, step: int = 1, carry: Sequence[Value] = (),
-             lane: Callable[[Value], Lane] | None = None) -> Iterator[Loop]:
-        """A loop over `var`, as `Builder.loop`; `lane` makes the vectorised variable from the loop's index."""
+    def loop(
+        self,
+        var: str,
+        start: Value,
+        stop: Value,
+        step: int = 1,
+        carry: Sequence[Value] = (),
+        lane: Callable[[Value], Lane] | None = None,
+    ) -> Iterator[Loop]:
+        """A loop over `var`, as `Builder.loop`; `lane` makes the vectorised variable from the loop's
+        index."""
         b = self.b
         first, last = _number(start), _number(stop)
         certain = first is not None and last is not None and first < last
-        if certain and first + step >= last:               # type: ignore[operator]
+        if certain and first + step >= last:  # type: ignore[operator]
             with self.block(var, start, lane(start) if lane else None):
-                once = Loop(start, carry)                   # type: ignore[arg-type]
+                once = Loop(start, carry)  # type: ignore[arg-type]
                 yield once
             once.results = list(once.following)
             return
@@ -143,10 +156,19 @@ class Scopes:
         if not certain:
             loop.results = [b.phi(v.type, (v, entry), (new, latch)) for v, new in zip(carry, loop.following)]
 
-    def lanes(self, var: str, start: Value, stop: Value, count: int, body: Callable[[list[Value]], list[Value]],
-              carry: Sequence[Value] = (), masked_only: bool = False, align: int = 0) -> list[Value]:
-        """Runs `body` for vectors of `count` values of `var`: full ones, then a masked one. With `masked_only`, one
-        body serves both. `start` is a multiple of `align` (0: of `count`)."""
+    def lanes(
+        self,
+        var: str,
+        start: Value,
+        stop: Value,
+        count: int,
+        body: Callable[[list[Value]], list[Value]],
+        carry: Sequence[Value] = (),
+        masked_only: bool = False,
+        align: int = 0,
+    ) -> list[Value]:
+        """Runs `body` for vectors of `count` values of `var`: full ones, then a masked one. With
+        `masked_only`, one body serves both. `start` is a multiple of `align` (0: of `count`)."""
         b = self.b
         first, last = _number(start), _number(stop)
         align = align or count
@@ -167,6 +189,7 @@ class Scopes:
                 loop.next(*body(loop.carry))
             results = loop.results
         if tail:
+
             def masked(index: Value) -> Lane:
                 return Lane(var, count, self._first(index, stop, count), align)
 

@@ -1,9 +1,11 @@
-"""How a contraction is cut: register tile, panels, blocks of k, tasks. A function of the kernel and the target alone.
+"""How a contraction is cut: register tile, panels, blocks of k, tasks. A function of the kernel and the
+target alone.
 
-The flattened n axis is cut into panels of `nr` columns, the flattened m axis into tiles of `mr` rows; a task computes
-`tiles` row tiles of one panel of one batch element. The panel of b is packed as [k][nr] once for consecutive tasks that
-share it; a is read where it lies unless evaluating it takes more than a load.
+The flattened n axis is cut into panels of `nr` columns, the flattened m axis into tiles of `mr` rows; a
+task computes `tiles` row tiles of one panel of one batch element. The panel of b is packed as [k][nr] once
+for consecutive tasks that share it; a is read where it lies unless evaluating it takes more than a load.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -11,7 +13,17 @@ from dataclasses import dataclass
 from graphflow.compiler.emit.cost import TASK_NS, UNKNOWN
 from graphflow.compiler.emit.expr import strides
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
-from graphflow.compiler.plan.dims import Dim, DimLike, Quotient, Symbol, bounds_of, ceildiv, product, symbol, symbols_of
+from graphflow.compiler.plan.dims import (
+    Dim,
+    DimLike,
+    Quotient,
+    Symbol,
+    bounds_of,
+    ceildiv,
+    product,
+    symbol,
+    symbols_of,
+)
 from graphflow.compiler.target import Target
 
 Axes = tuple[tuple[str, DimLike], ...]
@@ -22,16 +34,18 @@ _SYMBOLIC_K = 1024
 
 @dataclass(frozen=True)
 class Tiling:
-    """mr, nr: the register tile. lanes: elements of a vector register. tiles: row tiles of a task. fixed_m: the extent of
-    m if constant, else 0: then rows past the end repeat the last one.
+    """mr, nr: the register tile. lanes: elements of a vector register. tiles: row tiles of a task. fixed_m:
+    the extent of m if constant, else 0: then rows past the end repeat the last one.
 
-    outer: k axes that are looped over outside a panel; chunk: rows of the first inner axis that a panel covers (0: all of
-    it); inner: k axes within a panel. panel_rows: k's of a panel. blocks: whether sums are kept in memory between panels.
+    outer: k axes that are looped over outside a panel; chunk: rows of the first inner axis that a panel
+    covers (0: all of it); inner: k axes within a panel. panel_rows: k's of a panel. blocks: whether sums
+    are kept in memory between panels.
 
-    b: "inline" (read in the inner loop), "lanes" (packed, vectors along n) or "transpose" (packed, vectors along the last k
-    axis, transposed in registers). pack_a: a is evaluated into scratch first. limit: a guard that a and b share and that
-    just shortens the first k axis.
+    b: "inline" (read in the inner loop), "lanes" (packed, vectors along n) or "transpose" (packed, vectors
+    along the last k axis, transposed in registers). pack_a: a is evaluated into scratch first. limit: a
+    guard that a and b share and that just shortens the first k axis.
     """
+
     mr: int
     nr: int
     lanes: int
@@ -77,14 +91,28 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     depth = c.tile.get("kc") or max(64, target.l2 // 2 // (nr * dtype.bytes))
     outer, chunk, inner = _cut_k(c.k, depth)
     rows = chunk or 1
-    for _, extent in inner[1 if chunk else 0:]:
+    for _, extent in inner[1 if chunk else 0 :]:
         assert isinstance(extent, int)
         rows *= extent
     tiles = _tiles(m_total, mr, nr, rows, bool(outer or chunk))
     mode = _b_mode(kernel, b, m_total, mr * tiles, nr, lanes, bool(outer or chunk))
     pack_a = not _direct(kernel, a, c.k)
-    return Tiling(mr, nr, min(lanes, nr), tiles, m_total if isinstance(m_total, int) else 0, outer, chunk, inner,
-                  rows, mode, pack_a, limit, m_total, n_total)
+    return Tiling(
+        mr,
+        nr,
+        min(lanes, nr),
+        tiles,
+        m_total if isinstance(m_total, int) else 0,
+        outer,
+        chunk,
+        inner,
+        rows,
+        mode,
+        pack_a,
+        limit,
+        m_total,
+        n_total,
+    )
 
 
 def contraction_tasks(kernel: ContractionKernel, target: Target) -> DimLike:
@@ -94,7 +122,8 @@ def contraction_tasks(kernel: ContractionKernel, target: Target) -> DimLike:
 
 
 def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
-    """Bytes of one worker's panel of b, sums kept between panels, and packed a; `size`: bytes of an element."""
+    """Bytes of one worker's panel of b, sums kept between panels, and packed a; `size`: bytes of an
+    element."""
     panel = 0 if t.b == "inline" else (t.panel_rows + t.lanes) * t.nr * size
     sums = t.tiles * t.mr * t.nr * size if t.blocks else 0
     packed = t.tiles * t.mr * (t.panel_rows + t.lanes) * size if t.pack_a else 0
@@ -129,7 +158,8 @@ def _rows(m: DimLike, nr: int, lanes: int, target: Target) -> int:
 
 
 def _cut_k(k: Axes, depth: int) -> tuple[Axes, int, Axes]:
-    """(outer axes, chunk of the first inner axis or 0, inner axes) so that a panel has about `depth` rows at most."""
+    """(outer axes, chunk of the first inner axis or 0, inner axes) so that a panel has about `depth` rows
+    at most."""
     size = 1
     for i in range(len(k) - 1, -1, -1):
         extent = k[i][1]
@@ -137,14 +167,15 @@ def _cut_k(k: Axes, depth: int) -> tuple[Axes, int, Axes]:
             size *= extent
             continue
         chunk = max(1, (depth if isinstance(extent, int) else min(depth, _SYMBOLIC_K)) // max(size, 1))
-        if isinstance(extent, int):                            # equal pieces
+        if isinstance(extent, int):  # equal pieces
             chunk = -(-extent // -(-extent // chunk))
         return k[:i], chunk, k[i:]
     return (), 0, k
 
 
 def _tiles(m: DimLike, mr: int, nr: int, rows: int, blocks: bool) -> int:
-    """Row tiles of a task: enough work; where sums lie in memory, the panel is packed anew by every task, so many."""
+    """Row tiles of a task: enough work; where sums lie in memory, the panel is packed anew by every task,
+    so many."""
     work = 2 * mr * nr * max(rows, 1) / _FLOPS_PER_NS
     wanted = max(1, round(TASK_NS / 2 / work))
     if blocks:
@@ -153,7 +184,7 @@ def _tiles(m: DimLike, mr: int, nr: int, rows: int, blocks: bool) -> int:
     return max(1, min(wanted, most))
 
 
-# -- what a and b look like ------------------------------------------------------------------------------------
+# -- what a and b look like -----------------------------------------------------------------------------
 
 
 def drop_guard(e: Expr, limit: Guard | None) -> Expr:
@@ -166,7 +197,9 @@ def drop_guard(e: Expr, limit: Guard | None) -> Expr:
 
 def _shared_limit(a: Expr, b: Expr, k: Axes) -> Guard | None:
     """A guard of both, on the first k axis alone, outside which both are 0."""
-    if not (k and isinstance(a, Guarded) and isinstance(b, Guarded) and all(_is_zero(x.fill) for x in (a, b))):
+    if not (
+        k and isinstance(a, Guarded) and isinstance(b, Guarded) and all(_is_zero(x.fill) for x in (a, b))
+    ):
         return None
     var = k[0][0]
     others = {v for v, _ in k[1:]}
@@ -219,15 +252,24 @@ def _direct(kernel: ContractionKernel, a: Expr, k: Axes) -> bool:
     return offset is not None and all(coefficient(offset, v) is not None for v, _ in k)
 
 
-def _b_mode(kernel: ContractionKernel, b: Expr, m: DimLike, task_rows: int, nr: int, lanes: int, blocks: bool) -> str:
+def _b_mode(
+    kernel: ContractionKernel, b: Expr, m: DimLike, task_rows: int, nr: int, lanes: int, blocks: bool
+) -> str:
     c = kernel.contraction
     inner = b.value if isinstance(b, Guarded) else b
     offset = load_offset(kernel, inner)
     last_n, last_k = (axes[-1] if axes else ("", 1) for axes in (c.n, c.k))
     along_n = offset is not None and coefficient(offset, last_n[0]) == 1
     along_k = offset is not None and coefficient(offset, last_k[0]) == 1
-    if isinstance(b, Load) and along_n and len(c.n) == 1 and isinstance(m, int) and m <= task_rows and not blocks \
-            and m <= 14:
+    if (
+        isinstance(b, Load)
+        and along_n
+        and len(c.n) == 1
+        and isinstance(m, int)
+        and m <= task_rows
+        and not blocks
+        and m <= 14
+    ):
         return "inline"
     wide = len(c.n) == 1 or not isinstance(last_n[1], int) or last_n[1] >= min(lanes // 2, nr)
     if along_k and not (along_n and wide) and nr > 1:
@@ -236,7 +278,8 @@ def _b_mode(kernel: ContractionKernel, b: Expr, m: DimLike, task_rows: int, nr: 
 
 
 def flat_index(axes: Axes, flat: DimLike) -> dict[str, DimLike] | None:
-    """Each axis' variable as an expression of the flattened index; None where that needs division by a symbol."""
+    """Each axis' variable as an expression of the flattened index; None where that needs division by a
+    symbol."""
     values: dict[str, DimLike] = {}
     inner = 1
     for i in range(len(axes) - 1, -1, -1):
@@ -254,6 +297,6 @@ def flat_index(axes: Axes, flat: DimLike) -> dict[str, DimLike] | None:
 
 def has_quotient(d: DimLike, var: str) -> bool:
     """Whether `var` stands under a // or %."""
-    return isinstance(d, Dim) and any(isinstance(a, Quotient) and var in symbols_of(a.inner)
-                                      for atoms, _ in d.terms for a in atoms)
-
+    return isinstance(d, Dim) and any(
+        isinstance(a, Quotient) and var in symbols_of(a.inner) for atoms, _ in d.terms for a in atoms
+    )

@@ -1,4 +1,5 @@
 """How many lanes a vectorised variable gets."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -8,11 +9,17 @@ from graphflow.compiler.emit.nodes import Node, names_in
 from graphflow.compiler.plan.dims import Dim, DimLike, Quotient
 
 
-def lane_count(e: Emitter, roots: Iterable[Node], var: str, extent: DimLike, vectors: int = 2,
-               dims: Iterable[DimLike] = ()) -> int:
-    """A power of two: `vectors` registers of the widest element that varies with `var`; fewer for short loops, and
-    where ``var // c`` occurs, if that lets whole vectors fall between two multiples of c. `dims`: further dimensions
-    that the loop uses."""
+def lane_count(
+    e: Emitter,
+    roots: Iterable[Node],
+    var: str,
+    extent: DimLike,
+    vectors: int = 2,
+    dims: Iterable[DimLike] = (),
+) -> int:
+    """A power of two: `vectors` registers of the widest element that varies with `var`; fewer for short
+    loops, and where ``var // c`` occurs, if that lets whole vectors fall between two multiples of c.
+    `dims`: further dimensions that the loop uses."""
     found = [n for n in reachable(roots) if var in n.deps]
     widest = max((n.dtype.bytes for n in found if n.kind not in ("index", "reduce")), default=4)
     count = vectors * e.target.vector_bytes // max(widest, 4)
