@@ -20,7 +20,17 @@ from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Val
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
-from graphflow.compiler.emit.packing import COLUMN, FROM, ROW, TO, KLoop, axis_values, pack_a, pack_b
+from graphflow.compiler.emit.packing import (
+    COLUMN,
+    FROM,
+    ROW,
+    TO,
+    KLoop,
+    axis_values,
+    pack_a,
+    pack_b,
+    panel_row,
+)
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import coefficient, contraction_tiling, drop_guard, scratch_parts
 from graphflow.compiler.kernel.form import Argument, ContractionKernel, Store
@@ -241,37 +251,28 @@ class _Contraction:
     def _merged(self, rows: list[Node]) -> tuple[list[KLoop], DimLike]:
         """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an
         expression. Rewrites `rows` in place for the joined variables."""
-        loops = self._k_loops()
-        e = self.e
-        if self.t.pack_a or not loops:
-            if not loops:
-                return [], 0
+        e, loops = self.e, self._k_loops()
+        if not loops:
+            return [], 0
+        if self.t.pack_a:
             inner = _size(loops[1:])
+            joined, start = symbol("k join"), symbol(FROM) * inner
             e.bounds["k join"] = (0, None)
-            return [("k join", symbol(FROM) * inner, symbol(TO) * inner)], symbol("k join") - symbol(
-                FROM
-            ) * inner
-        depth = self.t.b == "inline"
-        at = len(loops) - 1
-        while at > 0 and not depth:
-            (outer, start, stop), (inner_var, zero, extent) = loops[at - 1], loops[at]
+            return [("k join", start, symbol(TO) * inner)], joined - start
+        at = 0 if self.t.b == "inline" else len(loops) - 1
+        while at > 0:
+            (outer, start, stop), (inner_var, _, extent) = loops[at - 1], loops[at]
+            assert isinstance(extent, int)
             name = f"{outer}+{inner_var}"
             joined = symbol(name)
             e.bounds[name] = (0, None)
             apart = {outer: joined // extent, inner_var: joined % extent}
             new = [e.nodes.substitute(r, apart) for r in rows]
-            if all(_linear(e, r, name) for r in new) and zero == 0:
+            if all(_linear(e, r, name) for r in new):
                 rows[:] = new
                 loops[at - 1 : at + 1] = [(name, start * extent, stop * extent)]
             at -= 1
-        flat: DimLike = 0
-        size = 1
-        for i in range(len(loops) - 1, -1, -1):
-            var, start, stop = loops[i]
-            flat = flat + (symbol(var) - start) * size
-            if i:
-                size *= stop
-        return loops, flat
+        return loops, panel_row(loops)
 
     def _accumulate(
         self, loops: Sequence[KLoop], flat: DimLike, rows: list[Node], sums: list[Value]

@@ -151,13 +151,13 @@ class Emitter(Indices):
         if value.kind == "load" and fill.kind == "const" and value.dtype.kind != "b":
             names = value.deps | self.guard_names(inside)
             return self.scopes.placed(names, (value, inside, fill), lambda: self._load(value, inside, other))
-        value = self.value(value, inside)
+        found = self.value(value, inside)
         for condition in self.condition(inside if _nested(inside, needed, self) else needed):
             if condition is not None:
                 if condition.type.lanes > 1 and self.scopes.lane:
-                    value, other = (self.b.splat(v, self.scopes.lane.count) for v in (value, other))
-                value = self.b.select(condition, value, other)
-        return value
+                    found, other = (self.b.splat(v, self.scopes.lane.count) for v in (found, other))
+                found = self.b.select(condition, found, other)
+        return found
 
     def indirect_value(self, name: str, guards: Guards) -> Value:
         """The indirect integer of that name, as I64."""
@@ -182,7 +182,8 @@ class Emitter(Indices):
         """The address of the element with that number. What is fixed in outer loops is added there."""
         element = MEMORY_TYPES[self.arguments[arg].dtype.name]
         groups, rest = self.by_level(offset)
-        at, so_far = self.pointers[arg], 0
+        at = self.pointers[arg]
+        so_far: DimLike = 0
         for group in groups:
             so_far = so_far + group
             at = self._step(at, group, so_far, arg, element, guards)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphflow.compiler.emit.builder import I32, I64, Builder, Value, constant
-from graphflow.compiler.emit.nodes import NONE, Names, Nodes, names_in
+from graphflow.compiler.emit.nodes import Names, Nodes, names_in
 from graphflow.compiler.emit.scopes import Lane, Scopes
 from graphflow.compiler.kernel.form import Guard
 from graphflow.compiler.plan.dims import Dim, DimLike, Quotient, Symbol, bounds_of
@@ -88,15 +88,17 @@ class Indices:
             for group in groups[1:]:
                 total = self.b.add(total, self.scalar(group, guards))
             return self.b.add(total, rest) if rest else total
-        total = None
-        for atoms, c in d.terms:
-            term = constant(I64, c)
-            for atom in atoms:
-                factor = self._atom(atom, guards)
-                term = factor if term.name == "1" else self.b.mul(factor, term)
-            total = term if total is None else self.b.add(total, term)
-        assert total is not None
-        return total
+        out = self._monomial(*d.terms[0], guards)
+        for atoms, c in d.terms[1:]:
+            out = self.b.add(out, self._monomial(atoms, c, guards))
+        return out
+
+    def _monomial(self, atoms: tuple, c: int, guards: Guards) -> Value:
+        term = constant(I64, c)
+        for atom in atoms:
+            factor = self._atom(atom, guards)
+            term = factor if term.name == "1" else self.b.mul(factor, term)
+        return term
 
     def _atom(self, atom: Symbol | Quotient, guards: Guards) -> Value:
         if isinstance(atom, Symbol):
@@ -153,10 +155,12 @@ class Indices:
                 total = Spread(base, stride, kept.extra, kept.low, kept.high)
                 continue
             x, y = total.extra, p.extra
-            if _small(total, p) and abs(total.low + p.low) < _SMALL and abs(total.high + p.high) < _SMALL:
-                total = Spread(base, stride, self.b.add(x, y), total.low + p.low, total.high + p.high)
-            else:
-                total = Spread(base, stride, self.b.add(self.b.cast(x, I64), self.b.cast(y, I64)), None, None)
+            if total.low is not None and total.high is not None and p.low is not None and p.high is not None:
+                low, high = total.low + p.low, total.high + p.high
+                if -_SMALL < low and high < _SMALL:
+                    total = Spread(base, stride, self.b.add(x, y), low, high)
+                    continue
+            total = Spread(base, stride, self.b.add(self.b.cast(x, I64), self.b.cast(y, I64)), None, None)
         return total
 
     def _term(self, atoms: tuple, c: int, lane: Lane, guards: Guards) -> Spread:
@@ -301,10 +305,6 @@ class Indices:
         return self.b.cast(self.b.intrinsic("smin", self.b.intrinsic("smax", x, 0), count), I32)
 
 
-def _small(*spreads: Spread) -> bool:
-    return all(s.low is not None for s in spreads)
-
-
 def alignment(d: DimLike, lane: Lane) -> int:
     """A number that divides the dimension whatever the values of its names."""
     if isinstance(d, int):
@@ -314,6 +314,3 @@ def alignment(d: DimLike, lane: Lane) -> int:
         plain = any(isinstance(a, Symbol) and a.name == lane.var for a in atoms)
         grain = math.gcd(grain, c * lane.align if plain else c)
     return grain
-
-
-__all__ = ["Guards", "Indices", "NONE", "Spread", "alignment"]

@@ -7,8 +7,9 @@ code in the outermost place where it is valid, once.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from typing import Any
 
 from graphflow.compiler.kernel.form import (
     Apply,
@@ -43,7 +44,7 @@ class Node:
     __slots__ = ("kind", "data", "args", "dtype", "deps", "loads")
 
     def __init__(
-        self, kind: str, data: Hashable, args: tuple[Node, ...], dtype: DType, deps: Names, loads: bool
+        self, kind: str, data: Any, args: tuple[Node, ...], dtype: DType, deps: Names, loads: bool
     ):
         self.kind, self.data, self.args, self.dtype = kind, data, args, dtype
         self.deps, self.loads = deps, loads
@@ -98,7 +99,7 @@ class Nodes:
     def make(
         self,
         kind: str,
-        data: Hashable,
+        data: Any,
         args: tuple[Node, ...],
         dtype: DType,
         dims: Iterable[DimLike] = (),

@@ -112,7 +112,8 @@ def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tili
         )
         return
     for part in range(0, t.nr, t.lanes):
-        runs = _runs(e, n, int(width), size, part, t)  # type: ignore[call-overload]
+        assert isinstance(width, int)
+        runs = _runs(e, n, width, size, part, t)
         nodes = [e.nodes.substitute(node, values) for values, _ in runs]
 
         def body(
