@@ -123,7 +123,7 @@ def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType],
     if node.op == "input":
         feed = np.asarray(context.feeds[attrs["name"]])
         if attrs["finite"] and not np.isfinite(feed).all():
-            raise FeedError(f"the feed {attrs['name']!r} has NaN or infinity in it")
+            raise FeedError(f"feed {attrs['name']!r}: has NaN or infinity in it")
         return [feed]
     if node.op == "state":
         if attrs["name"] not in context.state:

@@ -20,11 +20,16 @@ Initial = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any] | np.n
 _serial = itertools.count()
 
 
+BATCH = "batch"
+"""The symbol of a first axis that an input leaves open."""
+
+
 def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -> Tensor:  # noqa: A001
     """A feed: an array that each call of a program passes under `name`.
 
     shape: for each axis an integer, a dimension (``gf.dim("N")``, shared between inputs that must agree), or None
-    for an extent of its own that each call decides. `finite`: calls refuse NaN and infinity in it.
+    for an extent that each call decides: as the first axis the batch, one for all inputs that leave it open, else an
+    extent of its own. `finite`: calls refuse NaN and infinity in it.
     """
     from graphflow.functions import all as every
     from graphflow.functions import op_function
@@ -32,7 +37,8 @@ def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -
         raise UseError(f"{name!r} is no name for an input", hint="use letters, digits and _: feeds may be passed as "
                        "keywords", where=here())
     entries = shape if isinstance(shape, (tuple, list)) else (shape,)
-    extents = tuple(symbol(f"{name}.{axis}") if d is None else d for axis, d in enumerate(entries))
+    extents = tuple(d if d is not None else symbol(f"{name}.{axis}" if axis else BATCH)
+                    for axis, d in enumerate(entries))
     target = as_dtype(dtype)
     x = apply("input", [], name=name, dtype=target, shape=_declared(extents), finite=finite)
     if not finite:

@@ -49,7 +49,7 @@ def test_symbols_come_from_the_feeds() -> None:
     ({"x": np.zeros((2, 3, 1)), "y": np.zeros(2)}, "the feed 'x' has 3 axes"),
     ({"x": np.zeros((2, 4)), "y": np.zeros(2)}, "axis 1 of the feed 'x' is 4, declared 3"),
     ({"x": np.zeros((2, 3)), "y": np.zeros(3)}, "axis 0 of the feed 'y' is 3, declared N, N = 2"),
-    ({"x": np.full((2, 3), np.nan), "y": np.zeros(2)}, "the feed 'x' has NaN or infinity in it"),
+    ({"x": np.full((2, 3), np.nan), "y": np.zeros(2)}, "feed 'x': has NaN or infinity in it"),
 ])
 def test_wrong_feeds(feeds: dict, message: str) -> None:
     b = Builder()

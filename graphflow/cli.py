@@ -1,0 +1,168 @@
+"""The command ``graphflow``: runs and lists the examples, dumps what the compiler makes of a net, shows devices and
+ops."""
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import os
+import pkgutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from graphflow.compiler.plan.errors import UseError, UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; the exit status: 0, or 2 with one line on standard error for an error of use."""
+    args = _parser().parse_args(argv)
+    try:
+        args.command(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"graphflow: {_message(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("graphflow: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:                           # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _message(error: UserError) -> str:
+    """The whole error where it shows a line of the user's, else its text and hint in one line."""
+    if error.where is not None:
+        return str(error)
+    return " ".join(error.message.split()) + (f" ({error.hint})" if error.hint else "")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="graphflow", description="A compiler for neural networks.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="train an example")
+    run.add_argument("example", help="its name; see `graphflow list`")
+    run.add_argument("--device", default="cpu", help="cpu (default), reference or null; see `graphflow devices`")
+    run.add_argument("--data", metavar="FOLDER", help="where MNIST or Fashion-MNIST lies, for the examples on them")
+    run.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data, instead of the example's own")
+    run.add_argument("--threads", type=_positive, metavar="N", help="instead of one for each core")
+    run.add_argument("--quick", action="store_true", help="train only a small part, in seconds")
+    run.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", help="list the examples")
+    listing.set_defaults(command=_list)
+
+    dump = commands.add_parser("dump", help="write down what each stage of the compiler makes of a net")
+    dump.add_argument("target", help="an example, or a file.py with a function build() that returns a Model or Program")
+    dump.add_argument("--stage", help="only this stage; without -o it is printed")
+    dump.add_argument("-o", "--output", metavar="FOLDER", help="default: out/NAME/dump")
+    dump.set_defaults(command=_dump)
+
+    devices = commands.add_parser("devices", help="list the devices")
+    devices.set_defaults(command=_devices)
+
+    ops = commands.add_parser("ops", help="list the ops of the language")
+    ops.set_defaults(command=_ops)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no integer >= 1")
+    return int(text)
+
+
+# --- examples
+
+def examples() -> list[str]:
+    """The examples' names."""
+    import graphflow.examples
+    return sorted(m.name for m in pkgutil.iter_modules(graphflow.examples.__path__) if not m.name.startswith("_"))
+
+
+def _example(name: str) -> ModuleType:
+    if name not in examples():
+        raise UseError(f"there is no example {name!r}", hint=f"the examples are {', '.join(examples())}")
+    return importlib.import_module(f"graphflow.examples.{name}")
+
+
+def _run(args: argparse.Namespace) -> None:
+    from graphflow.runtime.device import device
+    device(args.device)                               # before any data is read
+    _example(args.example).main(args)
+
+
+def _list(args: argparse.Namespace) -> None:
+    for name in examples():
+        print(f"{name:<20}{_first_line(_example(name).__doc__)}")
+
+
+def _first_line(text: str | None) -> str:
+    return (text or "").strip().splitlines()[0] if text else ""
+
+
+# --- dump
+
+def _dump(args: argparse.Namespace) -> None:
+    program = _program(_built(args.target))
+    if args.stage and not args.output:
+        print(program.text(args.stage), end="")
+        return
+    folder = Path(args.output or Path("out", Path(args.target).stem, "dump"))
+    for path in program.dump(folder, args.stage):
+        print(path)
+
+
+def _built(target: str) -> Any:
+    module = _load(Path(target)) if target.endswith(".py") else _example(target)
+    if not callable(getattr(module, "build", None)):
+        raise UseError(f"{target} has no function build()", hint="it must return a gf.Model or a gf.function")
+    return module.build()
+
+
+def _load(path: Path) -> ModuleType:
+    """The module in a file; UseError if it cannot be loaded."""
+    if not path.is_file():
+        raise UseError(f"there is no file {path}")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UseError(f"{path}, line {error.lineno}: {error.msg}") from error
+    return module
+
+
+def _program(built: Any) -> Any:
+    from graphflow.function import Program
+    from graphflow.model import Model
+    if isinstance(built, Model):
+        return built.step or built.prediction
+    if isinstance(built, Program):
+        return built
+    raise UseError(f"build() returned {type(built).__name__}, neither a Model nor a Program",
+                   hint="return a gf.Model or a gf.function")
+
+
+# --- tables
+
+def _devices(args: argparse.Namespace) -> None:
+    from graphflow.runtime.device import devices
+    for found in devices():
+        print(found.describe())
+
+
+def _ops(args: argparse.Namespace) -> None:
+    from graphflow.compiler.ops import OPS
+    for name, record in OPS.items():
+        signature = f"{name}({', '.join([*record.operands, *(f'{a}=' for a in record.attrs)])})"
+        print(f"{record.kind:<12}{signature}\n            {record.doc}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
