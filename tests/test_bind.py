@@ -31,7 +31,7 @@ def random_plan(seed: int, count: int = 40, length: int = 30) -> Plan:
             last = rng.randrange(b.last, length)
             b = replace(b, id=f"{b.id}'", first=b.last, last=last, alias=b.id)
             buffers.append(b)
-    body = tuple(Launch("k", (), 1, scratch=rng.choice([0, 100, 8 * N])) for _ in range(length))
+    body = tuple(Launch("k", (), rng.choice([1, 2, 3, N]), scratch=rng.choice([0, 100, 8 * N])) for _ in range(length))
     return Plan("p", "t", ("N", "M"), tuple(buffers), (), (), (), (), body)
 
 
@@ -72,7 +72,10 @@ def test_no_two_live_buffers_overlap(seed, symbols):
     scratch = max(evaluate(item.scratch, symbols) for item in plan.body)
     assert binding.scratch_per_worker >= scratch and binding.scratch_per_worker % ALIGNMENT == 0
     assert binding.scratch_offset >= end and binding.scratch_offset % ALIGNMENT == 0
-    assert binding.peak_bytes == binding.scratch_offset + 3 * binding.scratch_per_worker
+    own = {w: max(evaluate(item.scratch, symbols) for item in plan.body if evaluate(item.tasks, symbols) > w)
+           for w in range(3) if any(evaluate(item.tasks, symbols) > w for item in plan.body)}
+    ends = [w * binding.scratch_per_worker + size for w, size in own.items() if size]
+    assert binding.peak_bytes == (binding.scratch_offset + max(ends) if ends else end)
     assert binding.peak_bytes <= binding.arena_bytes < binding.peak_bytes + ALIGNMENT
 
 

@@ -22,9 +22,11 @@ class Binding:
     """Where everything lies for given symbols and threads: sizes in bytes, offsets from the arena's start.
 
     `offsets` has every arena buffer (one that takes over another has the same offset). Worker w's scratch
-    starts at ``scratch_offset + w * scratch_per_worker``. `peak_bytes` is the end of the last byte the plan
-    reserves; `arena_bytes` the same rounded up to the alignment: what to allocate. `live_peak_bytes` is the
-    least that any packing could reach: the largest sum of what is alive at once, scratch included.
+    starts at ``scratch_offset + w * scratch_per_worker``; `scratch_bytes` is what all of them take together,
+    where a launch of fewer tasks than threads keeps fewer workers busy. `peak_bytes` is the end of the last
+    byte the plan reserves; `arena_bytes` the same rounded up to the alignment: what to allocate.
+    `live_peak_bytes` is the least that any packing could reach: the largest sum of what is alive at once,
+    scratch included.
     """
     symbols: Mapping[str, int]
     threads: int
@@ -34,11 +36,7 @@ class Binding:
     live_peak_bytes: int
     scratch_offset: int
     scratch_per_worker: int
-
-    @property
-    def scratch_bytes(self) -> int:
-        """The scratch of all workers together."""
-        return self.scratch_per_worker * self.threads
+    scratch_bytes: int
 
 
 @dataclass(frozen=True)
@@ -86,17 +84,30 @@ def bind(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> Binding:
         if align(best_end) <= lower:
             break
     per_worker = align(scratch_bytes(plan, symbols))
+    scratch = _all_scratch(plan, symbols, threads, per_worker)
     scratch_offset = align(best_end)
-    peak = scratch_offset + per_worker * threads if per_worker else best_end
+    peak = scratch_offset + scratch if scratch else best_end
     offsets = {id: best[i] for i, block in enumerate(blocks) for id in block.buffers}
     return Binding(symbols=dict(symbols), threads=threads, offsets=offsets, arena_bytes=align(peak),
-                   peak_bytes=peak, live_peak_bytes=lower + per_worker * threads,
-                   scratch_offset=scratch_offset, scratch_per_worker=per_worker)
+                   peak_bytes=peak, live_peak_bytes=lower + scratch,
+                   scratch_offset=scratch_offset, scratch_per_worker=per_worker, scratch_bytes=scratch)
 
 
 def scratch_bytes(plan: Plan, symbols: Mapping[str, int]) -> int:
     """The bytes that one worker needs: the most that any launch asks for."""
     return max((evaluate(item.scratch, symbols) for item in plan.body if isinstance(item, Launch)), default=0)
+
+
+def _all_scratch(plan: Plan, symbols: Mapping[str, int], threads: int, per_worker: int) -> int:
+    """The extent of all workers' scratch: the last busy worker of a launch needs only what that launch asks
+    for."""
+    ends = [0]
+    for item in plan.body:
+        if isinstance(item, Launch):
+            busy, own = min(threads, evaluate(item.tasks, symbols)), evaluate(item.scratch, symbols)
+            if busy > 0 and own:
+                ends.append((busy - 1) * per_worker + own)
+    return max(ends)
 
 
 def blocks_of(plan: Plan, symbols: Mapping[str, int]) -> list[Block]:
