@@ -296,9 +296,9 @@ def test_the_first_of_equals_wins_and_nan_beats_all(
 def test_max_pooling_with_padding_and_places(target: Target) -> None:
     kernel = parse_kernel("""kernel k(x: r f32[N,13,13], y: w f32[N,7,7], a: w i32[N,7,7]) symbols [N] {
         grid i < N { grid h < 7 { lanes w < 7 {
-            y[i, h, w] = max(r < 3, s < 3: 
+            y[i, h, w] = max(r < 3, s < 3:
                 guarded(0 <= 2*h+r-1 < 13, 0 <= 2*w+s-1 < 13, x[i, 2*h+r-1, 2*w+s-1], f32(-inf)))
-            a[i, h, w] = argmax(r < 3, s < 3: 
+            a[i, h, w] = argmax(r < 3, s < 3:
                 guarded(0 <= 2*h+r-1 < 13, 0 <= 2*w+s-1 < 13, x[i, 2*h+r-1, 2*w+s-1], f32(-inf)),
                 index<i32>(3*r+s))#1
         } } } }""")
