@@ -11,7 +11,8 @@ import graphflow as gf
 def load(args: Namespace, shape: tuple[int, ...]) -> dict[str, np.ndarray]:
     """Images as float32 of that shape, 0 to 1, and labels; a small part of both with --quick."""
     if not args.data:
-        raise gf.UseError("this example needs --data FOLDER: the four files of MNIST or Fashion-MNIST in IDX form")
+        raise gf.UseError("this example needs --data FOLDER: the four files of MNIST or Fashion-MNIST in "
+                          "IDX form")
     arrays = gf.data.load_idx_folder(args.data)
     for part, rows in (("train", 2000), ("test", 1000)):
         images, labels = arrays[f"{part}_images"], arrays[f"{part}_labels"]
@@ -36,9 +37,12 @@ def train(model: gf.Model, args: Namespace, shape: tuple[int, ...], epochs: int,
     print(f"test accuracy {found['accuracy']:.2%}")
 
 
-def classifier(x: gf.Tensor, logits: gf.Tensor, optimizer: gf.optim.Optimizer, args: Namespace | None) -> gf.Model:
+def classifier(x: gf.Tensor, logits: gf.Tensor, optimizer: gf.optim.Optimizer,
+               args: Namespace | None) -> gf.Model:
     """A model that predicts the probabilities of 10 classes, trained with the cross-entropy."""
     y = gf.input("y", x.shape[:1], "int64")
-    return gf.Model(x, gf.softmax(logits), gf.loss.softmax_cross_entropy(logits, y), targets=y, optimizer=optimizer,
-                    metrics={"accuracy": gf.metrics.accuracy(logits, y)}, device=args.device if args else "cpu",
+    return gf.Model(x, gf.softmax(logits), gf.loss.softmax_cross_entropy(logits, y), targets=y,
+                    optimizer=optimizer,
+                    metrics={"accuracy": gf.metrics.accuracy(logits, y)},
+                    device=args.device if args else "cpu",
                     threads=args.threads if args else None)

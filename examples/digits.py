@@ -1,4 +1,5 @@
-"""A convolutional net that reads handwritten digits: trains in seconds on data that comes along, and shows its plan."""
+"""A convolutional net that reads handwritten digits: trains in seconds on data that comes along, and shows
+its plan."""
 from __future__ import annotations
 
 import sys
@@ -29,8 +30,8 @@ def build(args: Namespace | None = None) -> gf.Model:
 
 
 def load(path: Path = DATA) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """((images, digits) to train on, (images, digits) held out): every fifth row of a fixed random order is held
-    out. Images are [rows, 1, 8, 8], 0 to 1."""
+    """((images, digits) to train on, (images, digits) held out): every fifth row of a fixed random order is
+    held out. Images are [rows, 1, 8, 8], 0 to 1."""
     table = gf.data.load_csv(path)
     order = np.random.Generator(np.random.PCG64(0)).permutation(len(table))
     images = (table[:, :64] / 16).reshape(-1, 1, 8, 8)
@@ -47,14 +48,16 @@ def main(args: Namespace) -> None:
     history = model.fit(train, epochs, BATCH)
     steps = -(-len(train[0]) // BATCH)
     print(f"test accuracy {model.evaluate(test)['accuracy']:.2%} on {len(test[0])} digits that were held out")
-    print(f"working memory of a training step: {model.step.peak_bytes(N=BATCH) / 1024:.0f} KiB, planned ahead")
+    peak = model.step.peak_bytes(N=BATCH)
+    print(f"working memory of a training step: {peak / 1024:.0f} KiB, planned ahead")
     print(f"{min(history['seconds']) / steps * 1000:.3f} ms a step with batches of {BATCH} on {args.device}")
     print(f"misread digits: {_show_misread(test, model.predict(test[0]))}")
     print(f"the compiler's stages: {model.step.dump(OUT / 'dump')[0].parent}")
 
 
 def _show_misread(test: tuple[np.ndarray, np.ndarray], chances: np.ndarray) -> Path:
-    """Draws the digits that were read wrongly; as text where matplotlib is missing. Returns the file's path."""
+    """Draws the digits that were read wrongly; as text where matplotlib is missing. Returns the file's
+    path."""
     said = chances.argmax(1)
     wrong = np.flatnonzero(said != test[1])[:24]
     captions = [f"{test[1][i]} read as {said[i]}" for i in wrong]

@@ -1,4 +1,5 @@
-"""LeNet-5 in its modern form on MNIST or Fashion-MNIST: two convolutions with max-pooling, two dense layers."""
+"""LeNet-5 in its modern form on MNIST or Fashion-MNIST: two convolutions with max-pooling, two dense
+layers."""
 from __future__ import annotations
 
 import sys

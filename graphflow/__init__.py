@@ -39,7 +39,8 @@ __version__ = "0.1.0"
 
 __all__ = ["CheckpointError", "CompilerError", "DTypeError", "DataError", "DeviceError", "FeedError",
            "GraphflowError", "History", "Model", "Program", "ShapeError", "Store", "Tensor", "TrainingError",
-           "UseError", "UserError", "cast", "constant", "data", "dim", "function", "functions", "grad", "init",
+           "UseError", "UserError", "cast", "constant", "data", "dim", "function", "functions", "grad",
+           "init",
            "input", "loss", "matmul", "metrics", "nn", "optim", "parameter", "scope"]
 
 

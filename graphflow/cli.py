@@ -1,5 +1,5 @@
-"""The command ``graphflow``: runs and lists the examples, dumps what the compiler makes of a net, shows devices and
-ops."""
+"""The command ``graphflow``: runs and lists the examples, dumps what the compiler makes of a net, shows
+devices and ops."""
 from __future__ import annotations
 
 import argparse
@@ -46,9 +46,12 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="train an example")
     run.add_argument("example", help="its name; see `graphflow list`")
-    run.add_argument("--device", default="cpu", help="cpu (default), reference or null; see `graphflow devices`")
-    run.add_argument("--data", metavar="FOLDER", help="where MNIST or Fashion-MNIST lies, for the examples on them")
-    run.add_argument("--epochs", type=_positive, metavar="N", help="passes over the data, instead of the example's own")
+    run.add_argument("--device", default="cpu", help="cpu (default), reference or null; see `graphflow "
+                                                     "devices`")
+    run.add_argument("--data", metavar="FOLDER", help="where MNIST or Fashion-MNIST lies, for the examples "
+                                                      "on them")
+    run.add_argument("--epochs", type=_positive, metavar="N",
+                     help="passes over the data, instead of the example's own")
     run.add_argument("--threads", type=_positive, metavar="N", help="instead of one for each core")
     run.add_argument("--quick", action="store_true", help="train only a small part, in seconds")
     run.set_defaults(command=_run)
@@ -57,7 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     listing.set_defaults(command=_list)
 
     dump = commands.add_parser("dump", help="write down what each stage of the compiler makes of a net")
-    dump.add_argument("target", help="an example, or a file.py with a function build() that returns a Model or Program")
+    dump.add_argument("target", help="an example, or a file.py with a function build() that returns a Model "
+                                     "or Program")
     dump.add_argument("--stage", help="only this stage; without -o it is printed")
     dump.add_argument("-o", "--output", metavar="FOLDER", help="default: out/NAME/dump")
     dump.set_defaults(command=_dump)
@@ -81,7 +85,8 @@ def _positive(text: str) -> int:
 def examples() -> list[str]:
     """The examples' names."""
     import graphflow.examples
-    return sorted(m.name for m in pkgutil.iter_modules(graphflow.examples.__path__) if not m.name.startswith("_"))
+    modules = pkgutil.iter_modules(graphflow.examples.__path__)
+    return sorted(m.name for m in modules if not m.name.startswith("_"))
 
 
 def _example(name: str) -> ModuleType:
@@ -142,7 +147,7 @@ def _program(built: Any) -> Any:
     from graphflow.function import Program
     from graphflow.model import Model
     if isinstance(built, Model):
-        return built.step or built.prediction
+        return built.main
     if isinstance(built, Program):
         return built
     raise UseError(f"build() returned {type(built).__name__}, neither a Model nor a Program",

@@ -1,4 +1,5 @@
-"""Programs: `gf.function` collects what some outputs need into one graph, and makes it callable on a device."""
+"""Programs: `gf.function` collects what some outputs need into one graph, and makes it callable on a
+device."""
 from __future__ import annotations
 
 import hashlib
@@ -30,14 +31,16 @@ Updates = Mapping[Tensor, Tensor]
 
 
 def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates | None = None, *,
-             device: str = "cpu", training: bool | None = None, name: str = "function", store: Store | None = None,
+             device: str = "cpu", training: bool | None = None, name: str = "function",
+             store: Store | None = None,
              threads: int | None = None) -> Program:
-    """A program that computes `outputs` (a Tensor, a list or a dict of them) from `inputs`, and then sets each
-    parameter in `updates` to its new value (what ``optimizer.minimize(loss)`` returns).
+    """A program that computes `outputs` (a Tensor, a list or a dict of them) from `inputs`, and then sets
+    each parameter in `updates` to its new value (what ``optimizer.minimize(loss)`` returns).
 
     All state is read as it was before the call; nothing is written if a check fails. `training` decides what
-    dropout does: by default it drops if there are updates. Parameters live in `store`: the one that they belong to
-    already, else a new one. `threads`: None is one for each processor. Compiling happens at the first call.
+    dropout does: by default it drops if there are updates. Parameters live in `store`: the one that they
+    belong to already, else a new one. `threads`: None is one for each processor. Compiling happens at the
+    first call.
     """
     from graphflow.runtime.device import device as find_device
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -45,7 +48,8 @@ def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates |
     if not isinstance(name, str) or not name.isidentifier():
         raise UseError(f"{name!r} is no name for a program", hint="use letters, digits and _", where=here())
     chosen = find_device(device)
-    graph, bound = trace(name, listed, named, dict(updates or {}), bool(updates) if training is None else training,
+    graph, bound = trace(name, listed, named, dict(updates or {}),
+                         bool(updates) if training is None else training,
                          store)
     return Program(graph, structure, chosen.name, bound, threads)
 
@@ -83,7 +87,8 @@ def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], up
     effects += [t.value.node for t in made]
     if updates:                                       # the Store counts the calls that train
         effects.append(apply("update", [Tensor(step) + 1], name=STEP).value.node)
-    draft = Graph(name, tuple(t.value for t in inputs), {k: t.value for k, t in outputs.items()}, tuple(effects))
+    draft = Graph(name, tuple(t.value for t in inputs), {k: t.value for k, t in outputs.items()},
+                  tuple(effects))
     _check_needed(draft, outputs, updates)
     bound = _bind_variables(variables_in((*draft.nodes(), *targets)), store)
     names = {t.value.node: v.name for t, v in zip(made, targets)}
@@ -99,7 +104,8 @@ def _check_inputs(inputs: Sequence[Tensor]) -> None:
         other = seen.setdefault(t.name, t)
         if t is not other:
             twice = "is listed twice" if other.value == t.value else "names two different inputs"
-            raise UseError(f"the input {t.name!r} {twice}", where=here(), hint="give each input a name of its own")
+            raise UseError(f"the input {t.name!r} {twice}", where=here(),
+                           hint="give each input a name of its own")
 
 
 def _check_updates(targets: Sequence[Variable], values: Sequence[Tensor]) -> None:
@@ -107,7 +113,8 @@ def _check_updates(targets: Sequence[Variable], values: Sequence[Tensor]) -> Non
         if not isinstance(value, Tensor):
             raise UseError(f"the new value of {target.name} is {value!r}, not a Tensor", where=here())
         if value.dtype != target.dtype:
-            raise DTypeError(f"{target.name} is {target.dtype.full_name}, its new value {value.dtype.full_name}",
+            raise DTypeError(f"{target.name} is {target.dtype.full_name}, its new value "
+                             f"{value.dtype.full_name}",
                              op="update", shapes=[target.shape, value.shape], where=here(),
                              hint=f"convert it with gf.cast(value, '{target.dtype.full_name}')")
         if value.shape != target.shape:
@@ -126,7 +133,8 @@ def _check_needed(draft: Graph, outputs: Mapping[str, Tensor], updates: Updates)
         users = [f"the output {k!r}" for k, t in outputs.items() if node in topological([t.value.node])]
         users += [f"the update of {k.name or 'a parameter'}" for k, t in updates.items()
                   if node in topological([t.value.node])]
-        raise UseError(f"{users[0] if users else 'a check'} depends on the input {node.attrs['name']!r}, which is not "
+        raise UseError(f"{users[0] if users else 'a check'} depends on the input {node.attrs['name']!r}, "
+                       "which is not "
                        f"among the inputs of {draft.name}", shapes=[node.types[0].shape],
                        where=node.origins[0] if node.origins else None,
                        hint="list it in inputs; they are "
@@ -136,7 +144,8 @@ def _check_needed(draft: Graph, outputs: Mapping[str, Tensor], updates: Updates)
         unknown = symbols_of(*(d for t in node.types for d in t.shape)) - known
         if unknown:
             raise UseError(f"no input's shape decides the dimension {min(unknown)}", op=node.op,
-                           shapes=[t.shape for t in node.types], where=node.origins[0] if node.origins else None)
+                           shapes=[t.shape for t in node.types],
+                           where=node.origins[0] if node.origins else None)
 
 
 def _bind_variables(variables: Sequence[Variable], store: Store | None) -> Store:
@@ -148,7 +157,8 @@ def _bind_variables(variables: Sequence[Variable], store: Store | None) -> Store
                 other = next((w for w in variables if w.store is store), None)
                 with_it = f"{v.name} and {other.name} belong" if other else f"{v.name} belongs"
                 raise UseError(f"{with_it} to different Stores", where=v.origins[0] if v.origins else here(),
-                               hint="a program works on one Store: build the nets anew, or pass the same store= to "
+                               hint="a program works on one Store: build the nets anew, or pass the same "
+                                    "store= to "
                                "all programs")
     bound = store or Store()
     known: dict[str, Variable] = {v.name: v for v in variables if v.store is not None}
@@ -159,8 +169,8 @@ def _bind_variables(variables: Sequence[Variable], store: Store | None) -> Store
 
 
 def _finish(draft: Graph, names: Mapping[Node, str], training: bool) -> Graph:
-    """The graph with final names, equal nodes united, the training flag a constant, random streams numbered in the
-    order in which they were made, and guards for slices whose bounds a call decides."""
+    """The graph with final names, equal nodes united, the training flag a constant, random streams numbered
+    in the order in which they were made, and guards for slices whose bounds a call decides."""
     made = sorted({n.attrs["stream"] for n in draft.nodes() if n.op == "random_bits"})
     streams = {serial: number for number, serial in enumerate(made)}
     guards: dict[tuple[DimLike, DimLike], Guard] = {}
@@ -190,8 +200,8 @@ def _finish(draft: Graph, names: Mapping[Node, str], training: bool) -> Graph:
 class Program:
     """A compiled graph over a Store: call it with arrays by position, or by name.
 
-    `store` holds its parameters; `inputs` and `outputs` are names. What the compiler made of it: `text`, `graph`,
-    `dump`, `explain`, `plan`, `peak_bytes`.
+    `store` holds its parameters; `inputs` and `outputs` are names. What the compiler made of it: `text`,
+    `graph`, `dump`, `explain`, `plan`, `peak_bytes`.
     """
 
     def __init__(self, graph: Graph, structure: Any, device: str, store: Store, threads: int | None) -> None:
@@ -211,8 +221,8 @@ class Program:
     def __call__(self, *args: Any, **feeds: Any) -> Any:
         """The outputs for these feeds, new NumPy arrays in the structure given to `gf.function`.
 
-        FeedError for a missing, surplus, wrongly typed or shaped feed, and where a check fails: then no state has
-        changed.
+        FeedError for a missing, surplus, wrongly typed or shaped feed, and where a check fails: then no state
+        has changed.
         """
         results = self.runner.run(self._arranged(args, feeds))
         if self._structure is None:
@@ -221,7 +231,8 @@ class Program:
 
     def _arranged(self, args: Sequence[Any], feeds: Mapping[str, Any]) -> list[np.ndarray]:
         if len(args) > len(self.inputs):
-            raise FeedError(f"{self.name} takes {len(self.inputs)} feeds ({_list(self.inputs)}), got {len(args)}",
+            raise FeedError(f"{self.name} takes {len(self.inputs)} feeds ({_list(self.inputs)}), got "
+                            f"{len(args)}",
                             where=here())
         given = dict(zip(self.inputs, args))
         for key in feeds:
@@ -233,7 +244,8 @@ class Program:
         given.update(feeds)
         missing = [name for name in self.inputs if name not in given]
         if missing:
-            raise FeedError(f"{self.name} misses the feed{'s' * (len(missing) > 1)} {_list(missing)}", where=here(),
+            raise FeedError(f"{self.name} misses the feed{'s' * (len(missing) > 1)} {_list(missing)}",
+                            where=here(),
                             hint=f"its inputs are {_list(self.inputs)}")
         return [as_feed(v.node, given[name]) for name, v in zip(self.inputs, self.traced.inputs)]
 
@@ -267,7 +279,8 @@ class Program:
         return self.compilation.graph(stage)
 
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
-        """Writes every stage (or one) into the folder: text, GraphML, LLVM code and assembly; the files' paths."""
+        """Writes every stage (or one) into the folder: text, GraphML, LLVM code and assembly; the files'
+        paths."""
         return self.compilation.dump(folder, stage)
 
     def explain(self) -> str:
@@ -275,8 +288,8 @@ class Program:
         return self.compilation.explain()
 
     def peak_bytes(self, **symbols: int) -> int:
-        """The exact working memory of a call, with this value for each of the program's dimensions: activations,
-        gradients and scratch, beside the Store, the feeds and the outputs.
+        """The exact working memory of a call, with this value for each of the program's dimensions:
+        activations, gradients and scratch, beside the Store, the feeds and the outputs.
 
         A dimension that came from None is called after its input and axis: ``peak_bytes(**{"x.0": 128})``.
         """
@@ -284,12 +297,14 @@ class Program:
         from graphflow.runtime.null import NullProgram
         known = self.plan.symbols
         if set(symbols) != set(known):
-            raise UseError(f"peak_bytes of {self.name} needs the value of {_list(known) if known else 'nothing'}",
+            raise UseError(f"peak_bytes of {self.name} needs the value of "
+                           f"{_list(known) if known else 'nothing'}",
                            where=here())
         return NullProgram(self.plan, self.threads or default_threads()).peak_bytes(symbols)
 
     def fingerprint(self) -> str:
-        """A hash of what is computed and where: equal for programs whose results have the same bits on one machine."""
+        """A hash of what is computed and where: equal for programs whose results have the same bits on one
+        machine."""
         from graphflow.compiler.ir.text import print_graph
         text = f"{self.device}\n{print_graph(self.traced, origins=False)}"
         return hashlib.sha256(text.encode()).hexdigest()
@@ -300,7 +315,8 @@ def _list(names: Sequence[str]) -> str:
 
 
 def as_feed(node: Node, value: Any) -> np.ndarray:
-    """The value as an array of the input's type: exactly, or by a conversion that loses nothing; FeedError else.
+    """The value as an array of the input's type: exactly, or by a conversion that loses nothing; FeedError
+    else.
 
     Python numbers and lists adapt as they do in the language: integers may feed a float.
     """
@@ -336,7 +352,8 @@ class ReferenceProgram:
         from graphflow.compiler.passes.autodiff import expand_gradients
         self.graph, self.store = expand_gradients(graph), store
         nodes = graph.nodes()
-        self.checker = FeedChecker(_feed_plan(graph), lambda n: nodes[n].origins[0] if nodes[n].origins else None)
+        self.checker = FeedChecker(_feed_plan(graph),
+                                   lambda n: nodes[n].origins[0] if nodes[n].origins else None)
 
     def run(self, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
         """One call: the outputs in order; the Store has the updated values afterwards."""
@@ -354,12 +371,15 @@ class ReferenceProgram:
 def _feed_plan(graph: Graph) -> Plan:
     """The feeds and guards of a graph as a plan without a body: enough to check a call."""
     number = {n: i for i, n in enumerate(graph.nodes())}
-    buffers = tuple(Buffer(f"feed{i}", "feed", v.node.attrs["name"], v.dtype, v.shape, origins=(number[v.node],))
+    buffers = tuple(Buffer(f"feed{i}", "feed", v.node.attrs["name"], v.dtype, v.shape,
+                           origins=(number[v.node],))
                     for i, v in enumerate(graph.inputs))
     symbols = sorted(symbols_of(*(d for v in graph.inputs for d in v.shape)))
     lines = {origin: i for i, n in enumerate(graph.nodes()) for origin in n.origins[:1]}
-    guards = tuple(EntryGuard(g.left, g.right, lines.get(g.where, -1) if g.where else -1) for g in graph.guards)
-    return Plan(graph.name, "reference", tuple(symbols), buffers, tuple(b.id for b in buffers), (), (), (), (),
+    guards = tuple(EntryGuard(g.left, g.right, lines[g.where] if g.where in lines else -1)
+                   for g in graph.guards)
+    feeds = tuple(b.id for b in buffers)
+    return Plan(graph.name, "reference", tuple(symbols), buffers, feeds, (), (), (), (),
                 guards=guards)
 
 

@@ -43,7 +43,8 @@ def as_tensor(x: Operand) -> Tensor:
 
 @cache
 def op_function(name: str) -> Callable[..., Any]:
-    """The function of an op of the table that has none written here; AttributeError if there is no such op."""
+    """The function of an op of the table that has none written here; AttributeError if there is no such
+    op."""
     record = OPS.get(name)
     if record is None or record.kind in _NOT_FUNCTIONS:
         raise AttributeError(f"graphflow has no function {name!r}")
@@ -51,7 +52,8 @@ def op_function(name: str) -> Callable[..., Any]:
     def function(*operands: Any, **attrs: Any) -> Any:
         if record.kind == "elementwise" and not attrs:
             return elementwise(name, *operands)
-        return apply(name, [as_tensor(x) for x in operands], **{k: _attribute(k, v) for k, v in attrs.items()})
+        given = {k: _attribute(k, v) for k, v in attrs.items()}
+        return apply(name, [as_tensor(x) for x in operands], **given)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{record.doc}\n\nOperands: {', '.join(record.operands) or 'none'}." + (
@@ -75,7 +77,8 @@ def _axis(x: Tensor, axis: Any, op: str, more: int = 0) -> int:
     """The axis counted from 0; ShapeError if `x` (with `more` axes) has none of that number."""
     rank = x.ndim + more
     if not isinstance(axis, (int, np.integer)) or isinstance(axis, bool):
-        raise UseError(f"{op}: {axis!r} is no axis", op=op, shapes=[x.shape], where=here(), hint="use an integer")
+        raise UseError(f"{op}: {axis!r} is no axis", op=op, shapes=[x.shape], where=here(),
+                       hint="use an integer")
     if not -rank <= axis < rank:
         raise ShapeError(f"{op}: there is no axis {axis} in an array of {rank} axes", op=op, shapes=[x.shape],
                          where=here())
@@ -106,7 +109,8 @@ def reshape(x: Operand, shape: Any) -> Tensor:
     x, target = as_tensor(x), as_shape(shape)
     unknown = [axis for axis, d in enumerate(target) if d == -1]
     if len(unknown) > 1:
-        raise UseError("reshape: only one extent may be -1", op="reshape", shapes=[x.shape, target], where=here())
+        raise UseError("reshape: only one extent may be -1", op="reshape", shapes=[x.shape, target],
+                       where=here())
     if unknown:
         rest = _left_over(x.shape, [d for d in target if d != -1])
         if rest is None:
@@ -168,7 +172,8 @@ def expand_dims(x: Operand, axis: int | Sequence[int]) -> Tensor:
 
 
 def squeeze(x: Operand, axis: Axes = None) -> Tensor:
-    """`x` without the axes named, which must have the extent 1; without all of that extent if none is named."""
+    """`x` without the axes named, which must have the extent 1; without all of that extent if none is
+    named."""
     x = as_tensor(x)
     if axis is None:
         axes = tuple(a for a, d in enumerate(x.shape) if d == 1)
@@ -176,7 +181,8 @@ def squeeze(x: Operand, axis: Axes = None) -> Tensor:
         axes = _axes(x, axis, "squeeze")
     for a in axes:
         if x.shape[a] != 1:
-            raise ShapeError(f"squeeze: axis {a} has the extent {x.shape[a]}, not 1", op="squeeze", shapes=[x.shape],
+            raise ShapeError(f"squeeze: axis {a} has the extent {x.shape[a]}, not 1", op="squeeze",
+                             shapes=[x.shape],
                              where=here())
     return reshape(x, tuple(d for a, d in enumerate(x.shape) if a not in axes))
 
@@ -226,8 +232,8 @@ def flip(x: Operand, axis: Axes = None) -> Tensor:
 
 
 def pad(x: Operand, widths: Any, value: int | float | bool = 0) -> Tensor:
-    """`x` with elements `value` around it. `widths`: a number for both ends of every axis, a (before, after) pair
-    for every axis, or one pair for each axis."""
+    """`x` with elements `value` around it. `widths`: a number for both ends of every axis, a (before, after)
+    pair for every axis, or one pair for each axis."""
     x = as_tensor(x)
     try:
         pairs = np.broadcast_to(np.asarray(widths), (x.ndim, 2)).tolist()
@@ -277,7 +283,8 @@ def _reduce(op: str, x: Tensor, axes: tuple[int, ...], keepdims: bool) -> Tensor
 
 
 def sum(x: Operand, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noqa: A001
-    """The sum over all axes, or those named. Integers keep their type and wrap; bools are counted in int64."""
+    """The sum over all axes, or those named. Integers keep their type and wrap; bools are counted in
+    int64."""
     x = as_tensor(x)
     return _reduce("reduce_sum", cast(x, I64) if x.dtype == BOOL else x, _axes(x, axis, "sum"), keepdims)
 
@@ -333,12 +340,14 @@ def std(x: Operand, axis: Axes = None, keepdims: bool = False) -> Tensor:
 
 
 def argmax(x: Operand, axis: int | None = None) -> Tensor:
-    """The position (int64) of the largest element along the axis, or in row-major order; the first of equals."""
+    """The position (int64) of the largest element along the axis, or in row-major order; the first of
+    equals."""
     return _arg("argmax", as_tensor(x), axis)
 
 
 def argmin(x: Operand, axis: int | None = None) -> Tensor:
-    """The position (int64) of the smallest element along the axis, or in row-major order; the first of equals."""
+    """The position (int64) of the smallest element along the axis, or in row-major order; the first of
+    equals."""
     return _arg("argmin", as_tensor(x), axis)
 
 
@@ -402,7 +411,8 @@ def one_hot(indices: Operand, classes: int, dtype: Any = "float32") -> Tensor:
 
 
 def matches(indices: Tensor, classes: DimLike) -> Tensor:
-    """Whether the position along a new last axis of extent `classes` is the one that the integer `indices` says."""
+    """Whether the position along a new last axis of extent `classes` is the one that the integer `indices`
+    says."""
     if not indices.dtype.is_integer:
         raise DTypeError(f"indices are integers, not {indices.dtype.full_name}", op="one_hot",
                          shapes=[indices.shape], where=here(), hint="convert them with gf.cast(x, 'int32')")
@@ -418,9 +428,11 @@ def feed_name(x: Tensor) -> str:
 
 
 def check_range(indices: Tensor, size: DimLike, what: str) -> Tensor:
-    """`indices`, with a check in every program that uses them: all must be in 0..size-1. `what` names them."""
+    """`indices`, with a check in every program that uses them: all must be in 0..size-1. `what` names
+    them."""
     if not indices.dtype.is_integer:
-        raise DTypeError(f"{what} are integers, not {indices.dtype.full_name}", shapes=[indices.shape], where=here(),
+        raise DTypeError(f"{what} are integers, not {indices.dtype.full_name}", shapes=[indices.shape],
+                         where=here(),
                          hint="declare or cast them as 'int64'")
     wide = cast(indices, I64)
     holds = all((wide >= 0) & (wide < extent(size, I64)))
@@ -428,7 +440,8 @@ def check_range(indices: Tensor, size: DimLike, what: str) -> Tensor:
 
 
 def take(x: Operand, indices: Operand, axis: int = 0) -> Tensor:
-    """The slices of `x` along the axis that the integers `indices` name; their axes stand in the axis's place.
+    """The slices of `x` along the axis that the integers `indices` name; their axes stand in the axis's
+    place.
 
     Every call checks that they are in 0..extent-1; negative ones are refused.
     """
@@ -438,7 +451,8 @@ def take(x: Operand, indices: Operand, axis: int = 0) -> Tensor:
 
 
 def take_along_axis(x: Operand, indices: Operand, axis: int) -> Tensor:
-    """The elements of `x` at the integers `indices` along the axis: with axis 1, out[i, j] = x[i, indices[i, j]].
+    """The elements of `x` at the integers `indices` along the axis: with axis 1, out[i, j] = x[i, indices[i,
+    j]].
 
     The other axes must be equal. Every call checks that the indices are in 0..extent-1.
     """

@@ -17,10 +17,11 @@ def grad(scalar: Tensor, wrt: Sequence[Tensor]) -> list[Tensor]: ...
 
 
 def grad(scalar: Tensor, wrt: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor]:
-    """The gradient of a scalar by a tensor that it is computed from, or by each of a list; of the tensors' shapes.
+    """The gradient of a scalar by a tensor that it is computed from, or by each of a list; of the tensors'
+    shapes.
 
-    The result is a tensor like any other: it can be differentiated again. UseError for a `scalar` that is none,
-    and for a tensor that it does not depend on.
+    The result is a tensor like any other: it can be differentiated again. UseError for a `scalar` that is
+    none, and for a tensor that it does not depend on.
     """
     listed = [wrt] if isinstance(wrt, Tensor) else list(wrt)
     for t in (scalar, *listed):
@@ -30,9 +31,10 @@ def grad(scalar: Tensor, wrt: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor
     for i, t in enumerate(listed):
         if t.value.node not in known:
             which = repr(t.name) if t.name else f"tensor number {i} (the result of {t.value.op})"
-            raise UseError(f"the scalar does not depend on {which}", op="grad", shapes=[scalar.shape, t.shape],
-                           where=here(), hint="differentiate by what it is computed from; reshaping or casting a "
-                           "tensor makes another one")
+            raise UseError(f"the scalar does not depend on {which}", op="grad",
+                           shapes=[scalar.shape, t.shape], where=here(),
+                           hint="differentiate by what it is computed from; reshaping or casting a tensor "
+                                "makes another one")
     results = apply("grad", [scalar, *listed])
     results = (results,) if isinstance(results, Tensor) else results
     return results[0] if isinstance(wrt, Tensor) else list(results)

@@ -1,4 +1,5 @@
-"""Initial values of parameters: functions (generator, shape, dtype) -> array, drawn once when a Store gets the entry.
+"""Initial values of parameters: functions (generator, shape, dtype) -> array, drawn once when a Store gets
+the entry.
 
 Weights of dense layers are (in, out), of convolutions (out, in, height, width): the fans follow from that.
 """

@@ -14,8 +14,8 @@ def mean_squared_error(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean of -log softmax(logits)[label]. logits: [..., classes]; labels: integers [...] in 0..classes-1, which
-    every call checks.
+    """The mean of -log softmax(logits)[label]. logits: [..., classes]; labels: integers [...] in
+    0..classes-1, which every call checks.
     """
     if not logits.shape:
         raise ShapeError("softmax_cross_entropy needs logits [..., classes]", op="softmax_cross_entropy",
@@ -26,7 +26,8 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
                          shapes=[logits.shape, labels.shape], where=here(),
                          hint="declare the input with dtype 'int64'; for one-hot targets take their argmax")
     if labels.shape != logits.shape[:-1]:
-        raise ShapeError("softmax_cross_entropy: the labels must have the shape of the logits without the last axis",
+        raise ShapeError("softmax_cross_entropy: the labels must have the shape of the logits without the "
+                         "last axis",
                          op="softmax_cross_entropy", shapes=[logits.shape, labels.shape], where=here(),
                          hint="declare both inputs with one gf.dim for the batch" if len(labels.shape) ==
                          len(logits.shape) - 1 else None)
@@ -46,5 +47,6 @@ def binary_cross_entropy_from_logits(logits: Tensor, targets: Tensor) -> Tensor:
 def _check_same(op: str, x: Tensor, y: Tensor) -> None:
     if x.shape != y.shape:
         broadcast_shapes(op, [x.shape, y.shape])        # says which axis, if they do not even broadcast
-        raise ShapeError(f"{op} compares tensors of one shape", op=op, shapes=[x.shape, y.shape], where=here(),
+        raise ShapeError(f"{op} compares tensors of one shape", op=op, shapes=[x.shape, y.shape],
+                         where=here(),
                          hint="reshape one of them: broadcasting here is mostly a mistake")

@@ -10,7 +10,8 @@ from graphflow.tensor import Tensor, cast, elementwise
 
 
 def accuracy(scores: Tensor, labels: Tensor) -> Tensor:
-    """The share of rows whose largest score is at the label. scores: [..., classes], labels: integers [...]."""
+    """The share of rows whose largest score is at the label. scores: [..., classes], labels: integers
+    [...]."""
     _check("accuracy", scores, labels)
     return mean(argmax(scores, -1) == cast(labels, "int64"))
 
@@ -27,7 +28,8 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """The share of rows in which fewer than `k` scores are larger than that of the label."""
     from graphflow.functions import matches
     _check("top_k_accuracy", scores, labels)
-    of_label = largest(elementwise("where", matches(labels, scores.shape[-1]), scores, float("-inf")), -1, True)
+    of_label = largest(elementwise("where", matches(labels, scores.shape[-1]), scores, float("-inf")), -1,
+                       True)
     return mean(total(scores > of_label, -1) < k)
 
 

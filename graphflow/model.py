@@ -16,20 +16,22 @@ from graphflow.compiler.plan.errors import FeedError, TrainingError, UseError
 from graphflow.data import Minibatches
 from graphflow.function import Program, as_feed, function
 from graphflow.optim import Optimizer
-from graphflow.runtime.store import Store
+from graphflow.runtime.store import SEED, Store
 from graphflow.scope import here
 from graphflow.tensor import Tensor
 
 EPOCH = "epoch"
 """The Store's entry for the number of epochs trained, so that a checkpoint goes on where it was saved."""
 
+Batches = Iterable[Mapping[str, np.ndarray]]
 Data = Any
-"""Arrays by position (inputs, then targets), by feed name, or as `gf.data.Minibatches` that name the feeds."""
+"""Arrays by position (inputs, then targets), by feed name, or as `gf.data.Minibatches` that name the
+feeds."""
 
 
 class History(dict[str, list[float]]):
-    """What `Model.fit` measured: a list with one number for each epoch under "loss", the metrics' names, the same
-    after "validation_" if there was validation data, and "seconds"."""
+    """What `Model.fit` measured: a list with one number for each epoch under "loss", the metrics' names, the
+    same after "validation_" if there was validation data, and "seconds"."""
 
     def __str__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.items() if values)
@@ -39,10 +41,10 @@ class History(dict[str, list[float]]):
 class Model:
     """A net to train and use: three programs over one Store.
 
-    inputs, targets: a Tensor or a list of them, from `gf.input`. outputs: a Tensor, list or dict of what `predict`
-    gives. loss: the scalar to minimise. metrics: further scalars by name. The programs are ``model.step`` (one
-    training step), ``model.evaluation`` and ``model.prediction``; each is compiled when it is first used. Without
-    a loss there is only the last, without an optimizer no `step`.
+    inputs, targets: a Tensor or a list of them, from `gf.input`. outputs: a Tensor, list or dict of what
+    `predict` gives. loss: the scalar to minimise. metrics: further scalars by name. The programs are
+    ``model.step`` (one training step), ``model.evaluation`` and ``model.prediction``; each is compiled when
+    it is first used. Without a loss there is only the last, without an optimizer no `step`.
     """
 
     def __init__(self, inputs: Tensor | Sequence[Tensor], outputs: Any, loss: Tensor | None = None, *,
@@ -52,8 +54,8 @@ class Model:
         self.inputs, self.targets = _tensors(inputs), _tensors(targets)
         self.store = Store(seed)
         self.store.declare(EPOCH, "step", I64, (), 0)
-        self.step: Program | None = None
-        self.evaluation: Program | None = None
+        self._step: Program | None = None
+        self._evaluation: Program | None = None
         self._measures: dict[str, Tensor] = {}
         common: dict[str, Any] = {"device": device, "store": self.store, "threads": threads}
         if loss is not None:
@@ -61,12 +63,32 @@ class Model:
             _check_scalars(self._measures)
             feeds = [*self.inputs, *self.targets]
             if optimizer is not None:
-                self.step = function(feeds, self._measures, optimizer.minimize(loss), name="step", **common)
-            self.evaluation = function(feeds, self._measures, name="evaluate", training=False, **common)
+                self._step = function(feeds, self._measures, optimizer.minimize(loss), name="step", **common)
+            self._evaluation = function(feeds, self._measures, name="evaluate", training=False, **common)
         elif metrics or optimizer:
             raise UseError("a Model with metrics or an optimizer needs a loss", where=here())
         self.prediction = function(self.inputs, outputs, name="predict", training=False, **common)
-        self._seed = seed
+
+    @property
+    def step(self) -> Program:
+        """The program of one training step; UseError without an optimizer."""
+        if self._step is None:
+            raise UseError("this Model has no optimizer, so it cannot be trained", where=here(),
+                           hint="gf.Model(..., loss, optimizer=gf.optim.SGD(0.1))")
+        return self._step
+
+    @property
+    def evaluation(self) -> Program:
+        """The program that computes loss and metrics; UseError without a loss."""
+        if self._evaluation is None:
+            raise UseError("this Model has no loss, so there is nothing to evaluate", where=here(),
+                           hint="gf.Model(inputs, outputs, loss, targets=...)")
+        return self._evaluation
+
+    @property
+    def main(self) -> Program:
+        """The training step, or without an optimizer the prediction: what dumps and checkpoints are about."""
+        return self._step or self.prediction
 
     @property
     def epoch(self) -> int:
@@ -83,15 +105,14 @@ class Model:
             shuffle: bool = True, progress: bool | None = None) -> History:
         """Trains for so many epochs; loss and metrics are means over the samples seen.
 
-        batch_size: 32, or what the inputs declare. The order of the rows follows from the model's seed and the
-        number of the epoch, so training in two halves, with a checkpoint between, gives the same bits as in one.
-        progress: a bar on the terminal; by default if there is one. TrainingError once the loss is NaN or infinite.
+        batch_size: 32, or what the inputs declare. The order of the rows follows from the model's seed and
+        the number of the epoch, so training in two halves, with a checkpoint between, gives the same bits as
+        in one. progress: a bar on the terminal; by default if there is one. TrainingError once the loss is
+        NaN or infinite.
         """
-        if self.step is None:
-            raise UseError("this Model has no optimizer, so it cannot be trained", where=here(),
-                           hint="gf.Model(..., loss, optimizer=gf.optim.SGD(0.1))")
         if not isinstance(epochs, int) or epochs < 0:
             raise UseError(f"epochs is {epochs!r}", where=here(), hint="use an integer >= 0")
+        step = self.step
         batches = self._batches(data, batch_size, shuffle, [*self.inputs, *self.targets])
         held_out = None if validation is None else self._batches(validation, batch_size, False,
                                                                  [*self.inputs, *self.targets])
@@ -100,7 +121,7 @@ class Model:
             start = time.perf_counter()
             if isinstance(batches, Minibatches):
                 batches.epoch = self.epoch
-            means = self._train_epoch(batches, progress)
+            means = self._train_epoch(step, batches, progress)
             if held_out is not None:
                 means.update((f"validation_{k}", v) for k, v in self._measure(held_out).items())
             self.store[EPOCH] = self.epoch + 1
@@ -109,14 +130,14 @@ class Model:
                 history.setdefault(name, []).append(value)
         return history
 
-    def _train_epoch(self, batches: Iterable[Mapping[str, np.ndarray]], progress: bool | None) -> dict[str, float]:
+    def _train_epoch(self, step: Program, batches: Batches, progress: bool | None) -> dict[str, float]:
         from tqdm import tqdm
-        assert self.step is not None
         means, last = _Means(self._measures), math.nan
-        hidden = None if progress is None else not progress      # None: tqdm looks whether there is a terminal
+        # None: tqdm looks whether there is a terminal
+        hidden = None if progress is None else not progress
         with tqdm(batches, desc=f"epoch {self.epoch + 1}", disable=hidden, leave=True) as bar:
             for number, batch in enumerate(bar, 1):
-                results = self.step(**batch)
+                results = step(**batch)
                 loss = float(results["loss"])
                 if not math.isfinite(loss):
                     raise self._diverged(loss, number, last)
@@ -130,24 +151,24 @@ class Model:
         before = "it was the first" if math.isnan(last) else f"the last finite loss was {last:.6g}"
         return TrainingError(f"the loss is {loss} in epoch {self.epoch + 1}, step {number}; {before}",
                              where=_origin(self._measures["loss"]),
-                             hint="try a smaller learning rate; the parameters are spoilt now: build the model "
+                             hint="try a smaller learning rate; the parameters are spoilt now: build the "
+                                  "model "
                              "again, or load a checkpoint")
 
     def evaluate(self, data: Data, batch_size: int | None = None) -> dict[str, float]:
-        """The loss and the metrics on the data, as means over the samples; nothing is trained, nothing dropped."""
-        if self.evaluation is None:
-            raise UseError("this Model has no loss, so there is nothing to evaluate", where=here())
+        """The loss and the metrics on the data, as means over the samples; nothing is trained, nothing
+        dropped."""
         return self._measure(self._batches(data, batch_size, False, [*self.inputs, *self.targets]))
 
-    def _measure(self, batches: Iterable[Mapping[str, np.ndarray]]) -> dict[str, float]:
-        assert self.evaluation is not None
+    def _measure(self, batches: Batches) -> dict[str, float]:
         means = _Means(self._measures)
         for batch in batches:
             means.add(self.evaluation(**batch), len(next(iter(batch.values()))))
         return means.result()
 
     def predict(self, data: Data, batch_size: int | None = None) -> Any:
-        """The outputs for the inputs in `data` (an array, a list of arrays, or a dict), computed batch by batch."""
+        """The outputs for the inputs in `data` (an array, a list of arrays, or a dict), computed batch by
+        batch."""
         batches = self._batches(data, batch_size, False, self.inputs)
         parts = [self.prediction(**batch) for batch in batches]
         if isinstance(parts[0], dict):
@@ -157,36 +178,34 @@ class Model:
         return np.concatenate(parts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes parameters, optimizer slots, seed, step and epoch to a safetensors file, whole or not at all."""
-        self.store.save(path, self._program().fingerprint())
+        """Writes parameters, optimizer slots, seed, step and epoch to a safetensors file, whole or not at
+        all."""
+        self.store.save(path, self.main.fingerprint())
 
     def load(self, path: str | os.PathLike[str]) -> None:
         """Replaces all of these by the file's; CheckpointError, and nothing changed, if it holds another net.
 
-        Warns if the checkpoint comes from another program or device: then training goes on, but the bits may differ
-        from those of a run without a break.
+        Warns if the checkpoint comes from another program or device: then training goes on, but the bits may
+        differ from those of a run without a break.
         """
         metadata = self.store.load(path)
-        if metadata.get("plan") not in ("", None, self._program().fingerprint()):
-            warnings.warn(f"{os.fspath(path)} was saved by another program or device: results may differ in the "
+        if metadata.get("plan") not in ("", None, self.main.fingerprint()):
+            warnings.warn(f"{os.fspath(path)} was saved by another program or device: results may differ in "
+                          "the "
                           "last bits from those of an unbroken run", stacklevel=2)
 
-    def _program(self) -> Program:
-        return self.step or self.prediction
-
     def _batches(self, data: Data, batch_size: int | None, shuffle: bool, tensors: Sequence[Tensor]
-                 ) -> Iterable[Mapping[str, np.ndarray]]:
-        """Minibatches of arrays that were checked to be finite."""
-        if isinstance(data, Minibatches):
-            return data
-        arrays = _named_arrays(data, tensors)
+                 ) -> Batches:
+        """Minibatches of arrays that are checked here: names, types, and that all numbers are finite."""
+        ready = data if isinstance(data, Minibatches) else None
+        arrays = _named_arrays(ready.arrays if ready else data, tensors)
         for t in tensors:
             arrays[t.name] = as_feed(t.value.node, arrays[t.name])
             _check_finite(t, arrays[t.name])
-        rows = len(arrays[tensors[0].name])
-        size = _batch_size(tensors, batch_size, rows)
-        seed = int(self.store["rng.seed"])
-        return Minibatches(arrays, size, shuffle=shuffle, seed=seed)
+        if ready:
+            return ready
+        size = _batch_size(tensors, batch_size, len(arrays[tensors[0].name]))
+        return Minibatches(arrays, size, shuffle=shuffle, seed=int(self.store[SEED]))
 
 
 class _Means:
@@ -233,7 +252,8 @@ def _named_arrays(data: Data, tensors: Sequence[Tensor]) -> dict[str, Any]:
     elif len(names) == 1:
         arrays = {names[0]: data}
     else:
-        raise FeedError(f"one array for the feeds {', '.join(names)}", where=here(), hint="pass a tuple of arrays or "
+        raise FeedError(f"one array for the feeds {', '.join(names)}", where=here(),
+                        hint="pass a tuple of arrays or "
                         "a dict by name")
     missing, surplus = [n for n in names if n not in arrays], [n for n in arrays if n not in names]
     if missing or surplus:
@@ -258,7 +278,8 @@ def _batch_size(tensors: Sequence[Tensor], wish: int | None, rows: int) -> int:
         return 32 if wish is None else wish
     size = min(fixed)
     if len(fixed) > 1 or wish not in (None, size) or rows % size:
-        raise UseError(f"the inputs are declared with batches of {', '.join(map(str, sorted(fixed)))}; {rows} rows in "
+        raise UseError(f"the inputs are declared with batches of {', '.join(map(str, sorted(fixed)))}; "
+                       f"{rows} rows in "
                        f"batches of {wish or size} do not fit that", where=here(),
                        hint="declare the batch as a dimension: N = gf.dim('N')")
     return size

@@ -17,7 +17,8 @@ from graphflow.scope import here
 from graphflow.state import Naming, random_state, variable
 from graphflow.tensor import Tensor, apply, cast, elementwise
 
-__all__ = ["avg_pool2d", "conv2d", "dense", "dropout", "flatten", "log_softmax", "max_pool2d", "relu", "sigmoid",
+__all__ = ["avg_pool2d", "conv2d", "dense", "dropout", "flatten", "log_softmax", "max_pool2d", "relu",
+           "sigmoid",
            "softmax", "tanh"]
 
 relu, sigmoid, tanh = op_function("relu"), op_function("sigmoid"), op_function("tanh")
@@ -48,11 +49,12 @@ def dense(x: Tensor, units: int, activation: Activation = None, use_bias: bool =
 def conv2d(x: Tensor, channels: int, window: Pair, stride: Pair = 1, padding: Padding = "valid",
            activation: Activation = None, *, dilation: Pair = 1, groups: int = 1, use_bias: bool = True,
            weight_init: Any = init.he_normal, bias_init: Any = 0.0, name: str | None = None) -> Tensor:
-    """A convolution (cross-correlation) over the last two axes. x: [N, C, H, W]; result: [N, channels, H', W'].
+    """A convolution (cross-correlation) over the last two axes. x: [N, C, H, W]; result: [N, channels, H',
+    W'].
 
     padding: "valid" (none), "same" (zeros, so that H' is H / stride rounded up), a number for all sides, or
-    (vertical, horizontal), each a number or a (before, after) pair. groups: the channels are split into so many
-    independent convolutions.
+    (vertical, horizontal), each a number or a (before, after) pair. groups: the channels are split into so
+    many independent convolutions.
     """
     _check_image("conv2d", x)
     _check_count("conv2d", "channels", channels)
@@ -60,7 +62,8 @@ def conv2d(x: Tensor, channels: int, window: Pair, stride: Pair = 1, padding: Pa
     size, step, spread = _pair("window", window), _pair("stride", stride), _pair("dilation", dilation)
     inputs = _fixed("conv2d", x, 1, "channels", 4)
     if inputs % groups or channels % groups:
-        raise ShapeError(f"{inputs} channels in and {channels} out cannot be split into {groups} groups", op="conv2d",
+        raise ShapeError(f"{inputs} channels in and {channels} out cannot be split into {groups} groups",
+                         op="conv2d",
                          shapes=[x.shape], where=here())
     naming = Naming.of(name, "conv2d")
     weights = variable(naming, "W", (channels, inputs // groups, *size), weight_init, x.dtype)
@@ -124,11 +127,13 @@ def random_uniform(shape: Sequence[Any]) -> Tensor:
 def _fixed(op: str, x: Tensor, axis: int, what: str, rank: int) -> int:
     """The extent of an axis that parameters depend on."""
     if x.ndim < rank:
-        raise ShapeError(f"{op} needs at least {rank} axes, got {x.ndim}", op=op, shapes=[x.shape], where=here())
+        raise ShapeError(f"{op} needs at least {rank} axes, got {x.ndim}", op=op, shapes=[x.shape],
+                         where=here())
     extent = x.shape[axis]
     if isinstance(extent, Dim):
         raise ShapeError(f"{op} needs a fixed number of {what}, but axis {axis} is {extent}", op=op,
-                         shapes=[x.shape], where=here(), hint="parameters have fixed shapes: declare this extent as a "
+                         shapes=[x.shape], where=here(),
+                         hint="parameters have fixed shapes: declare this extent as a "
                          "number")
     return extent
 
@@ -156,7 +161,8 @@ def _check_count(op: str, name: str, value: Any) -> None:
 def _pair(name: str, value: Any) -> tuple[int, int]:
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in pair):
-        raise UseError(f"{name} is {value!r}", where=here(), hint="use an integer >= 1, or (vertical, horizontal)")
+        raise UseError(f"{name} is {value!r}", where=here(),
+                       hint="use an integer >= 1, or (vertical, horizontal)")
     return pair
 
 
@@ -166,22 +172,27 @@ def _padding(op: str, padding: Any, x: Tensor, size: tuple[int, int], step: tupl
     if padding == "valid":
         return (0, 0), (0, 0)
     if padding == "same":
-        return tuple(_same(op, x, axis, *sizes) for axis, sizes in enumerate(zip(size, step, spread), 2))  # type: ignore
+        vertical, horizontal = zip(size, step, spread)
+        return _same(op, x, 2, *vertical), _same(op, x, 3, *horizontal)
     entries = tuple(padding) if isinstance(padding, (tuple, list)) else (padding, padding)
     pairs = [tuple(p) if isinstance(p, (tuple, list)) else (p, p) for p in entries]
-    if len(pairs) != 2 or not all(len(p) == 2 and all(isinstance(v, int) and v >= 0 for v in p) for p in pairs):
-        raise UseError(f"padding is {padding!r}", op=op, shapes=[x.shape], where=here(), hint="use 'valid', 'same', a "
+    numbers = [v for p in pairs for v in p]
+    if len(pairs) != 2 or len(numbers) != 4 or not all(isinstance(v, int) and v >= 0 for v in numbers):
+        raise UseError(f"padding is {padding!r}", op=op, shapes=[x.shape], where=here(),
+                       hint="use 'valid', 'same', a "
                        "number, or (vertical, horizontal), each a number or (before, after)")
-    return pairs[0], pairs[1]                          # type: ignore[return-value]
+    return pairs[0], pairs[1]
 
 
 def _same(op: str, x: Tensor, axis: int, window: int, step: int, spread: int) -> tuple[int, int]:
-    """The zeros around an axis so that the result has its extent / step, rounded up; the odd one comes after."""
+    """The zeros around an axis so that the result has its extent / step, rounded up; the odd one comes
+    after."""
     extent, reach = x.shape[axis], (window - 1) * spread + 1
     if step == 1:
         total = reach - 1
     elif isinstance(extent, Dim):
-        raise ShapeError(f"padding 'same' with a stride of {step} needs a fixed extent, but axis {axis} is {extent}",
+        raise ShapeError(f"padding 'same' with a stride of {step} needs a fixed extent, but axis {axis} is "
+                         f"{extent}",
                          op=op, shapes=[x.shape], where=here(), hint="give the padding as numbers")
     else:
         total = max((-(-extent // step) - 1) * step + reach - extent, 0)

@@ -1,4 +1,5 @@
-"""Optimizers: they append the update of every parameter to the graph, where it is compiled with the rest of the step.
+"""Optimizers: they append the update of every parameter to the graph, where it is compiled with the rest of
+the step.
 
 `lr` is a number, or a Tensor: an input that each call feeds, or a schedule computed from a parameter.
 """
@@ -28,15 +29,16 @@ class Optimizer:
         self.lr = lr
 
     def minimize(self, loss: Tensor, parameters: Sequence[Tensor] | None = None) -> dict[Tensor, Tensor]:
-        """The new values of the parameters and of the optimizer's slots after one step down the gradient of `loss`:
-        the `updates` of `gf.function`. Without `parameters`, all that the loss is computed from.
+        """The new values of the parameters and of the optimizer's slots after one step down the gradient of
+        `loss`: the `updates` of `gf.function`. Without `parameters`, all that the loss is computed from.
         """
         if not isinstance(loss, Tensor):
             raise UseError(f"minimize takes the loss, a scalar Tensor, not {loss!r}", where=here())
         if parameters is None:
             parameters = trainable(loss)
         if not parameters:
-            raise UseError("the loss is computed from no parameter", op="minimize", shapes=[loss.shape], where=here(),
+            raise UseError("the loss is computed from no parameter", op="minimize", shapes=[loss.shape],
+                           where=here(),
                            hint="make parameters with gf.parameter or the layers of gf.nn")
         for p in parameters:
             variable_of(p)
@@ -71,16 +73,18 @@ def trainable(x: Tensor) -> list[Tensor]:
 class SGD(Optimizer):
     """Stochastic gradient descent: p -= lr g.
 
-    With a momentum μ: m = μ m + g and p -= lr m, or with `nesterov` p -= lr (g + μ m), as in Sutskever, Martens, Dahl
-    and Hinton, ICML 2013, in the form that PyTorch uses.
+    With a momentum μ: m = μ m + g and p -= lr m, or with `nesterov` p -= lr (g + μ m), as in Sutskever,
+    Martens, Dahl and Hinton, ICML 2013, in the form that PyTorch uses.
     """
 
     def __init__(self, lr: float | Tensor, momentum: float = 0.0, nesterov: bool = False) -> None:
         super().__init__(lr)
         if not 0 <= momentum < 1:
-            raise UseError(f"the momentum is {momentum!r}", where=here(), hint="use a number from 0 to below 1")
+            raise UseError(f"the momentum is {momentum!r}", where=here(),
+                           hint="use a number from 0 to below 1")
         if nesterov and not momentum:
-            raise UseError("Nesterov's method needs a momentum", where=here(), hint="SGD(lr, 0.9, nesterov=True)")
+            raise UseError("Nesterov's method needs a momentum", where=here(),
+                           hint="SGD(lr, 0.9, nesterov=True)")
         self.momentum, self.nesterov = momentum, nesterov
 
     def update(self, p: Tensor, g: Tensor, updates: dict[Tensor, Tensor]) -> None:

@@ -23,7 +23,8 @@ def _folder(file: str | None) -> str:
 
 _HERE = _folder(__file__)
 _INTERNAL = (_HERE, _folder(graphflow.compiler.__file__), _folder(graphflow.runtime.__file__))
-_EXAMPLES = os.path.join(_HERE, "examples", "")          # installed below the package, but written as a user writes
+# installed below the package, but written as a user writes
+_EXAMPLES = os.path.join(_HERE, "examples", "")
 
 
 @contextlib.contextmanager
@@ -66,8 +67,8 @@ def _is_internal(file: str) -> bool:
 
 @lru_cache(maxsize=4096)
 def _columns(code: CodeType, instruction: int) -> tuple[int | None, int | None]:
-    """(first column, column behind the last) of the expression that runs; the second None where it goes on past
-    its first line. Known from Python 3.11 on."""
+    """(first column, column behind the last) of the expression that runs; the second None where it goes on
+    past its first line. Known from Python 3.11 on."""
     if sys.version_info < (3, 11):
         return None, None
     line, end_line, column, end_column = next(islice(code.co_positions(), instruction // 2, None))

@@ -1,4 +1,5 @@
-"""Indexing with NumPy's basic keys: integers, slices with any step, None, Ellipsis; and one integer Tensor."""
+"""Indexing with NumPy's basic keys: integers, slices with any step, None, Ellipsis; and one integer
+Tensor."""
 from __future__ import annotations
 
 from typing import Any
@@ -14,7 +15,8 @@ from graphflow.tensor import Tensor, apply
 def take_slice(x: Tensor, key: Any) -> Tensor:
     """``x[key]``. An integer Tensor as the whole key chooses slices of axis 0, as `gf.take` does.
 
-    On an axis whose extent the call decides nothing is clipped: a bound that a call exceeds refuses that call.
+    On an axis whose extent the call decides nothing is clipped: a bound that a call exceeds refuses that
+    call.
     """
     if isinstance(key, (Tensor, np.ndarray, list)):
         from graphflow.functions import take
@@ -68,7 +70,8 @@ def _full_key(x: Tensor, key: tuple[Any, ...]) -> list[Any]:
     dots = sum(entry is Ellipsis for entry in key)
     if dots > 1 or used > x.ndim:
         what = "more than one '...'" if dots > 1 else f"{used} indices for {x.ndim} axes"
-        raise UseError(f"{what} in [{', '.join(map(_text, key))}]", op="slice", shapes=[x.shape], where=here())
+        raise UseError(f"{what} in [{', '.join(map(_text, key))}]", op="slice", shapes=[x.shape],
+                       where=here())
     fill = [slice(None)] * (x.ndim - used)
     if not dots:
         return [*key, *fill]
@@ -105,7 +108,8 @@ def _bounds(x: Tensor, entry: slice, extent: DimLike, axis: int) -> tuple[DimLik
     """(start, stop, step) of a slice; for a step below 0, start and stop in the flipped axis."""
     step = 1 if entry.step is None else entry.step
     if not isinstance(step, (int, np.integer)) or step == 0:
-        raise UseError(f"the step {step!r} of axis {axis} is no integer other than 0", op="slice", shapes=[x.shape],
+        raise UseError(f"the step {step!r} of axis {axis} is no integer other than 0", op="slice",
+                       shapes=[x.shape],
                        where=here())
     if any(v is not None and not _is_index(v) for v in (entry.start, entry.stop)):
         raise UseError(f"a slice has integer bounds, not {_text(entry)}", op="slice", shapes=[x.shape],
@@ -115,11 +119,11 @@ def _bounds(x: Tensor, entry: slice, extent: DimLike, axis: int) -> tuple[DimLik
         if step < 0:
             start, stop = extent - 1 - start, extent - 1 - stop
         return start, max(start, stop), int(step)
-    start = _counted(entry.start, extent, (0 if step > 0 else extent - 1))
+    first = _counted(entry.start, extent, (0 if step > 0 else extent - 1))
     if step > 0:
-        return start, _counted(entry.stop, extent, extent), int(step)
-    start = extent - 1 - start
-    return start, extent if entry.stop is None else extent - 1 - _counted(entry.stop, extent, 0), int(step)
+        return first, _counted(entry.stop, extent, extent), int(step)
+    last = -1 if entry.stop is None else _counted(entry.stop, extent, 0)
+    return extent - 1 - first, extent - 1 - last, int(step)
 
 
 def _counted(bound: Any, extent: DimLike, default: DimLike) -> DimLike:

@@ -27,14 +27,15 @@ BATCH = "batch"
 def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -> Tensor:  # noqa: A001
     """A feed: an array that each call of a program passes under `name`.
 
-    shape: for each axis an integer, a dimension (``gf.dim("N")``, shared between inputs that must agree), or None
-    for an extent that each call decides: as the first axis the batch, one for all inputs that leave it open, else an
-    extent of its own. `finite`: calls refuse NaN and infinity in it.
+    shape: for each axis an integer, a dimension (``gf.dim("N")``, shared between inputs that must agree), or
+    None for an extent that each call decides: as the first axis the batch, one for all inputs that leave it
+    open, else an extent of its own. `finite`: calls refuse NaN and infinity in it.
     """
     from graphflow.functions import all as every
     from graphflow.functions import op_function
     if not isinstance(name, str) or not name.isidentifier():
-        raise UseError(f"{name!r} is no name for an input", hint="use letters, digits and _: feeds may be passed as "
+        raise UseError(f"{name!r} is no name for an input",
+                       hint="use letters, digits and _: feeds may be passed as "
                        "keywords", where=here())
     entries = shape if isinstance(shape, (tuple, list)) else (shape,)
     extents = tuple(d if d is not None else symbol(f"{name}.{axis}" if axis else BATCH)
@@ -60,8 +61,8 @@ def _declared(shape: Sequence[Any]) -> tuple[DimLike, ...]:
 class Naming:
     """What the state entries of one layer, or one parameter alone, are called.
 
-    `base` is the name that was asked for. An explicit one must be free; else the first free of base, base_1, …
-    is taken when the first program uses the layer, and `name` is then decided for all its entries.
+    `base` is the name that was asked for. An explicit one must be free; else the first free of base, base_1,
+    … is taken when the first program uses the layer, and `name` is then decided for all its entries.
     """
 
     def __init__(self, base: str, explicit: bool) -> None:
@@ -72,20 +73,24 @@ class Naming:
     @classmethod
     def of(cls, name: str | None, default: str) -> Naming:
         """The naming of what a caller calls `name`, or leaves to us; UseError for an impossible name."""
-        if name is not None and not (isinstance(name, str) and all(p.isidentifier() for p in name.split("."))):
-            raise UseError(f"{name!r} is no name for a parameter or layer", hint="use letters, digits, _ and dots",
+        if name is not None and not (isinstance(name,
+                                                str) and all(p.isidentifier() for p in name.split("."))):
+            raise UseError(f"{name!r} is no name for a parameter or layer",
+                           hint="use letters, digits, _ and dots",
                            where=here())
         return cls(name or default, name is not None)
 
 
 class Variable(Node):
-    """A `state` leaf whose entry is yet to be declared: it knows its initial value, and how it wants to be called.
+    """A `state` leaf whose entry is yet to be declared: it knows its initial value, and how it wants to be
+    called.
 
     It belongs to the Store of the first program that uses it, under the name that it gets there; gf.function
     replaces it by an ordinary node of that name.
     """
 
-    __setattr__ = object.__setattr__                 # a Node is frozen; what a Variable adds to it is decided late
+    # a Node is frozen; what a Variable adds to it is decided late
+    __setattr__ = object.__setattr__
 
     def __init__(self, role: str, dtype: DType, shape: tuple[int, ...], initial: Initial, naming: Naming,
                  part: str = "", owner: Variable | None = None) -> None:
@@ -106,7 +111,8 @@ class Variable(Node):
         return f"{base}.{self.part}" if self.part else base
 
     def bind(self, store: Store, known: dict[str, Variable]) -> None:
-        """Joins the Store under a final name. `known`: who has which name, of those that have joined just now."""
+        """Joins the Store under a final name. `known`: who has which name, of those that have joined just
+        now."""
         naming = self.naming
         if naming.name is None:
             naming.name = naming.base if naming.explicit else _free_name(naming.base, store)
@@ -119,7 +125,9 @@ class Variable(Node):
 
     def _refuse_name(self, other: Variable | None) -> None:
         where = self.origins[0] if self.origins else None
-        first = f"\nthe other one is declared here:\n{other.origins[0].describe()}" if other and other.origins else ""
+        first = ""
+        if other is not None and other.origins:
+            first = f"\nthe other one is declared here:\n{other.origins[0].describe()}"
         raise UseError(f"two variables are both named {self.name!r}{first}", where=where,
                        hint="give one another name, leave the name out, or open a scope: with gf.scope(...)")
 
@@ -137,11 +145,12 @@ def parameter(shape: Any, init: Initial, name: str | None = None, dtype: Any = "
               trainable: bool = True) -> Tensor:
     """A trained array of a fixed shape, kept in the Store.
 
-    init: a number, an array, or a function (generator, shape, dtype) -> array such as those of `gf.init`. Without
-    a name it is called "parameter", "parameter_1", …; scopes are prefixes. ``trainable=False`` makes a running
-    statistic, which optimizers leave alone.
+    init: a number, an array, or a function (generator, shape, dtype) -> array such as those of `gf.init`.
+    Without a name it is called "parameter", "parameter_1", …; scopes are prefixes. ``trainable=False`` makes
+    a running statistic, which optimizers leave alone.
     """
-    return variable(Naming.of(name, "parameter"), "", shape, init, dtype, "parameter" if trainable else "statistic")
+    return variable(Naming.of(name, "parameter"), "", shape, init, dtype,
+                    "parameter" if trainable else "statistic")
 
 
 def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = "float32",
@@ -155,7 +164,8 @@ def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = 
         raise ShapeError("a parameter has no negative extents", shapes=[extents], where=here())
     target = as_dtype(dtype)
     if isinstance(init, (np.ndarray, list)) and np.shape(init) not in ((), extents):
-        raise ShapeError("the initial value has another shape than the parameter", shapes=[np.shape(init), extents],
+        raise ShapeError("the initial value has another shape than the parameter", shapes=[np.shape(init),
+                                                                                           extents],
                          where=here())
     fixed = tuple(int(d) for d in extents)            # type: ignore[arg-type]
     return Tensor(Variable(role, target, fixed, init, naming, part).result())
@@ -163,10 +173,11 @@ def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = 
 
 def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] | None = None,
          dtype: Any = None) -> Tensor:
-    """An optimizer's slot: a state entry named after the parameter that it serves, of its shape and type if none
-    is given."""
+    """An optimizer's slot: a state entry named after the parameter that it serves, of its shape and type if
+    none is given."""
     of = variable_of(owner)
-    made = Variable("slot", of.dtype if dtype is None else as_dtype(dtype), of.shape if shape is None else shape,
+    made = Variable("slot", of.dtype if dtype is None else as_dtype(dtype),
+                    of.shape if shape is None else shape,
                     init, of.naming, part, of)
     return Tensor(made.result())
 

@@ -18,12 +18,13 @@ from graphflow.compiler.plan.dtypes import BOOL, F32, I32, I64, DType, as_dtype,
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError, UserError
 from graphflow.scope import here
 
-Operand = Union["Tensor", int, float, bool, Sequence[Any], np.ndarray, np.generic]
-Axes = Union[int, Sequence[int], None]
+Operand = Union["Tensor", int, float, bool, Sequence[Any], np.ndarray, np.generic]  # noqa: UP007
+Axes = int | Sequence[int] | None
 
 
 class Tensor:
-    """A value of the graph: ``shape`` (numbers and dimensions), ``dtype``, ``ndim``; NumPy's operators and methods.
+    """A value of the graph: ``shape`` (numbers and dimensions), ``dtype``, ``ndim``; NumPy's operators and
+    methods.
 
     `value` is what the compiler sees. `checks` are the nodes that a program must check when it computes this.
     Comparisons are elementwise, so a Tensor has no truth value; as a key of a dict it is the object itself.
@@ -62,7 +63,8 @@ class Tensor:
     __hash__ = object.__hash__
 
     def __bool__(self) -> bool:
-        raise UseError("a Tensor has no truth value: it is computed only when a program runs", op=self.value.op,
+        raise UseError("a Tensor has no truth value: it is computed only when a program runs",
+                       op=self.value.op,
                        shapes=[self.shape], where=here(),
                        hint="choose between values with gf.where(condition, x, y)")
 
@@ -78,11 +80,11 @@ class Tensor:
                            shapes=[self.shape], where=here())
         return (self[i] for i in range(self.shape[0]))
 
-    def __float__(self) -> float:
+    def __float__(self) -> Any:
         raise UseError("a Tensor is no number: it is computed only when a program runs", shapes=[self.shape],
                        where=here(), hint="make a program with gf.function(inputs, tensor) and call it")
 
-    __int__ = __index__ = __complex__ = __float__     # type: ignore[assignment]
+    __int__ = __index__ = __complex__ = __float__
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise UseError("a Tensor is no array: it is computed only when a program runs", shapes=[self.shape],
@@ -121,7 +123,8 @@ class Tensor:
         return _functions().all(self, axis, keepdims)
 
     def var(self, axis: Axes = None, keepdims: bool = False) -> Tensor:
-        """The variance (divided by the count) over all axes, or those named; see `graphflow.functions.var`."""
+        """The variance (divided by the count) over all axes, or those named; see
+        `graphflow.functions.var`."""
         return _functions().var(self, axis, keepdims)
 
     def std(self, axis: Axes = None, keepdims: bool = False) -> Tensor:
@@ -264,7 +267,8 @@ def _functions() -> Any:
 def dim(name: str) -> DimLike:
     """A dimension whose extent each call decides: ``N = gf.dim("N")`` in the shapes of inputs.
 
-    Inputs that share it must agree. Dimensions are computed with: ``2 * N + 1`` is the extent of an array, too.
+    Inputs that share it must agree. Dimensions are computed with: ``2 * N + 1`` is the extent of an array,
+    too.
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise UseError(f"{name!r} is no name for a dimension", hint="use letters, digits and _", where=here())
@@ -293,7 +297,8 @@ def apply(op: str, inputs: Sequence[Tensor], regions: Sequence[Any] = (), **attr
 
 
 def with_check(x: Tensor, holds: Tensor, message: str, feed: str = "") -> Tensor:
-    """`x`, such that every program that computes with it first refuses the call with `message` unless `holds`."""
+    """`x`, such that every program that computes with it first refuses the call with `message` unless
+    `holds`."""
     check = apply("check", [holds], message=message, feed=feed)
     return Tensor(x.value, tuple(dict.fromkeys((*x.checks, *holds.checks, check.value.node))))
 
@@ -303,8 +308,8 @@ def with_check(x: Tensor, holds: Tensor, message: str, feed: str = "") -> Tensor
 def constant(value: Any, dtype: Any = None) -> Tensor:
     """A literal number or a small array (at most 256 elements).
 
-    Without `dtype` Python's floats are float32 and its ints int32 (int64 where they need it); NumPy arrays keep
-    theirs.
+    Without `dtype` Python's floats are float32 and its ints int32 (int64 where they need it); NumPy arrays
+    keep theirs.
     """
     if isinstance(value, Tensor):
         raise UseError("this is a Tensor already", where=here(), hint="convert it with gf.cast(x, dtype)")
@@ -348,22 +353,24 @@ def _literal(array: np.ndarray, dtype: DType) -> Tensor:
     if dtype.is_integer and array.size:
         limits = np.iinfo(dtype.numpy)
         if int(array.min()) < limits.min or int(array.max()) > limits.max:
-            raise DTypeError(f"a constant lies outside {dtype.full_name}, which holds {limits.min} to {limits.max}",
+            raise DTypeError(f"a constant lies outside {dtype.full_name}, which holds {limits.min} to "
+                             f"{limits.max}",
                              where=here())
     data = np.ascontiguousarray(array.astype(dtype.numpy.newbyteorder("<"))).tobytes()
     return apply("array", [], data=data, dtype=dtype, shape=array.shape)
 
 
 def as_tensors(operands: Sequence[Any], dtype: DType | None = None) -> list[Tensor]:
-    """The operands as tensors of one element type: `dtype`, or the promotion of the tensors', to which numbers,
-    lists and arrays adapt."""
+    """The operands as tensors of one element type: `dtype`, or the promotion of the tensors', to which
+    numbers, lists and arrays adapt."""
     if dtype is None:
         dtype = common_dtype(operands)
     return [cast(x, dtype) if isinstance(x, Tensor) else _literal(as_array(x), dtype) for x in operands]
 
 
 def common_dtype(operands: Sequence[Any]) -> DType:
-    """The promotion of the tensors' types; numbers, lists and arrays only decide between bool, integer and float."""
+    """The promotion of the tensors' types; numbers, lists and arrays only decide between bool, integer and
+    float."""
     strong = [x.dtype for x in operands if isinstance(x, Tensor)]
     weak = [_weak_dtype(as_array(x)) for x in operands if not isinstance(x, Tensor)]
     out = strong[0] if strong else weak[0]
@@ -387,7 +394,8 @@ def cast(x: Operand, dtype: Any) -> Tensor:
 
 
 def broadcast_shapes(op: str, shapes: Sequence[tuple[DimLike, ...]]) -> tuple[DimLike, ...]:
-    """The shape that the operands of `op` stretch to by NumPy's rules; a symbolic extent never counts as 1."""
+    """The shape that the operands of `op` stretch to by NumPy's rules; a symbolic extent never counts as
+    1."""
     rank = max(map(len, shapes))
     out: list[DimLike] = []
     for axis in range(-rank, 0):
@@ -395,7 +403,8 @@ def broadcast_shapes(op: str, shapes: Sequence[tuple[DimLike, ...]]) -> tuple[Di
         wide = list(dict.fromkeys(e for e in extents if e != 1)) or [1]
         if len(wide) > 1:
             raise ShapeError(f"{op}: the operands do not fit together: axis {axis} is {wide[0]} in one and "
-                             f"{wide[1]} in the other", op=op, shapes=shapes, where=here(), hint=_fit_hint(wide))
+                             f"{wide[1]} in the other", op=op, shapes=shapes, where=here(),
+                             hint=_fit_hint(wide))
         out.append(wide[0])
     return tuple(out)
 
@@ -403,7 +412,7 @@ def broadcast_shapes(op: str, shapes: Sequence[tuple[DimLike, ...]]) -> tuple[Di
 def _fit_hint(extents: Sequence[DimLike]) -> str:
     names = [str(e) for e in extents if isinstance(e, Dim)]
     if len(names) > 1:
-        return f"if {names[0]} and {names[1]} are the same, declare them with one gf.dim in the shapes of both inputs"
+        return f"if {names[0]} and {names[1]} are the same, declare both inputs with one gf.dim"
     if names:
         return f"{names[0]} is decided by the call and never counts as 1"
     return "extents must be equal, or 1; line axes up with gf.expand_dims or gf.reshape"
@@ -415,7 +424,8 @@ def stretch(x: Tensor, shape: tuple[DimLike, ...]) -> Tensor:
 
 
 def elementwise(op: str, *operands: Any) -> Tensor:
-    """The elementwise op on operands of any mix of types and shapes: they are promoted and broadcast first."""
+    """The elementwise op on operands of any mix of types and shapes: they are promoted and broadcast
+    first."""
     record = OPS[op]
     if len(operands) != len(record.operands):
         raise UseError(f"{op} takes {len(record.operands)} operand(s) ({', '.join(record.operands)}), "
@@ -461,8 +471,8 @@ def power(x: Any, y: Any) -> Tensor:
 
 
 def matmul(x: Operand, y: Operand) -> Tensor:
-    """``x @ y``: NumPy's matrix product. A vector stands for one row (left) or one column (right); the axes before
-    the last two are broadcast."""
+    """``x @ y``: NumPy's matrix product. A vector stands for one row (left) or one column (right); the axes
+    before the last two are broadcast."""
     reshape = _functions().reshape
     a, b = as_tensors([x, y])
     if not a.shape or not b.shape:
