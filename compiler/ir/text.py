@@ -234,7 +234,8 @@ class _Parser:
         if not self.s.accept("#"):
             return ()
         out = [self.s.integer()]
-        while self.s.accept(","):
+        while self.s.peek() == "," and self.s.peek(1).isdigit():          # else the comma parts region parameters
+            self.s.take()
             out.append(self.s.integer())
         return tuple(out)
 
