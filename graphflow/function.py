@@ -291,7 +291,7 @@ class Program:
         """The exact working memory of a call, with this value for each of the program's dimensions:
         activations, gradients and scratch, beside the Store, the feeds and the outputs.
 
-        A dimension that came from None is called after its input and axis: ``peak_bytes(**{"x.0": 128})``.
+        The batch that inputs leave open with None is called ``batch``: ``program.peak_bytes(batch=128)``.
         """
         from graphflow.runtime.native import default_threads
         from graphflow.runtime.null import NullProgram

@@ -374,13 +374,13 @@ class Builder:
         return self.compare("ne", self.bitcast(mask, whole), 0)
 
     def each_lane(self, function: Callable[..., Value], *vectors: Value) -> Value:
-        """Apply a function of scalars to every lane."""
-        lanes = vectors[0].type.lanes
+        """Apply a function of scalars to every lane; a scalar among the vectors is the same in every lane."""
+        lanes = max(vector.type.lanes for vector in vectors)
         if lanes == 1:
             return function(*vectors)
         result: Value | None = None
         for lane in range(lanes):
-            scalar = function(*(self.extract(vector, lane) for vector in vectors))
+            scalar = function(*(v if v.type.lanes == 1 else self.extract(v, lane) for v in vectors))
             result = self.insert(result or Value(scalar.type.vector(lanes), "poison"), scalar, lane)
         assert result is not None
         return result

@@ -98,6 +98,7 @@ def _in_place(
         sources,
     )
     states = f.graph.states()
+    copied = {v.node for n in f.graph.effects for v in n.inputs}      # copies are made last, of what is there then
     for name, effect in f.graph.updates().items():
         value = effect.inputs[0]
         g = f.group_of.get(value.node)
@@ -105,6 +106,8 @@ def _in_place(
             continue
         readers = _state_readers(f, groups, states.get(name))
         reason = _refusal(f, g, value, states.get(name), checked)
+        if states.get(name) in copied:
+            reason = "another state takes over the old value"
         others = [h for h in readers if h is not g]
         if reason is None and any(_leads(g, h, groups, users, after) for h in others):
             reason = "a kernel that needs the new value also reads the old one"
