@@ -31,6 +31,8 @@ from graphflow.compiler.target import Target
 
 SAFE_BYTES = 1024
 """Zeros that loads read whose guards fail: as long as the longest vector."""
+MAX_SPAN = 4
+"""Lanes whose elements lie within this many vectors are loaded with whole vectors, others one by one."""
 
 
 def register_type(dtype: DType) -> Type:
@@ -132,7 +134,7 @@ class Emitter(Indices):
         lane = self.scopes.lane
         assert lane is not None
         low, high = bounds_of(s.base, self.bounds)
-        small = isinstance(s.stride, int) and (s.extra is None or s.low is not None)
+        small = s.bounds is not None
         if small and low is not None and high is not None and -(1 << 29) < low and high < 1 << 29:
             at = b.add(self.small(s, lane.count), b.cast(self.scalar(s.base, guards), I32))
         elif small and node.dtype.is_integer and node.dtype.bytes == 4:
@@ -259,74 +261,76 @@ class Emitter(Indices):
         fill: Value | int,
     ) -> Value:
         b = self.b
-        if mask is None and (s.extra is not None or not _near(s.stride)) or mask is not None:
-            if uniform is not None:  # no plain vector load: masks serve all
-                mask = self.both(mask, b.splat(uniform, type.lanes))
-                uniform = None
-        stride = s.stride if s.extra is None else None
-        if stride == 1 or stride == -1:
-            first = self.address(arg, s.base if stride == 1 else s.base - (type.lanes - 1), guards)
-            value = self._run(type, first, uniform, mask, fill, backwards=stride == -1)
-        elif mask is None and _near(stride):
-            value = self._strided(arg, s.base, int(stride), type, guards, uniform)  # type: ignore[arg-type]
-        else:
-            return b.gather(type, self._addresses(arg, s, type, guards), mask, fill)
-        return value if mask is not None else self._filled(value, fill, uniform)
+        if s.known and s.fixed == tuple(range(type.lanes)) and mask is None:
+            first = self.address(arg, s.base, guards)
+            value = b.load(type, first if uniform is None else b.select(uniform, first, self.safe()))
+            return self._filled(value, fill, uniform)
+        if uniform is not None:
+            mask, uniform = self.both(mask, b.splat(uniform, type.lanes)), None
+        if s.known and max(s.fixed) - min(s.fixed) < MAX_SPAN * type.lanes:
+            return self._span_load(arg, s, type, guards, mask, fill)
+        return b.gather(type, self._addresses(arg, s, type, guards), mask, fill)
 
-    def _run(
+    def _span_load(
+        self, arg: str, s: Spread, type: Type, guards: Guards, mask: Value | None, fill: Value | int
+    ) -> Value:
+        """Lanes that are known to lie close together: whole vectors under masks, then shuffles. Nothing
+        before the first or beyond the last wanted element is touched."""
+        b, low = self.b, min(s.fixed)
+        wanted = [x - low for x in s.fixed]
+        span = max(wanted) + 1
+        width = min(type.lanes, 1 << (span - 1).bit_length())
+        first = self.address(arg, s.base + low, guards)
+        value: Value | None = None
+        for start in range(0, span, width):
+            here = [x - start if start <= x < start + width else None for x in wanted]
+            address = b.gep(first, start, type.scalar) if start else first
+            part = self._part(type.vector(width), address, here, mask, fill, span - start)
+            if value is None:
+                order = [-1 if x is None else x for x in here]
+                value = part if order == list(range(width)) else b.shuffle(part, None, order)
+            else:
+                part = b.shuffle(part, None, [-1 if x is None else x for x in here])
+                lanes = range(type.lanes)
+                value = b.shuffle(value, part, [i if here[i] is None else type.lanes + i for i in lanes])
+        assert value is not None
+        return value
+
+    def _part(
         self,
         type: Type,
-        first: Value,
-        uniform: Value | None,
+        address: Value,
+        lanes: list[int | None],
         mask: Value | None,
         fill: Value | int,
-        backwards: bool,
+        left: int,
     ) -> Value:
-        """Neighbouring elements, in descending order if `backwards`."""
+        """A whole vector, of which `lanes` tells the element that each lane wants; `left` may be read."""
         b = self.b
-        order = list(range(type.lanes))[::-1]
-        if mask is not None:
-            mask = b.shuffle(mask, None, order) if backwards else mask
-            value = b.masked_load(type, first, mask, fill)
-        else:
-            value = b.load(type, first if uniform is None else b.select(uniform, first, self.safe()))
-        return b.shuffle(value, None, order) if backwards else value
-
-    def _strided(
-        self, arg: str, base: DimLike, stride: int, type: Type, guards: Guards, uniform: Value | None
-    ) -> Value:
-        """Every stride-th element, from whole vectors; nothing beyond the last element is touched."""
-        b, count = self.b, type.lanes
-        address = self.address(arg, base, guards)
-        if uniform is not None:
-            address = b.select(uniform, address, self.safe())
-        element = type.scalar
-        parts = [b.load(type, b.gep(address, i * count, element)) for i in range(stride - 1)]
-        inside = [(stride - 1) * count + lane <= stride * (count - 1) for lane in range(count)]
-        parts.append(
-            b.masked_load(
-                type, b.gep(address, (stride - 1) * count, element), vector_constant(I1.vector(count), inside)
-            )
-        )
-        wanted = [stride * lane for lane in range(count)]
-        value = parts[0]
-        for i, part in enumerate(parts[1:], 1):
-            done = sum(w < i * count for w in wanted)
-            kept = wanted[:done] if i == 1 else list(range(done))
-            order = kept + [w - i * count + count if w < (i + 1) * count else -1 for w in wanted[done:]]
-            value = b.shuffle(value, part, order)
-        return value
+        if mask is None:
+            if left >= type.lanes:
+                return b.load(type, address)
+            inside = vector_constant(I1.vector(type.lanes), [i < left for i in range(type.lanes)])
+            return b.masked_load(type, address, inside, fill)
+        if lanes == list(range(mask.type.lanes)):
+            return b.masked_load(type, address, mask, fill)
+        users = [[i for i, x in enumerate(lanes) if x == element] for element in range(type.lanes)]
+        needed: Value | None = None
+        for turn in range(max(map(len, users))):
+            order = [at[turn] if turn < len(at) else mask.type.lanes for at in users]
+            used = b.shuffle(mask, constant(mask.type, False), order)
+            needed = used if needed is None else b.or_(needed, used)
+        assert needed is not None
+        return b.masked_load(type, address, needed, fill)
 
     def _addresses(self, arg: str, s: Spread, type: Type, guards: Guards) -> Value:
         """The address of each lane's element."""
         element = MEMORY_TYPES[self.arguments[arg].dtype.name]
         base = self.address(arg, s.base, guards)
-        if isinstance(s.stride, int) and (s.extra is None or s.low is not None):
+        if s.bounds is not None:
             offsets = self.small(s, type.lanes)
         else:
-            offsets = self.vector(Spread(0, s.stride, s.extra, s.low, s.high), guards)
-        if offsets.name[0] != "%" and offsets.type.lanes == 1:
-            offsets = self.b.splat(offsets, type.lanes)
+            offsets = self.vector(Spread(0, s.fixed, s.scale, s.extra, s.low, s.high), guards)
         return self.b.gep(base, offsets, element)
 
     def both(self, x: Value | None, y: Value | None) -> Value | None:
@@ -352,7 +356,7 @@ class Emitter(Indices):
             b.store(b.extract(value, 0), self.address(arg, s.base))
             return
         value = b.splat(value, lane.count)
-        if s.extra is None and s.stride == 1:
+        if s.known and s.fixed == tuple(range(lane.count)):
             address = self.address(arg, s.base)
             if lane.mask is None:
                 b.store(value, address)
@@ -360,11 +364,6 @@ class Emitter(Indices):
                 b.masked_store(value, address, lane.mask)
         else:
             b.scatter(value, self._addresses(arg, s, value.type, ()), lane.mask)
-
-
-def _near(stride: DimLike | None) -> bool:
-    """Whether whole vectors are the best way to load with this stride."""
-    return isinstance(stride, int) and stride in (1, -1, 2, 3, 4)
 
 
 def _number(node: Node) -> float:

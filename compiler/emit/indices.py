@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from graphflow.compiler.emit.builder import I32, I64, Builder, Value, constant
+from graphflow.compiler.emit.builder import I32, I64, Builder, Value, constant, vector_constant
 from graphflow.compiler.emit.nodes import Names, Nodes, names_in
 from graphflow.compiler.emit.scopes import Lane, Scopes
 from graphflow.compiler.kernel.form import Guard
@@ -23,20 +23,33 @@ _SMALL = 1 << 30
 
 @dataclass(frozen=True)
 class Spread:
-    """base + stride·lane + extra. `base` and `stride` are the same in all lanes (in `base` the vectorised
-    variable stands for its value in lane 0); `extra` is a vector of I32 within [low, high], or of I64
-    (bounds None), or absent."""
+    """base + fixed[lane] + scale·lane + extra. `base` and `scale` are the same in all lanes (in `base` the
+    vectorised variable stands for its value in lane 0). `fixed` has a number for each lane known now, () for
+    none; `extra` is a vector of I32 within [low, high], or of I64 (bounds None), or absent."""
 
     base: DimLike
-    stride: DimLike = 0
+    fixed: tuple[int, ...] = ()
+    scale: DimLike = 0
     extra: Value | None = None
     low: int | None = 0
     high: int | None = 0
 
     @property
+    def known(self) -> bool:
+        """Whether the lanes differ by `fixed` alone."""
+        return self.extra is None and isinstance(self.scale, int) and self.scale == 0
+
+    @property
     def uniform(self) -> bool:
         """Whether all lanes have the same value."""
-        return self.extra is None and isinstance(self.stride, int) and self.stride == 0
+        return self.known and not any(self.fixed)
+
+    @property
+    def bounds(self) -> tuple[int, int] | None:
+        """(least, greatest) of fixed + extra; None where there is no such bound."""
+        if self.low is None or self.high is None or not isinstance(self.scale, int):
+            return None
+        return min(self.fixed, default=0) + self.low, max(self.fixed, default=0) + self.high
 
 
 class Indices:
@@ -149,93 +162,108 @@ class Indices:
     def _sum(self, parts: Iterable[Spread]) -> Spread:
         total = Spread(0)
         for p in parts:
-            base, stride = total.base + p.base, total.stride + p.stride
-            if total.extra is None or p.extra is None:
-                kept = p if total.extra is None else total
-                total = Spread(base, stride, kept.extra, kept.low, kept.high)
-                continue
-            x, y = total.extra, p.extra
-            if total.low is not None and total.high is not None and p.low is not None and p.high is not None:
-                low, high = total.low + p.low, total.high + p.high
-                if -_SMALL < low and high < _SMALL:
-                    total = Spread(base, stride, self.b.add(x, y), low, high)
-                    continue
-            total = Spread(base, stride, self.b.add(self.b.cast(x, I64), self.b.cast(y, I64)), None, None)
+            x, y = (q.fixed or (0,) * max(len(total.fixed), len(p.fixed)) for q in (total, p))
+            fixed = tuple(a + b for a, b in zip(x, y))
+            extra, low, high = total.extra, total.low, total.high
+            if extra is None:
+                extra, low, high = p.extra, p.low, p.high
+            elif p.extra is not None:
+                extra, low, high = self._both(total, p)
+            total = Spread(total.base + p.base, fixed, total.scale + p.scale, extra, low, high)
         return total
 
+    def _both(self, s: Spread, t: Spread) -> tuple[Value, int | None, int | None]:
+        """The sum of two extras and its bounds."""
+        assert s.extra is not None and t.extra is not None
+        if s.low is not None and s.high is not None and t.low is not None and t.high is not None:
+            low, high = s.low + t.low, s.high + t.high
+            if -_SMALL < low and high < _SMALL:
+                return self.b.add(s.extra, t.extra), low, high
+        return self.b.add(self.b.cast(s.extra, I64), self.b.cast(t.extra, I64)), None, None
+
     def _term(self, atoms: tuple, c: int, lane: Lane, guards: Guards) -> Spread:
-        fixed: DimLike = c
+        outside: DimLike = c
         moving: list[Spread] = []
         for atom in atoms:
             alone = Dim((((atom,), 1),))
             if self.varies(alone):
                 moving.append(self._varying(atom, lane, guards))
             else:
-                fixed = fixed * alone if isinstance(fixed, Dim) else alone * fixed
+                outside = alone * outside
         if not moving:
-            return Spread(fixed)
+            return Spread(outside)
         whole = moving[0]
         for other in moving[1:]:
-            whole = Spread(
-                0, 0, self.b.mul(self.vector(whole, guards), self.vector(other, guards)), None, None
-            )
-        return self._scaled(whole, fixed, lane, guards)
+            product = self.b.mul(self.vector(whole, guards), self.vector(other, guards))
+            whole = Spread(0, extra=product, low=None, high=None)
+        return self._scaled(whole, outside, lane, guards)
 
     def _scaled(self, s: Spread, by: DimLike, lane: Lane, guards: Guards) -> Spread:
-        base, stride = s.base * by, s.stride * by
-        if s.extra is None:
-            return Spread(base, stride)
-        if isinstance(by, int) and s.low is not None and s.high is not None:
-            ends = sorted((s.low * by, s.high * by))
-            if max(map(abs, ends)) < _SMALL:
-                return Spread(base, stride, self.b.mul(s.extra, by) if by != 1 else s.extra, *ends)
-        return Spread(
-            base, stride, self.b.mul(self.b.cast(s.extra, I64), self.scalar(by, guards)), None, None
-        )
+        base = s.base * by
+        if isinstance(by, int):
+            fixed, scale = tuple(x * by for x in s.fixed), s.scale * by
+            if s.extra is None:
+                return Spread(base, fixed, scale)
+            if s.low is not None and s.high is not None:
+                ends = sorted((s.low * by, s.high * by))
+                if max(map(abs, ends)) < _SMALL:
+                    extra = self.b.mul(s.extra, by) if by != 1 else s.extra
+                    return Spread(base, fixed, scale, extra, *ends)
+        elif s.known and s.fixed == tuple(range(lane.count)):
+            return Spread(base, (), by)
+        moving = self.vector(Spread(0, s.fixed, s.scale, s.extra, s.low, s.high), guards)
+        return Spread(base, extra=self.b.mul(moving, self.scalar(by, guards)), low=None, high=None)
 
     def _varying(self, atom: Symbol | Quotient, lane: Lane, guards: Guards) -> Spread:
         if isinstance(atom, Symbol):
             if atom.name == lane.var:
-                return Spread(Dim((((atom,), 1),)), 1)
+                return Spread(Dim((((atom,), 1),)), tuple(range(lane.count)))
             value = self.indirect_value(atom.name, guards)
             if value.type.lanes == 1:  # its names vary, the value does not
                 value = self.b.splat(value, lane.count)
-            return Spread(0, 0, value, None, None)
-        s = self.spread(atom.inner, guards)
-        by = atom.by
-        if s.extra is not None and s.low is None or not isinstance(s.stride, int):
-            return Spread(0, 0, self._divide(self.vector(s, guards), by, atom.rest, False), None, None)
-        reach = s.stride * (lane.count - 1)
-        low, high = min(0, reach) + (s.low or 0), max(0, reach) + (s.high or 0)
+            return Spread(0, extra=value, low=None, high=None)
+        s, by = self.spread(atom.inner, guards), atom.by
+        if s.bounds is None:
+            found = self._divide(self.vector(s, guards), by, atom.rest, False)
+            return Spread(0, extra=found, low=None, high=None)
+        low, high = s.bounds
         whole, left = s.base // by, s.base % by
-        grain = math.gcd(alignment(s.base, lane), by)
-        if low >= 0 and high < grain:  # base % by <= by - grain: no lane passes a multiple
-            return Spread(left, s.stride, s.extra, s.low, s.high) if atom.rest else Spread(whole)
-        lanes = self.small(Spread(0, s.stride, s.extra, s.low, s.high), lane.count)
+        if low >= 0 and high < math.gcd(alignment(s.base, lane), by):
+            # base % by is at most by less that alignment: no lane passes a multiple.
+            return Spread(left, s.fixed, 0, s.extra, s.low, s.high) if atom.rest else Spread(whole)
+        start = constant_part(s.base)
+        if s.known and alignment(s.base - start, lane) % by == 0:
+            lanes = [start % by + x for x in s.fixed]
+            return (
+                Spread(0, tuple(x % by for x in lanes))
+                if atom.rest
+                else Spread(whole, tuple(x // by for x in lanes))
+            )
         shift = -low // by * by + by if low < 0 else 0  # makes the dividend positive
-        lanes = self.b.add(lanes, self.b.cast(self.scalar(left + shift, guards), I32))
-        found = self._divide(lanes, by, atom.rest, True)
+        moving = self.b.add(self.small(s, lane.count), self.b.cast(self.scalar(left + shift, guards), I32))
+        found = self._divide(moving, by, atom.rest, True)
         if atom.rest:
-            return Spread(0, 0, found, 0, by - 1)
-        return Spread(whole - shift // by, 0, found, 0, (by - 1 + high + shift) // by)
+            return Spread(0, extra=found, low=0, high=by - 1)
+        return Spread(whole - shift // by, extra=found, low=0, high=(by - 1 + high + shift) // by)
 
     def small(self, s: Spread, count: int) -> Value:
-        """stride·lane + extra of a spread with a constant stride and an I32 extra, as I32."""
-        assert isinstance(s.stride, int)
-        lanes = self.b.iota(I32.vector(count), 0, s.stride)
+        """fixed + extra of a spread that has bounds, as I32."""
+        fixed = vector_constant(I32.vector(count), s.fixed or (0,) * count)
         if s.extra is None:
-            return lanes
-        return self.b.add(s.extra, lanes) if s.stride else s.extra
+            return fixed
+        return self.b.add(s.extra, fixed) if any(s.fixed) else s.extra
 
     def vector(self, s: Spread, guards: Guards = ()) -> Value:
         """The whole of a spread as a vector of I64."""
         assert self.scopes.lane is not None
         count = self.scopes.lane.count
         out = self.b.splat(self.scalar(s.base, guards), count)
-        if not (isinstance(s.stride, int) and s.stride == 0):
-            step = self.b.iota(I64.vector(count))
-            scale = self.scalar(s.stride, guards)
-            out = self.b.add(out, step if scale.name == "1" else self.b.mul(step, scale))
+        if any(s.fixed):
+            fixed = vector_constant(I64.vector(count), s.fixed)
+            out = fixed if out.name == constant(out.type, 0).name else self.b.add(out, fixed)
+        if not isinstance(s.scale, int):
+            lanes = self.b.mul(self.b.iota(I64.vector(count)), self.scalar(s.scale, guards))
+            out = self.b.add(out, lanes)
         return out if s.extra is None else self.b.add(out, self.b.cast(s.extra, I64))
 
     # -- guards --------------------------------------------------------------------------------------------
@@ -282,20 +310,13 @@ class Indices:
         if self.varies(g.bound):
             limit = self.vector(self.spread(g.bound, before), before)
             return b.compare("ult", self.vector(s, before), limit)
-        if s.extra is None and s.stride == 1:  # lanes from -base up to bound - base
+        if s.known and s.fixed == tuple(range(lane.count)):  # lanes from -base up to bound - base
             first = self._within(self.scalar(0 - s.base, before), lane.count)
             last = self._within(self.scalar(g.bound - s.base, before), lane.count)
             iota = b.iota(I32.vector(lane.count))
             return b.compare("ult", b.sub(iota, first), b.sub(last, first))
         limits = [bounds_of(d, self.bounds) for d in (s.base, g.bound)]
-        if (
-            isinstance(s.stride, int)
-            and (s.extra is None or s.low is not None)
-            and all(
-                low is not None and high is not None and -_SMALL < low and high < _SMALL
-                for low, high in limits
-            )
-        ):
+        if s.bounds is not None and all(map(_is_small, limits)):
             at = b.add(self.small(s, lane.count), b.cast(self.scalar(s.base, before), I32))
             return b.compare("ult", at, b.cast(self.scalar(g.bound, before), I32))
         return b.compare("ult", self.vector(s, before), self.scalar(g.bound, before))
@@ -303,6 +324,16 @@ class Indices:
     def _within(self, x: Value, count: int) -> Value:
         """An I64 brought into [0, count], as I32."""
         return self.b.cast(self.b.intrinsic("smin", self.b.intrinsic("smax", x, 0), count), I32)
+
+
+def _is_small(limits: tuple[int | None, int | None]) -> bool:
+    low, high = limits
+    return low is not None and high is not None and -_SMALL < low and high < _SMALL
+
+
+def constant_part(d: DimLike) -> int:
+    """The constant that is added in a dimension."""
+    return d if isinstance(d, int) else sum(c for atoms, c in d.terms if not atoms)
 
 
 def alignment(d: DimLike, lane: Lane) -> int:
