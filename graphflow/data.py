@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import IO, Literal
+from typing import IO, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
@@ -22,7 +22,7 @@ from graphflow.compiler.plan.errors import DataError, UseError
 
 PathLike = str | os.PathLike[str]
 
-_IDX_DTYPES = {0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4"),
+_IDX_DTYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4"),
                0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
 _IDX_STEMS = {"train_images": "train-images", "train_labels": "train-labels",
               "test_images": "t10k-images", "test_labels": "t10k-labels"}
@@ -45,7 +45,7 @@ def _open(path: PathLike) -> IO[bytes]:
     if magic != _GZIP_MAGIC:
         return file
     file.close()
-    return gzip.open(path, "rb")
+    return cast(IO[bytes], gzip.open(path, "rb"))
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytearray:

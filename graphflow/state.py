@@ -167,7 +167,7 @@ def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = 
         raise ShapeError("the initial value has another shape than the parameter", shapes=[np.shape(init),
                                                                                            extents],
                          where=here())
-    fixed = tuple(int(d) for d in extents)            # type: ignore[arg-type]
+    fixed = tuple(int(d) for d in extents)          
     return Tensor(Variable(role, target, fixed, init, naming, part).result())
 
 

@@ -31,7 +31,8 @@ def random_plan(seed: int, count: int = 40, length: int = 30) -> Plan:
             last = rng.randrange(b.last, length)
             b = replace(b, id=f"{b.id}'", first=b.last, last=last, alias=b.id)
             buffers.append(b)
-    body = tuple(Launch("k", (), rng.choice([1, 2, 3, N]), scratch=rng.choice([0, 100, 8 * N])) for _ in range(length))
+    body = tuple(Launch("k", (), rng.choice([1, 2, 3, N]), scratch=rng.choice([0, 100, 8 * N]))
+                 for _ in range(length))
     return Plan("p", "t", ("N", "M"), tuple(buffers), (), (), (), (), body)
 
 

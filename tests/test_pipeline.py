@@ -82,8 +82,8 @@ def test_kernels_compute_what_the_graph_says(make: Callable[[], Graph], n: int, 
 @pytest.mark.cpu
 @pytest.mark.parametrize("make", [mlp_step, lenet_step], ids=["mlp", "lenet"])
 def test_one_program_serves_every_batch_with_the_planned_memory(make: Callable[[], Graph]) -> None:
-    """The peak is measured: the call runs in an arena of just the planned size between canaries, and the bytes that
-    it touches are counted; then with canaries around every buffer."""
+    """The peak is measured: the call runs in an arena of just the planned size between canaries, and the
+    bytes that it touches are counted; then with canaries around every buffer."""
     graph = make()
     program = native_program(graph)
     reference = Compilation(graph, host_target()).result("autodiff")
@@ -120,7 +120,8 @@ def test_bits_are_the_same_every_run_and_for_any_number_of_threads(make: Callabl
 
 @pytest.mark.cpu
 def test_one_native_call_is_the_whole_step() -> None:
-    """Nothing of the optimizer runs in Python: the bare C entry moves every parameter and slot as the reference does."""
+    """Nothing of the optimizer runs in Python: the bare C entry moves every parameter and slot as the
+    reference does."""
     graph = mlp_step()
     program = native_program(graph)
     feeds, state = values_for(graph, 8)
@@ -144,7 +145,7 @@ def test_prediction_holds_no_optimizer() -> None:
     model = lenet.build()
     step, predict = model.step.compilation, model.prediction.compilation
     assert step.text("trace").count('role="slot"') == 8
-    assert all(f'update' in step.text(stage) for stage in ("trace", "fuse", "schedule"))
+    assert all('update' in step.text(stage) for stage in ("trace", "fuse", "schedule"))
     assert "slot" not in predict.text("trace") and "update" not in predict.text("trace")
     assert predict.result("plan").written == ()
     assert not any("momentum" in b.name for b in predict.result("plan").buffers)

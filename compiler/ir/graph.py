@@ -49,7 +49,7 @@ Attrs = Mapping[str, Any]
 class Value(NamedTuple):
     """One result of a node."""
     node: Node
-    index: int = 0
+    index: int = 0      # type: ignore[assignment]  # the name that every user of a tuple of results expects
 
     @property
     def type(self) -> TensorType:

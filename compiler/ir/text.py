@@ -1,7 +1,7 @@
 """The text form of the tensor graph: print → parse → print is the identity.
 
-One line is one node; its grammar is written down in docs/graph-grammar.md. Attributes at their default are left
-out. Origins are numbers into the table of source locations at the end of the text.
+One line is one node; its grammar is written down in docs/graph-grammar.md. Attributes at their default are
+left out. Origins are numbers into the table of source locations at the end of the text.
 """
 from __future__ import annotations
 
@@ -234,7 +234,7 @@ class _Parser:
         if not self.s.accept("#"):
             return ()
         out = [self.s.integer()]
-        while self.s.peek() == "," and self.s.peek(1).isdigit():          # else the comma parts region parameters
+        while self.s.peek() == "," and self.s.peek(1).isdigit():      # else the comma parts region parameters
             self.s.take()
             out.append(self.s.integer())
         return tuple(out)

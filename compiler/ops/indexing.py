@@ -99,8 +99,8 @@ def _scatter_add_infer(types: Sequence[TensorType], attrs: Attrs, regions: Seque
 
 def _scatter_add_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> Sequence[Any]:
     indices, updates = arrays
-    axis, shape = attrs["axis"], types[0].shape
-    out = np.zeros(shape, updates.dtype)                # type: ignore[arg-type]
+    axis, shape = attrs["axis"], tuple(int(d) for d in types[0].shape)
+    out = np.zeros(shape, updates.dtype)
     chosen = _in_range(indices, out.shape[axis])
     np.add.at(out, (*(slice(None),) * axis, chosen), updates)
     return [out]
@@ -177,8 +177,8 @@ def _put_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Regi
 
 def _put_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> Sequence[Any]:
     indices, updates = arrays
-    axis, shape = attrs["axis"], types[0].shape
-    out = np.zeros(shape, updates.dtype)                # type: ignore[arg-type]
+    axis, shape = attrs["axis"], tuple(int(d) for d in types[0].shape)
+    out = np.zeros(shape, updates.dtype)
     where = list(np.indices(indices.shape, sparse=True))
     where[axis] = _in_range(indices, out.shape[axis])
     np.add.at(out, tuple(where), updates)

@@ -54,8 +54,8 @@ class Point(Protocol):
         """An integer expression as a symbol that indices may use."""
 
     def loops(self, *extents: DimLike) -> tuple[tuple[str, DimLike], ...]:
-        """Fresh loop variables with these extents, for the one `reduce` that follows; `dims.symbol(name)` is the
-        variable. None for no extents: then `reduce` gives its operand."""
+        """Fresh loop variables with these extents, for the one `reduce` that follows; `dims.symbol(name)` is
+        the variable. None for no extents: then `reduce` gives its operand."""
 
     def reduce(
         self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0

@@ -101,9 +101,9 @@ def _in_place(
     copied = {v.node for n in f.graph.effects for v in n.inputs}      # copies are made last, of what is there then
     for name, effect in f.graph.updates().items():
         value = effect.inputs[0]
-        g = f.group_of.get(value.node)
-        if g is None or value in inplace:
+        if value.node not in f.group_of or value in inplace:
             continue
+        g = f.group_of[value.node]
         readers = _state_readers(f, groups, states.get(name))
         reason = _refusal(f, g, value, states.get(name), checked)
         if states.get(name) in copied:

@@ -88,8 +88,8 @@ class Evaluator:
         return Local(name, expr.dtype)
 
     def without_locals(self, expr: Expr) -> Expr:
-        """The expression with what its locals stand for: indirect integers are evaluated where an index needs them,
-        which may be in another scope."""
+        """The expression with what its locals stand for: indirect integers are evaluated where an index needs
+        them, which may be in another scope."""
         if isinstance(expr, Local) and expr.name in self._bound:
             return self.without_locals(self._bound[expr.name])
         if isinstance(expr, Apply):

@@ -250,7 +250,9 @@ def typical(d: DimLike) -> int:
 
 
 def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
-    level, axes = _level(group, inside)  # type: ignore[misc]
+    found = _level(group, inside)
+    assert not isinstance(found, str), found
+    level, axes = found
     kind = OPS[node.op].kind
     if kind == "contraction":
         group.kind, group.anchor = "contraction", node

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from graphflow.compiler.ir.graph import Node, Value
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import (
@@ -31,6 +33,7 @@ from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
 from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
+from graphflow.compiler.plan.dtypes import DType
 
 Index = tuple[DimLike, ...]
 
@@ -144,22 +147,22 @@ def row_shape(node: Node) -> tuple[tuple[DimLike, ...], tuple[int, ...]]:
 def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """The contraction with everything after it as its epilogue."""
     region, e = node.regions[0], evaluator(node, f)
-    made, out_index = _contraction(node, e, ())
+    c, out_index = _contraction(node, e)
     anchor = _anchor(node)
     e.preset(anchor.result(), out_index, Local("acc", anchor.types[0].dtype))
     stores = tuple(
         Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results)
     )
-    return finish(name, e, f.arguments, Contraction(*made, stores, lets=tuple(e.scopes[0].lets)))
+    return finish(name, e, f.arguments, replace(c, stores=stores, lets=tuple(e.scopes[0].lets)))
 
 
 def _anchor(node: Node) -> Node:
     return next(n for n in node.regions[0].nodes() if OPS[n.op].kind == "contraction")
 
 
-def _contraction(node: Node, e: Evaluator, split: tuple[int, ...]) -> tuple[tuple, Index]:
-    """((batch, m, n, k loops, a, b), index of the result) of the region's contraction; `split` cuts the first
-    k axis into pieces of that length, which become a leading batch axis "s"."""
+def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction, Index]:
+    """The region's contraction, yet without stores, and the index of its result. `piece` cuts the first k
+    axis into pieces of that length, which become a leading batch axis "s"."""
     anchor = _anchor(node)
     lowering = OPS[anchor.op].lowering
     assert isinstance(lowering, Contract)
@@ -170,8 +173,8 @@ def _contraction(node: Node, e: Evaluator, split: tuple[int, ...]) -> tuple[tupl
     k, at_k = axes_of("k", parts.k)
     e.declare((*batch, *m, *n, *k))
     guards: list[Guard] = []
-    if split:
-        piece, whole = split[0], parts.k[0]
+    if piece:
+        whole = parts.k[0]
         first = symbol("s") * piece + symbol("k0")
         batch = (("s", ceildiv(whole, piece)), *batch)
         k = (("k0", piece), *(x for x in k if x[0] != "k0"))
@@ -184,18 +187,18 @@ def _contraction(node: Node, e: Evaluator, split: tuple[int, ...]) -> tuple[tupl
     a, b = parts.a(at_batch, at_m, at_k), parts.b(at_batch, at_n, at_k)
     del e.guards[:]
     e.binding = True
-    return (batch, m, n, k, a, b), tuple(parts.out(at_batch, at_m, at_n))
+    return Contraction(batch, m, n, k, a, b, ()), tuple(parts.out(at_batch, at_m, at_n))
 
 
 def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, tuple[DimLike, ...]]:
     """(partial sums per piece, their sum with the epilogue, the partials' shape)."""
     region, e = node.regions[0], evaluator(node, f)
     anchor, piece = _anchor(node), node.attrs["split"]
-    made, out_index = _contraction(node, e, (piece,))
+    c, out_index = _contraction(node, e, piece)
     dtype = anchor.types[0].dtype
-    pieces = made[0][0][1]
+    pieces = c.batch[0][1]
     shape = (pieces, *anchor.types[0].shape)
-    c = Contraction(*made, (Store("p", (symbol("s"), *out_index), Local("acc", dtype)),))
+    c = replace(c, stores=(Store("p", (symbol("s"), *out_index), Local("acc", dtype)),))
     head = finish(f"{name}_partial", e, [*f.arguments, Argument("p", dtype, shape, "w")], c)
     e = evaluator(node, f)
     loops, index = axes_of("i", anchor.types[0].shape)
@@ -264,11 +267,9 @@ def _piece(e: Evaluator, n: Node, shape: Index, axes: tuple[int, ...], at_row: I
     return point.reduce(kind, loops, operand)
 
 
-def _worst(kind: str, dtype) -> float | int | bool:
+def _worst(kind: str, dtype: DType) -> float | int | bool:
     if dtype.is_float:
         return float("-inf") if kind == "max" else float("inf")
-    import numpy as np
-
     limits = np.iinfo(dtype.numpy)
     return int(limits.min if kind == "max" else limits.max)
 

@@ -106,6 +106,9 @@ class Dim:
             f"the dimension {self} is symbolic: it has no truth value before the program is bound"
         )
 
+    def __int__(self) -> int:
+        raise TypeError(f"the dimension {self} is symbolic: it has no value before the program is bound")
+
     def __str__(self) -> str:
         out = ""
         for atoms, c in sorted(self.terms, key=lambda t: not t[0]):  # the constant last
