@@ -115,6 +115,17 @@ def test_an_update_that_reads_other_elements_is_refused() -> None:
     assert any("reads other elements of the old value" in r for r in reasons)
 
 
+def test_an_update_is_refused_where_a_reduction_still_needs_the_old_row() -> None:
+    net = Net()
+    b, w = net.b, net.parameter("w", (6, 40))
+    norm = b.sqrt(b.reduce_sum(b.mul(w, w), axes=(1,)))
+    new = b.div(w, b.broadcast_to(b.reshape(norm, shape=(6, 1)), shape=w.shape))
+    net.effects.append(b.update(new, name="w").node)
+    nodes, reasons = fused(net.graph())
+    assert kinds(nodes) == ["row"] and not any(nodes[0].attrs["inplace"])
+    assert any("reads whole rows of the old value" in r for r in reasons)
+
+
 def test_a_check_runs_before_every_write() -> None:
     net = Net()
     b, x, w = net.b, net.input("x", (3,)), net.parameter("w", (3,))

@@ -147,7 +147,22 @@ def _refusal(f: Fusion, g: Group, value: Value, leaf: Node | None, checked: set[
             at = "full" if OPS[node.op].kind == "reduce" else g.level[node]
             if OPS[node.op].kind != "elementwise" or at != level or relation(r, domain(node)) != "identity":
                 return f"{node.op} in the same kernel reads other elements of the old value"
+    if level == "full" and any(OPS[n.op].kind == "reduce" and _depends(f, g, n, leaf) for n in g.level):
+        return "a reduction in the same kernel reads whole rows of the old value"
     return None
+
+
+def _depends(f: Fusion, g: Group, node: Node, leaf: Node) -> bool:
+    """Whether the node needs the leaf through ops of its own kernel."""
+    stack, seen = [node], {node}
+    while stack:
+        for r in f.reads[stack.pop()]:
+            if r.value.node is leaf:
+                return True
+            if r.value.node in g.level and r.value.node not in seen:
+                seen.add(r.value.node)
+                stack.append(r.value.node)
+    return False
 
 
 def _ancestors(groups: list[Group], sources: dict[int, list[Group]]) -> set[int]:
