@@ -1,0 +1,117 @@
+"""Times graphflow on one workload: worker.py WORKLOAD THREADS
+
+It speaks the protocol of the referee that compares engines (modules `workloads` and `protocol`, which the referee puts
+on the path): the same shapes, initial values and data as every other engine. The nets are written as a user writes
+them, the batch is a symbolic dimension, and every step is one call with fresh arrays.
+"""
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+
+try:
+    import protocol  # type: ignore[import-not-found]
+    import workloads  # type: ignore[import-not-found]
+except ImportError:
+    sys.exit("benchmarks/worker.py: no modules 'workloads' and 'protocol' on the path: the referee that compares "
+             "engines brings them; benchmarks/bench.py starts it")
+
+import graphflow as gf
+
+NESTEROV = ("autoenc",)
+PLAIN = ("logreg", "traffic")
+"""Workloads without momentum; the others have 0.9."""
+
+
+def logreg(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """Softmax regression."""
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(x, 10, name="fc"), y)
+
+
+def mlp(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """Two hidden layers of 512 rectifiers."""
+    h = gf.nn.dense(x, 512, gf.relu, name="fc1")
+    h = gf.nn.dense(h, 512, gf.relu, name="fc2")
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(h, 10, name="fc3"), y)
+
+
+def autoenc(x: gf.Tensor) -> gf.Tensor:
+    """A deep autoencoder with sigmoids and a linear code."""
+    h = x
+    for number, units in enumerate(workloads.AUTOENC[1:], 1):
+        h = gf.nn.dense(h, units, None if number == 4 else gf.nn.sigmoid, name=f"fc{number}")
+    return gf.loss.mean_squared_error(h, x)
+
+
+def traffic(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """A small convolutional net with tanh."""
+    h = gf.nn.max_pool2d(gf.nn.conv2d(x, 4, 5, activation=gf.nn.tanh, name="conv1"), 2)
+    h = gf.nn.max_pool2d(gf.nn.conv2d(h, 10, 5, activation=gf.nn.tanh, name="conv2"), 2)
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(gf.nn.flatten(h), 43, name="fc"), y)
+
+
+def lenet(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """LeNet."""
+    h = gf.nn.max_pool2d(gf.nn.conv2d(x, 20, 5, name="conv1"), 2)
+    h = gf.nn.max_pool2d(gf.nn.conv2d(h, 50, 5, name="conv2"), 2)
+    h = gf.nn.dense(gf.nn.flatten(h), 500, gf.relu, name="fc1")
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(h, 10, name="fc2"), y)
+
+
+NETS = {f.__name__: f for f in (logreg, mlp, autoenc, traffic, lenet)}
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def training_step(name: str, data: Arrays, threads: int) -> gf.Program:
+    """The workload's step, for any number of rows; `data` is a batch like those that it will get."""
+    rows = gf.dim("N")
+    feeds = [gf.input(key, (rows, *array.shape[1:]), str(array.dtype)) for key, array in data.items()]
+    loss = NETS[name](*feeds)
+    momentum = 0.0 if name in PLAIN else 0.9
+    optimizer = gf.optim.SGD(workloads.LEARNING_RATE[name], momentum=momentum, nesterov=name in NESTEROV)
+    return gf.function(feeds, loss, optimizer.minimize(loss), name=name, threads=threads)
+
+
+def try_another_batch(step: gf.Program, data: Arrays) -> None:
+    """Runs one step on a row less and puts the Store back: a new size needs no new compile."""
+    runner, before = step.runner, {key: step.store[key] for key in step.store}
+    loss = step(**{key: array[:-1] for key, array in data.items()})
+    if not np.isfinite(loss) or step.runner is not runner:
+        sys.exit(f"benchmarks/worker.py: {step.name} on a smaller batch gave {loss}, or compiled anew")
+    for key, value in before.items():
+        step.store[key] = value
+
+
+def main() -> None:
+    """Serves the protocol for the workload named on the command line."""
+    if len(sys.argv) != 3 or not sys.argv[2].isdigit():
+        sys.exit(__doc__)
+    name, threads = sys.argv[1], int(sys.argv[2])
+    if name not in NETS:
+        known = name in workloads.NAMES
+        print(f"benchmarks/worker.py: {name} is {'not yet' if known else 'no workload that is'} built on graphflow; "
+              f"there are {', '.join(NETS)}", file=sys.stderr)
+        sys.exit(2)
+    batches, initial = [workloads.batch(name, i) for i in (0, 1)], workloads.params(name)
+    made: list[gf.Program] = []
+
+    def step(index: int) -> Any:
+        if not made:                                       # compiling belongs to the first step
+            made.append(training_step(name, batches[0], threads))
+            for key, value in initial.items():
+                made[0].store[key] = value
+            try_another_batch(made[0], batches[0])
+        return made[0](**batches[index % 2])
+
+    def read_norms() -> dict[str, float]:
+        return {key: float(np.linalg.norm(made[0].store[key])) for key in initial}
+
+    protocol.serve(step, float, read_norms)
+
+
+if __name__ == "__main__":
+    main()
