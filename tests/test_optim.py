@@ -1,0 +1,136 @@
+"""Optimizers against their formulas in NumPy, run for several steps on a problem whose gradient is known."""
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from devices import DEVICES
+
+import graphflow as gf
+
+START = np.array([1.0, -2.0, 3.0, 0.5])
+SCALE = np.array([1.0, 0.5, 2.0, 4.0])
+STEPS = 6
+
+
+def gradient(p: np.ndarray) -> np.ndarray:
+    """Of sum(SCALE p² + p): 2 SCALE p + 1."""
+    return 2 * SCALE * p + 1
+
+
+def sgd(p: np.ndarray) -> Iterator[np.ndarray]:
+    while True:
+        p = p - 0.05 * gradient(p)
+        yield p
+
+
+def momentum(p: np.ndarray, nesterov: bool = False) -> Iterator[np.ndarray]:
+    m = np.zeros(4)
+    while True:
+        g = gradient(p)
+        m = 0.9 * m + g
+        p = p - 0.05 * (g + 0.9 * m if nesterov else m)
+        yield p
+
+
+def rmsprop(p: np.ndarray) -> Iterator[np.ndarray]:
+    v = np.zeros(4)
+    while True:
+        g = gradient(p)
+        v = 0.95 * v + 0.05 * g * g
+        p = p - 0.05 * g / (np.sqrt(v) + 1e-8)
+        yield p
+
+
+def adam(p: np.ndarray) -> Iterator[np.ndarray]:
+    m, v, t = np.zeros(4), np.zeros(4), 0
+    while True:
+        g = gradient(p)
+        t += 1
+        m = 0.9 * m + 0.1 * g
+        v = 0.999 * v + 0.001 * g * g
+        p = p - 0.05 * m / (1 - 0.9 ** t) / (np.sqrt(v / (1 - 0.999 ** t)) + 1e-8)
+        yield p
+
+
+CASES = [(gf.optim.SGD(0.05), sgd(START)), (gf.optim.SGD(0.05, 0.9), momentum(START)),
+         (gf.optim.SGD(0.05, 0.9, nesterov=True), momentum(START, True)),
+         (gf.optim.RMSprop(0.05, 0.95), rmsprop(START)), (gf.optim.Adam(0.05), adam(START))]
+
+
+def minimised(optimizer: gf.optim.Optimizer, device: str, dtype: str = "float32", **options: Any) -> gf.Program:
+    p = gf.parameter((4,), START, "p", dtype)
+    loss = gf.sum(p * p * SCALE + p)
+    return gf.function(options.pop("inputs", []), loss, optimizer.minimize(loss), device=device, **options)
+
+
+TRACKS = [[next(formula) for _ in range(STEPS)] for _, formula in CASES]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", range(len(CASES)), ids=["sgd", "momentum", "nesterov", "rmsprop", "adam"])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-6)])
+def test_optimizers_follow_their_formulas(device: str, case: int, dtype: str, tolerance: float) -> None:
+    step = minimised(CASES[case][0], device, dtype)
+    for expected in TRACKS[case]:
+        step()
+        np.testing.assert_allclose(step.store["p"], expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_learning_rate_may_be_fed(device: str) -> None:
+    lr = gf.input("lr", ())
+    step = minimised(gf.optim.SGD(lr), device, inputs=[lr])
+    p = START
+    for rate in (0.1, 0.01, 0.0):
+        step(rate)
+        p = p - rate * gradient(p)
+        np.testing.assert_allclose(step.store["p"], p, rtol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_only_the_parameters_given_are_updated(device: str) -> None:
+    a, b, fixed = (gf.parameter((), 1.0, name) for name in "abc")
+    statistic = gf.parameter((), 1.0, "d", trainable=False)
+    loss = a * b * fixed * statistic
+    one = gf.function([], loss, gf.optim.SGD(0.5).minimize(loss, [a]), device=device)
+    one()
+    assert [float(one.store[n]) for n in "abcd"] == [0.5, 1, 1, 1]
+    rest = gf.function([], loss, gf.optim.SGD(0.5).minimize(loss), device=device)
+    rest()
+    assert [float(rest.store[n]) for n in "abcd"] == [0, 0.75, 0.75, 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_may_be_changed_before_they_are_applied(device: str) -> None:
+    p = gf.parameter((4,), START, "p", "float64")
+    loss = gf.sum(p * p * SCALE + p)
+    g = gf.grad(loss, p)
+    clipped = g / gf.maximum(gf.sqrt(gf.sum(g * g)), 1.0)
+    step = gf.function([], loss, gf.optim.SGD(0.1).apply([(p, clipped)]), device=device)
+    step()
+    slope = gradient(START)
+    np.testing.assert_allclose(step.store["p"], START - 0.1 * slope / np.linalg.norm(slope), rtol=1e-12)
+
+
+def test_two_optimizers_on_one_parameter_keep_slots_of_their_own() -> None:
+    p = gf.parameter((2,), 1.0, "p")
+    loss = gf.sum(p * p)
+    first = gf.function([], loss, gf.optim.SGD(0.1, 0.9).minimize(loss), device="reference")
+    gf.function([], loss, gf.optim.SGD(0.1, 0.9).minimize(loss), device="reference")
+    assert first.store.names("slot") == ["p.momentum", "p.momentum_1"]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: gf.optim.SGD(-1), "the learning rate is -1"), (lambda: gf.optim.SGD(0.1, 1.0), "the momentum is 1.0"),
+    (lambda: gf.optim.SGD(0.1, nesterov=True), "needs a momentum"), (lambda: gf.optim.Adam(beta2=2), "beta2 is 2"),
+    (lambda: gf.optim.RMSprop(decay=-0.1), "decay is -0.1"),
+    (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,)))), "computed from no parameter"),
+    (lambda: gf.optim.SGD(0.1).minimize(gf.parameter((2,), 0.0)), "differentiates one number"),
+    (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,))), [gf.input("x", (2,))]), "is no parameter")])
+def test_misuse_is_refused(make: Any, message: str) -> None:
+    with pytest.raises(gf.UserError, match=message) as error:
+        make()
+    assert error.value.where is not None and error.value.where.file == __file__
