@@ -183,8 +183,9 @@ def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] |
 
 
 def counter(optimizer: str) -> Tensor:
-    """The number of updates that an optimizer has made, as float32: a slot of no parameter."""
-    return variable(Naming(optimizer, False), "step", (), 0, role="slot")
+    """The number of updates that an optimizer has made, a slot of no parameter; in float64, for powers of it
+    near 1 are subtracted from 1."""
+    return variable(Naming(optimizer, False), "step", (), 0, "float64", "slot")
 
 
 def variable_of(x: Tensor) -> Variable:
