@@ -31,9 +31,11 @@ class Lane:
 
 @dataclass
 class Scope:
-    """A piece of straight code and what it has computed. `point`: where its code goes (None: here)."""
+    """A piece of straight code and what it has computed. `point`: where its code goes (None: here). `filling`:
+    code is being put there now, loops of its own perhaps, behind which it ends."""
 
     point: Point | None = None
+    filling: bool = False
     lane: Lane | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
@@ -72,16 +74,20 @@ class Scopes:
         level = self.level(names)
         last = len(self.stack) - 1
         at = level if level == last else level + 1
-        for i in {level, at}:
-            if key in self.stack[i].memo:
-                return self.stack[i].memo[key]
+        while at < last and self.stack[at].filling:      # its code is the loops that are open: go before these
+            at += 1
+        for scope in self.stack[level : at + 1]:
+            if key in scope.memo:
+                return scope.memo[key]
         scope = self.stack[at]
         if at == last or scope.point is None:
             made = make()
         else:
             whole, self.stack = self.stack, self.stack[: at + 1]
+            scope.filling = True
             with self.b.at(scope.point):
                 made = make()
+            scope.filling = False
             self.stack = whole
         scope.memo[key] = made
         return made
@@ -91,7 +97,7 @@ class Scopes:
         """A scope that binds `var`, without a loop."""
         outer = self._bound.get(var)
         here = self.lane
-        self.stack = [*self.stack, Scope(self.b.point(), here), Scope(None, lane or here)]
+        self.stack = [*self.stack, Scope(self.b.point(), lane=here), Scope(lane=lane or here)]
         self.bind(var, value)
         yield
         self._close(var, outer)
@@ -139,7 +145,7 @@ class Scopes:
         carried = [b.phi(v.type) for v in carry]
         loop = Loop(index, list(carried))
         outer, here = self._bound.get(var), self.lane
-        self.stack = [*self.stack, Scope(point, here), Scope(None, here)]
+        self.stack = [*self.stack, Scope(point, lane=here), Scope(lane=here)]
         self.bind(var, index)
         if lane:
             self.stack[-1].lane = lane(index)
