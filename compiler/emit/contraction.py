@@ -20,6 +20,7 @@ from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Val
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
+from graphflow.compiler.emit.operands import coefficient, drop_guard
 from graphflow.compiler.emit.packing import (
     COLUMN,
     FROM,
@@ -32,7 +33,7 @@ from graphflow.compiler.emit.packing import (
     panel_row,
 )
 from graphflow.compiler.emit.scopes import Lane
-from graphflow.compiler.emit.tiling import coefficient, contraction_tiling, drop_guard, scratch_parts
+from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
 from graphflow.compiler.kernel.form import Argument, ContractionKernel, Store
 from graphflow.compiler.plan.dims import DimLike, substitute, symbol
 from graphflow.compiler.target import Target
@@ -93,11 +94,11 @@ class _Contraction:
         m_blocks, panels = e.scalar(t.m_blocks), e.scalar(t.panels)
         above, block = self._split(index, m_blocks)
         flat, panel = self._split(above, panels)
-        for var, extent in reversed(self.c.batch[1:]):
+        for var, extent in reversed(t.batch[1:]):
             flat, at = self._split(flat, e.scalar(extent))
             e.scopes.bind(var, at)
-        if self.c.batch:
-            e.scopes.bind(self.c.batch[0][0], flat)
+        if t.batch:
+            e.scopes.bind(t.batch[0][0], flat)
         column = b.mul(panel, t.nr)
         n_total = e.scalar(t.n_total)
         whole = isinstance(t.n_total, int) and t.n_total % t.nr == 0
@@ -139,7 +140,7 @@ class _Contraction:
                 once = self.b.cast(fresh, I64)
                 with e.scopes.loop("pack ", ZERO, once) as pack:
                     pack.next()
-                    pack_b(e, self.right, self.c.n, self._k_loops(), t)
+                    pack_b(e, self.right, self.t.n, self._k_loops(), t)
             with self._tiles(first_row) as tile:
                 self._micro_kernel(tile, resume=False)
                 self._store_tile(tile)
@@ -169,7 +170,7 @@ class _Contraction:
         with e.scopes.loop("chunk ", ZERO, stop, step) as chunk:
             chunk.next()
             with self._range(chunk.index, b.intrinsic("smin", b.add(chunk.index, step), stop)):
-                pack_b(e, self.right, self.c.n, self._k_loops(), t)
+                pack_b(e, self.right, self.t.n, self._k_loops(), t)
                 with self._tiles(first_row) as tile:
                     self._micro_kernel(tile, resume=True)
 
@@ -218,7 +219,7 @@ class _Contraction:
         return symbol(ROW) + r if self.t.fixed_m else symbol(f"row {r}")
 
     def _at_row(self, node: Node, row: DimLike, suffix: str) -> Node:
-        return self.e.nodes.substitute(node, axis_values(self.e, self.c.m, row, suffix))
+        return self.e.nodes.substitute(node, axis_values(self.e, self.t.m, row, suffix))
 
     def _sum(self, tile: DimLike, r: DimLike) -> Value:
         """The address of a row of the sums."""
@@ -298,7 +299,7 @@ class _Contraction:
         return out
 
     def _inline_b(self) -> Node:
-        return self.e.nodes.substitute(self.right, axis_values(self.e, self.c.n, symbol(COLUMN), ""))
+        return self.e.nodes.substitute(self.right, axis_values(self.e, self.t.n, symbol(COLUMN), ""))
 
     # -- results -------------------------------------------------------------------------------------------
 
@@ -321,8 +322,8 @@ class _Contraction:
             e.scopes.bind("acc ", total)
             e.nodes.bind("acc", e.nodes.given("acc ", self.dtype))
             values = {
-                **axis_values(e, self.c.m, symbol("m flat"), ""),
-                **axis_values(e, self.c.n, symbol(COLUMN), ""),
+                **axis_values(e, self.t.m, symbol("m flat"), ""),
+                **axis_values(e, self.t.n, symbol(COLUMN), ""),
             }
             for let in self.c.lets:
                 (node,) = e.nodes.lets((let,))

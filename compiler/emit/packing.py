@@ -8,13 +8,13 @@ transposes. a, where it is more than a load, becomes [row][k] with vectors along
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import gcd
 
 from graphflow.compiler.emit.builder import I32, I64, MEMORY_TYPES, Value, constant
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.nodes import Node
+from graphflow.compiler.emit.operands import Axes, flat_index, pieces
 from graphflow.compiler.emit.scopes import Lane
-from graphflow.compiler.emit.tiling import Axes, Tiling, flat_index
+from graphflow.compiler.emit.tiling import MAX_PIECES, Tiling
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, symbol
 
@@ -24,8 +24,6 @@ FROM, TO = "k from", "k to"
 """The names of the range of the first inner k axis that the current panel covers."""
 COLUMN, ROW = "column", "row"
 """The names of the panel's first column and of a tile's first row."""
-MAX_PIECES = 4
-"""A vector that touches more runs of the last n axis than this is gathered."""
 _UNROLL = 5
 
 
@@ -98,7 +96,7 @@ def _each_k(
 
 def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
     width = n[-1][1] if n else 1
-    size = pieces(width, t.lanes) if len(n) > 1 and isinstance(width, int) else 0
+    size = pieces(width, t.lanes) if len(n) > 1 else 0
     row = panel_row(loops)
     if not 0 < size <= MAX_PIECES:
         at_column = axis_values(e, n, symbol(COLUMN), "")
@@ -129,15 +127,6 @@ def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tili
             _put(e, merged, row, at, part, t.lanes, t)
 
         _each_k(e, loops, {}, body, unroll=True)
-
-
-def pieces(width: int, lanes: int) -> int:
-    """How many runs of an axis of extent `width` a vector may touch that starts at a multiple of its
-    lanes."""
-    if width <= 0:
-        return 0
-    step = gcd(lanes, width)
-    return max(-(-(start + lanes) // width) for start in range(0, width, step))
 
 
 def _runs(

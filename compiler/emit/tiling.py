@@ -11,46 +11,50 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphflow.compiler.emit.cost import TASK_NS, UNKNOWN
-from graphflow.compiler.emit.expr import strides
-from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
-from graphflow.compiler.plan.dims import (
-    Dim,
-    DimLike,
-    Quotient,
-    Symbol,
-    bounds_of,
-    ceildiv,
-    product,
-    symbol,
-    symbols_of,
+from graphflow.compiler.emit.expr import MAX_SPAN
+from graphflow.compiler.emit.operands import (
+    Axes,
+    arranged,
+    coefficient,
+    drop_guard,
+    is_direct,
+    load_offset,
+    pieces,
+    shared_limit,
 )
+from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product
 from graphflow.compiler.target import Target
 
-Axes = tuple[tuple[str, DimLike], ...]
 _FLOPS_PER_NS = 60.0
+MAX_PIECES = 4
+"""A vector that touches more runs of the last n axis than this is gathered."""
+_GATHER, _TRANSPOSE = 30.0, 6.0
 _SYMBOLIC_K = 1024
 """Rows of a panel where the extent of k is not known."""
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """mr, nr: the register tile. lanes: elements of a vector register. tiles: row tiles of a task. fixed_m:
-    the extent of m if constant, else 0: then rows past the end repeat the last one.
+    """batch, m, n: the axes, with batch axes that only one operand uses moved to m or n.
 
-    outer: k axes that are looped over outside a panel; chunk: rows of the first inner axis that a panel
-    covers (0: all of it); inner: k axes within a panel. panel_rows: k's of a panel. blocks: whether sums
-    are kept in memory between panels.
+    mr, nr: the register tile. lanes: elements of a vector register. tiles: row tiles of a task.
+
+    outer: k axes that are looped over outside a panel; chunk: how much of the first inner axis a panel covers
+    (0: all of it); inner: k axes within a panel. panel_rows: k's of a panel.
 
     b: "inline" (read in the inner loop), "lanes" (packed, vectors along n) or "transpose" (packed, vectors
-    along the last k axis, transposed in registers). pack_a: a is evaluated into scratch first. limit: a
-    guard that a and b share and that just shortens the first k axis.
+    along the last k axis, transposed in registers). pack_a: a is evaluated into scratch first. limit: a guard
+    that a and b share and that just shortens the first k axis.
     """
 
+    batch: Axes
+    m: Axes
+    n: Axes
     mr: int
     nr: int
     lanes: int
     tiles: int
-    fixed_m: int
     outer: Axes
     chunk: int
     inner: Axes
@@ -58,11 +62,26 @@ class Tiling:
     b: str
     pack_a: bool
     limit: Guard | None
-    m_total: DimLike
-    n_total: DimLike
+
+    @property
+    def m_total(self) -> DimLike:
+        """Rows of the flattened m axis."""
+        return product(x for _, x in self.m)
+
+    @property
+    def n_total(self) -> DimLike:
+        """Columns of the flattened n axis."""
+        return product(x for _, x in self.n)
+
+    @property
+    def fixed_m(self) -> int:
+        """m_total if it is a constant, else 0: then rows past the end repeat the last one."""
+        total = self.m_total
+        return total if isinstance(total, int) else 0
 
     @property
     def blocks(self) -> bool:
+        """Whether sums wait in memory between panels."""
         return bool(self.outer) or self.chunk > 0
 
     @property
@@ -78,47 +97,33 @@ class Tiling:
 
 def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     """The tiling of a contraction; its `tile` field may set mr, nr and kc."""
-    c = kernel.contraction
-    dtype = c.a.dtype
-    lanes = target.vector_bytes // dtype.bytes
+    c = arranged(kernel, target)
+    size = c.a.dtype.bytes
     m_total, n_total = (product(x for _, x in axes) for axes in (c.m, c.n))
+    lanes = target.vector_bytes // size
     nr = c.tile.get("nr") or _columns(n_total, lanes)
     mr = c.tile.get("mr") or _rows(m_total, nr, lanes, target)
-    if isinstance(m_total, int):
-        mr = max(1, min(mr, m_total))
-    limit = _shared_limit(c.a, c.b, c.k)
-    a, b = (drop_guard(x, limit) for x in (c.a, c.b))
-    depth = c.tile.get("kc") or max(64, target.l2 // 2 // (nr * dtype.bytes))
-    outer, chunk, inner = _cut_k(c.k, depth)
+    mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
+    limit = shared_limit(c.a, c.b, c.k)
+    outer, chunk, inner = _cut_k(c.k, c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size)))
     rows = chunk or 1
     for _, extent in inner[1 if chunk else 0 :]:
         assert isinstance(extent, int)
         rows *= extent
-    tiles = _tiles(m_total, mr, nr, rows, bool(outer or chunk))
-    mode = _b_mode(kernel, b, m_total, mr * tiles, nr, lanes, bool(outer or chunk))
-    pack_a = not _direct(kernel, a, c.k)
+    blocks = bool(outer) or chunk > 0
+    tiles = _tiles(m_total, mr, nr, rows, blocks)
+    single = isinstance(m_total, int) and m_total <= mr and not blocks
+    mode = _b_mode(kernel, drop_guard(c.b, limit), c.n, nr, min(lanes, nr), single)
+    pack_a = not is_direct(kernel, drop_guard(c.a, limit), c.k)
     return Tiling(
-        mr,
-        nr,
-        min(lanes, nr),
-        tiles,
-        m_total if isinstance(m_total, int) else 0,
-        outer,
-        chunk,
-        inner,
-        rows,
-        mode,
-        pack_a,
-        limit,
-        m_total,
-        n_total,
+        c.batch, c.m, c.n, mr, nr, min(lanes, nr), tiles, outer, chunk, inner, rows, mode, pack_a, limit
     )
 
 
 def contraction_tasks(kernel: ContractionKernel, target: Target) -> DimLike:
     """The number of tasks: batch, panels of n, blocks of m, the last changing fastest."""
     t = contraction_tiling(kernel, target)
-    return product(x for _, x in kernel.contraction.batch) * t.panels * t.m_blocks
+    return product(x for _, x in t.batch) * t.panels * t.m_blocks
 
 
 def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
@@ -184,119 +189,23 @@ def _tiles(m: DimLike, mr: int, nr: int, rows: int, blocks: bool) -> int:
     return max(1, min(wanted, most))
 
 
-# -- what a and b look like -----------------------------------------------------------------------------
-
-
-def drop_guard(e: Expr, limit: Guard | None) -> Expr:
-    """The expression without that guard, if it is its outermost."""
-    if limit is None or not isinstance(e, Guarded):
-        return e
-    kept = tuple(g for g in e.guards if g != limit)
-    return Guarded(kept, e.value, e.fill) if kept else e.value
-
-
-def _shared_limit(a: Expr, b: Expr, k: Axes) -> Guard | None:
-    """A guard of both, on the first k axis alone, outside which both are 0."""
-    if not (
-        k and isinstance(a, Guarded) and isinstance(b, Guarded) and all(_is_zero(x.fill) for x in (a, b))
-    ):
-        return None
-    var = k[0][0]
-    others = {v for v, _ in k[1:]}
-    for g in a.guards:
-        rest = g.at - symbol(var)
-        if g in b.guards and not (symbols_of(rest, g.bound) & ({var} | others)) and _positive(rest):
-            return g
-    return None
-
-
-def _is_zero(e: Expr) -> bool:
-    return getattr(e, "value", None) == 0
-
-
-def _positive(d: DimLike) -> bool:
-    low, _ = bounds_of(d, {})
-    return low is not None and low >= 0
-
-
-def load_offset(kernel: ContractionKernel, e: Expr) -> DimLike | None:
-    """The number of the element that a load reads; None if the expression is no load."""
-    if not isinstance(e, Load):
-        return None
-    argument = next(x for x in kernel.arguments if x.name == e.arg)
-    total: DimLike = 0
-    for d, step in zip(e.index, strides(argument)):
-        total = total + d * step
-    return total
-
-
-def coefficient(d: DimLike, var: str) -> DimLike | None:
-    """What `var` is multiplied by, if the dimension is linear in it, else None."""
-    if not isinstance(d, Dim):
-        return 0
-    found: DimLike = 0
-    for atoms, c in d.terms:
-        if not any(var in symbols_of(Dim((((a,), 1),))) for a in atoms):
-            continue
-        plain = [a for a in atoms if isinstance(a, Symbol) and a.name == var]
-        others = tuple(a for a in atoms if a not in plain)
-        if len(plain) != 1 or var in symbols_of(*(Dim((((a,), 1),)) for a in others)):
-            return None
-        found = found + (Dim(((others, c),)) if others else c)
-    return found
-
-
-def _direct(kernel: ContractionKernel, a: Expr, k: Axes) -> bool:
-    """Whether a is a load that is linear in all k."""
-    offset = load_offset(kernel, a)
-    return offset is not None and all(coefficient(offset, v) is not None for v, _ in k)
-
-
-def _b_mode(
-    kernel: ContractionKernel, b: Expr, m: DimLike, task_rows: int, nr: int, lanes: int, blocks: bool
-) -> str:
-    c = kernel.contraction
+def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, nr: int, lanes: int, single: bool) -> str:
+    """The cheapest way to fill a panel, by estimates of the instructions for one vector."""
+    k = kernel.contraction.k
     inner = b.value if isinstance(b, Guarded) else b
     offset = load_offset(kernel, inner)
-    last_n, last_k = (axes[-1] if axes else ("", 1) for axes in (c.n, c.k))
-    along_n = offset is not None and coefficient(offset, last_n[0]) == 1
-    along_k = offset is not None and coefficient(offset, last_k[0]) == 1
-    if (
-        isinstance(b, Load)
-        and along_n
-        and len(c.n) == 1
-        and isinstance(m, int)
-        and m <= task_rows
-        and not blocks
-        and m <= 14
-    ):
+    last_n, last_k = (axes[-1] if axes else ("", 1) for axes in (n, k))
+    if offset is None or not k:
+        return "lanes"
+    step = coefficient(offset, last_n[0])
+    if inner is b and step == 1 and len(n) == 1 and single:
         return "inline"
-    wide = len(c.n) == 1 or not isinstance(last_n[1], int) or last_n[1] >= min(lanes // 2, nr)
-    if along_k and not (along_n and wide) and nr > 1:
-        return "transpose"
-    return "lanes"
-
-
-def flat_index(axes: Axes, flat: DimLike) -> dict[str, DimLike] | None:
-    """Each axis' variable as an expression of the flattened index; None where that needs division by a
-    symbol."""
-    values: dict[str, DimLike] = {}
-    inner = 1
-    for i in range(len(axes) - 1, -1, -1):
-        var, extent = axes[i]
-        rest = flat // inner
-        if i == 0:
-            values[var] = rest
-            break
-        if not isinstance(extent, int) or extent == 0:
-            return None
-        values[var] = rest % extent
-        inner *= extent
-    return values
-
-
-def has_quotient(d: DimLike, var: str) -> bool:
-    """Whether `var` stands under a // or %."""
-    return isinstance(d, Dim) and any(
-        isinstance(a, Quotient) and var in symbols_of(a.inner) for atoms, _ in d.terms for a in atoms
-    )
+    along_n = _GATHER
+    if isinstance(step, int) and 1 <= step <= MAX_SPAN:
+        runs = pieces(last_n[1], lanes) if len(n) > 1 else 1
+        along_n = step * (2 * runs + 1) if 0 < runs <= MAX_PIECES else _GATHER
+    along_k = 2 * _GATHER
+    if coefficient(offset, last_k[0]) == 1 and nr > 1 and last_k[1] != 0:
+        full = -(-last_k[1] // lanes) * lanes / last_k[1] if isinstance(last_k[1], int) else 1.0
+        along_k = _TRANSPOSE * full
+    return "transpose" if along_k < along_n else "lanes"

@@ -1,0 +1,148 @@
+"""What the operands of a contraction look like: their axes, guards, and how their elements lie."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import gcd
+
+from graphflow.compiler.emit.expr import strides
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import (
+    Contraction,
+    ContractionKernel,
+    Expr,
+    Guard,
+    Guarded,
+    Index,
+    Load,
+    Reduce,
+)
+from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, bounds_of, product, symbol, symbols_of
+from graphflow.compiler.target import Target
+
+Axes = tuple[tuple[str, DimLike], ...]
+
+
+def drop_guard(e: Expr, limit: Guard | None) -> Expr:
+    """The expression without that guard, if it is its outermost."""
+    if limit is None or not isinstance(e, Guarded):
+        return e
+    kept = tuple(g for g in e.guards if g != limit)
+    return Guarded(kept, e.value, e.fill) if kept else e.value
+
+
+def shared_limit(a: Expr, b: Expr, k: Axes) -> Guard | None:
+    """A guard of both, on the first k axis alone, outside which both are 0."""
+    if not (
+        k and isinstance(a, Guarded) and isinstance(b, Guarded) and all(_is_zero(x.fill) for x in (a, b))
+    ):
+        return None
+    var = k[0][0]
+    others = {v for v, _ in k[1:]}
+    for g in a.guards:
+        rest = g.at - symbol(var)
+        if g in b.guards and not (symbols_of(rest, g.bound) & ({var} | others)) and _positive(rest):
+            return g
+    return None
+
+
+def _is_zero(e: Expr) -> bool:
+    return getattr(e, "value", None) == 0
+
+
+def _positive(d: DimLike) -> bool:
+    low, _ = bounds_of(d, {})
+    return low is not None and low >= 0
+
+
+def load_offset(kernel: ContractionKernel, e: Expr) -> DimLike | None:
+    """The number of the element that a load reads; None if the expression is no load."""
+    if not isinstance(e, Load):
+        return None
+    argument = next(x for x in kernel.arguments if x.name == e.arg)
+    total: DimLike = 0
+    for d, step in zip(e.index, strides(argument)):
+        total = total + d * step
+    return total
+
+
+def coefficient(d: DimLike, var: str) -> DimLike | None:
+    """What `var` is multiplied by, if the dimension is linear in it, else None."""
+    if not isinstance(d, Dim):
+        return 0
+    found: DimLike = 0
+    for atoms, c in d.terms:
+        if not any(var in symbols_of(Dim((((a,), 1),))) for a in atoms):
+            continue
+        plain = [a for a in atoms if isinstance(a, Symbol) and a.name == var]
+        others = tuple(a for a in atoms if a not in plain)
+        if len(plain) != 1 or var in symbols_of(*(Dim((((a,), 1),)) for a in others)):
+            return None
+        found = found + (Dim(((others, c),)) if others else c)
+    return found
+
+
+def is_direct(kernel: ContractionKernel, a: Expr, k: Axes) -> bool:
+    """Whether a is a load that is linear in all k."""
+    offset = load_offset(kernel, a)
+    return offset is not None and all(coefficient(offset, v) is not None for v, _ in k)
+
+
+def pieces(width: DimLike, lanes: int) -> int:
+    """How many runs of an axis of extent `width` a vector may touch that starts at a multiple of its lanes; 0
+    where that is not known."""
+    if not isinstance(width, int) or width <= 0:
+        return 0
+    return max(-(-(start + lanes) // width) for start in range(0, width, gcd(lanes, width)))
+
+
+def arranged(kernel: ContractionKernel, target: Target) -> Contraction:
+    """The contraction with batch axes that only one operand uses moved to m or n: always to m; to n where the
+    last panel of each batch element would be rather empty."""
+    c = kernel.contraction
+    if kernel.indirect:
+        return c
+    in_a, in_b = names_of(c.a), names_of(c.b)
+    to_m = tuple(axis for axis in c.batch if axis[0] not in in_b)
+    to_n = tuple(axis for axis in c.batch if axis[0] not in in_a and axis not in to_m)
+    if not all(isinstance(x, int) for _, x in c.m):
+        to_m = ()
+    columns = product(x for _, x in c.n)
+    panel = 2 * target.vector_bytes // c.a.dtype.bytes
+    if not isinstance(columns, int) or columns == 0 or -(-columns // panel) * panel <= 1.1 * columns:
+        to_n = ()
+    batch = tuple(axis for axis in c.batch if axis not in (*to_m, *to_n))
+    return replace(c, batch=batch, m=(*to_m, *c.m), n=(*to_n, *c.n))
+
+
+def names_of(e: Expr) -> set[str]:
+    """Every symbol in the indices of an expression."""
+    names: set[str] = set()
+    for x in walk.subexpressions(e):
+        if isinstance(x, Load):
+            names |= symbols_of(*x.index)
+        elif isinstance(x, Index):
+            names |= symbols_of(x.at)
+        elif isinstance(x, Guarded):
+            names |= symbols_of(*(d for g in x.guards for d in (g.at, g.bound)))
+        elif isinstance(x, Reduce):
+            names |= symbols_of(*(extent for _, extent in x.loops))
+    return names
+
+
+def flat_index(axes: Axes, flat: DimLike) -> dict[str, DimLike] | None:
+    """Each axis' variable as an expression of the flattened index; None where that needs division by a
+    symbol."""
+    values: dict[str, DimLike] = {}
+    inner = 1
+    for i in range(len(axes) - 1, -1, -1):
+        var, extent = axes[i]
+        rest = flat // inner
+        if i == 0:
+            values[var] = rest
+            break
+        if not isinstance(extent, int) or extent == 0:
+            return None
+        values[var] = rest % extent
+        inner *= extent
+    return values
