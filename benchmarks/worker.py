@@ -1,9 +1,10 @@
 """Times graphflow on one workload: worker.py WORKLOAD THREADS
 
-It speaks the protocol of the referee that compares engines (modules `workloads` and `protocol`, which the referee puts
-on the path): the same shapes, initial values and data as every other engine. The nets are written as a user writes
-them, the batch is a symbolic dimension, and every step is one call with fresh arrays.
+It speaks the protocol of the referee that compares engines (modules `workloads` and `protocol`, which the
+referee puts on the path): the same shapes, initial values and data as every other engine. The nets are
+written as a user writes them, the batch is a symbolic dimension, and every step is one call with fresh arrays.
 """
+
 from __future__ import annotations
 
 import sys
@@ -15,8 +16,10 @@ try:
     import protocol  # type: ignore[import-not-found]
     import workloads  # type: ignore[import-not-found]
 except ImportError:
-    sys.exit("benchmarks/worker.py: no modules 'workloads' and 'protocol' on the path: the referee that compares "
-             "engines brings them; benchmarks/bench.py starts it")
+    sys.exit(
+        "benchmarks/worker.py: no modules 'workloads' and 'protocol' on the path: the referee that compares "
+        "engines brings them; benchmarks/bench.py starts it"
+    )
 
 import graphflow as gf
 
@@ -93,14 +96,17 @@ def main() -> None:
     name, threads = sys.argv[1], int(sys.argv[2])
     if name not in NETS:
         known = name in workloads.NAMES
-        print(f"benchmarks/worker.py: {name} is {'not yet' if known else 'no workload that is'} built on graphflow; "
-              f"there are {', '.join(NETS)}", file=sys.stderr)
+        print(
+            f"benchmarks/worker.py: {name} is {'not yet' if known else 'no workload that is'} built on graphflow; "
+            f"there are {', '.join(NETS)}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     batches, initial = [workloads.batch(name, i) for i in (0, 1)], workloads.params(name)
     made: list[gf.Program] = []
 
     def step(index: int) -> Any:
-        if not made:                                       # compiling belongs to the first step
+        if not made:  # compiling belongs to the first step
             made.append(training_step(name, batches[0], threads))
             for key, value in initial.items():
                 made[0].store[key] = value
