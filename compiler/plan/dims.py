@@ -69,6 +69,10 @@ class Dim:
     def __add__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
+        if isinstance(other, int):  # nothing can fold: only the constant, the first term, changes
+            constant = other + (self.terms[0][1] if not self.terms[0][0] else 0)
+            rest = self.terms if self.terms[0][0] else self.terms[1:]
+            return Dim((((), constant), *rest) if constant else rest)
         return _from_terms([*self.terms, *_terms(other)])
 
     __radd__ = __add__
@@ -85,6 +89,8 @@ class Dim:
     def __mul__(self, other: DimLike) -> DimLike:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
+        if isinstance(other, int):
+            return Dim(tuple((atoms, c * other) for atoms, c in self.terms)) if other else 0
         return _from_terms(
             [
                 (tuple(sorted(a + b, key=lambda x: x.key)), c * d)
@@ -140,7 +146,8 @@ def _from_terms(terms: Iterable[tuple[tuple[Atom, ...], int]]) -> DimLike:
     for atoms, c in terms:
         entry = table.setdefault(tuple(a.key for a in atoms), [atoms, 0])
         entry[1] += c
-    _recombine(table)
+    if any(isinstance(a, Quotient) and a.rest for atoms, _ in table.values() for a in atoms):
+        _recombine(table)
     kept = sorted(((k, e) for k, e in table.items() if e[1]), key=lambda x: x[0])
     if not kept:
         return 0
