@@ -96,11 +96,20 @@ class Scopes:
     def block(self, var: str, value: Value, lane: Lane | None = None) -> Iterator[None]:
         """A scope that binds `var`, without a loop."""
         outer = self._bound.get(var)
-        here = self.lane
-        self.stack = [*self.stack, Scope(self.b.point(), lane=here), Scope(lane=lane or here)]
+        here, point, body = self.lane, self._before(), self.b.block("body")
+        self.b.branch(body)
+        self.b.place(body)
+        self.stack = [*self.stack, Scope(point, lane=here), Scope(lane=lane or here)]
         self.bind(var, value)
         yield
         self._close(var, outer)
+
+    def _before(self) -> Point:
+        """A point in a block of its own: code with branches may still be put there, whatever follows."""
+        before = self.b.block("before")
+        self.b.branch(before)
+        self.b.place(before)
+        return self.b.point()
 
     def _close(self, var: str, outer: tuple[int, Value] | None) -> None:
         self.stack = self.stack[:-2]
