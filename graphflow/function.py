@@ -96,16 +96,16 @@ def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], up
 
 
 def _check_inputs(inputs: Sequence[Tensor]) -> None:
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Value] = {}
     for t in inputs:
         if not isinstance(t, Tensor) or t.value.node.op != "input":
             what = f"the result of {t.value.op}" if isinstance(t, Tensor) else repr(t)
             raise UseError(f"inputs are made by gf.input; this is {what}", where=here())
-        other = seen.setdefault(t.name, t)
-        if t is not other:
-            twice = "is listed twice" if other.value == t.value else "names two different inputs"
+        if t.name in seen:
+            twice = "is listed twice" if seen[t.name] == t.value else "names two different inputs"
             raise UseError(f"the input {t.name!r} {twice}", where=here(),
                            hint="give each input a name of its own")
+        seen[t.name] = t.value
 
 
 def _check_updates(targets: Sequence[Variable], values: Sequence[Tensor]) -> None:
@@ -131,7 +131,7 @@ def _check_needed(draft: Graph, outputs: Mapping[str, Tensor], updates: Updates)
         if node.op != "input" or node in listed:
             continue
         users = [f"the output {k!r}" for k, t in outputs.items() if node in topological([t.value.node])]
-        users += [f"the update of {k.name or 'a parameter'}" for k, t in updates.items()
+        users += [f"the update of {k.name}" for k, t in updates.items()
                   if node in topological([t.value.node])]
         raise UseError(f"{users[0] if users else 'a check'} depends on the input {node.attrs['name']!r}, "
                        "which is not "

@@ -15,7 +15,7 @@ import numpy as np
 
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.plan.dims import Dim, DimLike, product
-from graphflow.compiler.plan.dtypes import BOOL, F32, I64, as_dtype
+from graphflow.compiler.plan.dtypes import BOOL, F32, I64
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 from graphflow.scope import here
 from graphflow.tensor import (
@@ -27,6 +27,7 @@ from graphflow.tensor import (
     as_tensors,
     cast,
     constant,
+    element_type,
     elementwise,
     matmul,
     stretch,
@@ -63,7 +64,7 @@ def op_function(name: str) -> Callable[..., Any]:
 
 def _attribute(name: str, value: Any) -> Any:
     if name == "dtype":
-        return as_dtype(value)
+        return element_type(value)
     return tuple(_attribute("", v) for v in value) if isinstance(value, (list, tuple)) else value
 
 
@@ -263,7 +264,7 @@ def ones(shape: Any, dtype: Any = "float32") -> Tensor:
 
 def arange(count: DimLike, dtype: Any = "int32") -> Tensor:
     """0, 1, … count-1; `count` may be a dimension."""
-    return apply("iota", [], shape=as_shape(count), axis=0, dtype=as_dtype(dtype))
+    return apply("iota", [], shape=as_shape(count), axis=0, dtype=element_type(dtype))
 
 
 def extent(size: DimLike, dtype: Any = "float32") -> Tensor:
@@ -271,7 +272,7 @@ def extent(size: DimLike, dtype: Any = "float32") -> Tensor:
     if not isinstance(size, Dim):
         return constant(size, dtype)
     # Element `size` of 0, 1, … size is within bounds whatever the call's shapes.
-    count = apply("iota", [], shape=(size + 1,), axis=0, dtype=as_dtype(dtype))
+    count = apply("iota", [], shape=(size + 1,), axis=0, dtype=element_type(dtype))
     return reshape(count[size:], ())
 
 

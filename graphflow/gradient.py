@@ -23,7 +23,7 @@ def grad(scalar: Tensor, wrt: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor
     The result is a tensor like any other: it can be differentiated again. UseError for a `scalar` that is
     none, and for a tensor that it does not depend on.
     """
-    listed = [wrt] if isinstance(wrt, Tensor) else list(wrt)
+    listed = list(wrt) if isinstance(wrt, (list, tuple)) else [wrt]
     for t in (scalar, *listed):
         if not isinstance(t, Tensor):
             raise UseError(f"grad takes tensors, not {t!r}", op="grad", where=here())
@@ -37,4 +37,4 @@ def grad(scalar: Tensor, wrt: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor
                                 "makes another one")
     results = apply("grad", [scalar, *listed])
     results = (results,) if isinstance(results, Tensor) else results
-    return results[0] if isinstance(wrt, Tensor) else list(results)
+    return list(results) if isinstance(wrt, (list, tuple)) else results[0]

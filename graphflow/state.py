@@ -9,11 +9,11 @@ import numpy as np
 
 from graphflow.compiler.ir.graph import Node, TensorType
 from graphflow.compiler.plan.dims import Dim, DimLike, symbol
-from graphflow.compiler.plan.dtypes import I64, U32, DType, as_dtype
+from graphflow.compiler.plan.dtypes import I64, U32, DType
 from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.runtime.store import SEED, STEP, Store
 from graphflow.scope import current_scope, here
-from graphflow.tensor import Tensor, apply, cast, with_check
+from graphflow.tensor import Tensor, apply, cast, element_type, with_check
 
 Initial = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any] | np.ndarray | float | int | bool
 
@@ -40,7 +40,7 @@ def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -
     entries = shape if isinstance(shape, (tuple, list)) else (shape,)
     extents = tuple(d if d is not None else symbol(f"{name}.{axis}" if axis else BATCH)
                     for axis, d in enumerate(entries))
-    target = as_dtype(dtype)
+    target = element_type(dtype)
     x = apply("input", [], name=name, dtype=target, shape=_declared(extents), finite=finite)
     if not finite:
         return x
@@ -162,12 +162,11 @@ def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = 
                          hint="only inputs have extents that a call decides")
     if any(isinstance(d, int) and d < 0 for d in extents):
         raise ShapeError("a parameter has no negative extents", shapes=[extents], where=here())
-    target = as_dtype(dtype)
+    target = element_type(dtype)
     if isinstance(init, (np.ndarray, list)) and np.shape(init) not in ((), extents):
-        raise ShapeError("the initial value has another shape than the parameter", shapes=[np.shape(init),
-                                                                                           extents],
-                         where=here())
-    fixed = tuple(int(d) for d in extents)          
+        raise ShapeError("the initial value has another shape than the parameter",
+                         shapes=[np.shape(init), extents], where=here())
+    fixed = tuple(int(d) for d in extents)
     return Tensor(Variable(role, target, fixed, init, naming, part).result())
 
 
@@ -176,7 +175,7 @@ def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] |
     """An optimizer's slot: a state entry named after the parameter that it serves, of its shape and type if
     none is given."""
     of = variable_of(owner)
-    made = Variable("slot", of.dtype if dtype is None else as_dtype(dtype),
+    made = Variable("slot", of.dtype if dtype is None else element_type(dtype),
                     of.shape if shape is None else shape,
                     init, of.naming, part, of)
     return Tensor(made.result())

@@ -52,9 +52,11 @@ class Tensor:
 
     @property
     def name(self) -> str:
-        """The name of a feed or of a parameter that a program uses, "" for other tensors."""
+        """The name of a feed or a parameter, "" for other tensors."""
         node = self.value.node
-        return str(node.attrs["name"]) if node.op in ("input", "state") else ""
+        if node.op not in ("input", "state"):
+            return ""
+        return str(getattr(node, "name", node.attrs["name"]))        # a Variable decides its name late
 
     def __repr__(self) -> str:
         name = f" {self.name!r}" if self.name else ""
@@ -315,12 +317,20 @@ def constant(value: Any, dtype: Any = None) -> Tensor:
         raise UseError("this is a Tensor already", where=here(), hint="convert it with gf.cast(x, dtype)")
     array = as_array(value)
     if dtype is not None:
-        target = as_dtype(dtype)
+        target = element_type(dtype)
     elif isinstance(value, (np.ndarray, np.generic)):
-        target = as_dtype(array.dtype)
+        target = element_type(array.dtype)
     else:
         target = _weak_dtype(array)
     return _literal(array, target)
+
+
+def element_type(dtype: Any) -> DType:
+    """The element type that the user names; DTypeError at the user's line if it is none."""
+    try:
+        return as_dtype(dtype)
+    except DTypeError as error:
+        raise error.with_location(here()) from None
 
 
 def as_array(value: Any) -> np.ndarray:
@@ -387,7 +397,7 @@ def cast(x: Operand, dtype: Any) -> Tensor:
 
     Floats become integers by dropping the fraction, numbers bools by ``x != 0``.
     """
-    target = as_dtype(dtype)
+    target = element_type(dtype)
     if not isinstance(x, Tensor):
         return constant(x, target)
     return x if x.dtype == target else apply("cast", [x], dtype=target)

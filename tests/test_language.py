@@ -15,7 +15,7 @@ from graphflow.compiler.ops import OPS
 RNG = np.random.default_rng(0)
 A = RNG.uniform(0.5, 2, (3, 4)).astype(np.float32)
 B = RNG.uniform(0.5, 2, (4,)).astype(np.float32)
-I = (RNG.integers(1, 9, (3, 4)) * RNG.choice([-1, 1], (3, 4))).astype(np.int32)
+INTS = (RNG.integers(1, 9, (3, 4)) * RNG.choice([-1, 1], (3, 4))).astype(np.int32)
 J = RNG.integers(1, 6, (3, 1)).astype(np.int32)
 C = RNG.integers(0, 2, (3, 4)).astype(bool)
 D = RNG.integers(0, 2, (3, 4)).astype(bool)
@@ -41,25 +41,27 @@ def same(found: np.ndarray, expected: Any, tolerance: float = 1e-6) -> None:
 
 OPERATORS = {
     "+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod,
-    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
+    "==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
+    ">=": operator.ge}
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_operators_are_numpys_with_broadcasting(device: str) -> None:
-    cases = [(A, B), (B, A), (I, J), (J, I)]
-    inputs = [gf.input(f"x{i}", a.shape, a.dtype) for i, a in enumerate((A, B, I, J))]
-    tensors = {id(a): t for a, t in zip((A, B, I, J), inputs)}
+    cases = [(A, B), (B, A), (INTS, J), (J, INTS)]
+    inputs = [gf.input(f"x{i}", a.shape, a.dtype) for i, a in enumerate((A, B, INTS, J))]
+    tensors = {id(a): t for a, t in zip((A, B, INTS, J), inputs)}
     built = {f"{i} {name}": f(tensors[id(x)], tensors[id(y)])
              for i, (x, y) in enumerate(cases) for name, f in OPERATORS.items()}
     expected = {f"{i} {name}": f(x, y) for i, (x, y) in enumerate(cases) for name, f in OPERATORS.items()}
-    for key, found in gf.function(inputs, built, device=device)(A, B, I, J).items():
+    for key, found in gf.function(inputs, built, device=device)(A, B, INTS, J).items():
         assert found.dtype == expected[key].dtype, key
         same(found, expected[key])
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("build", [
-    lambda x: 2 - x, lambda x: 3 / x, lambda x: 2 ** x, lambda x: x ** 2, lambda x: x ** 3, lambda x: x ** 0.5,
+    lambda x: 2 - x, lambda x: 3 / x, lambda x: 2 ** x, lambda x: x ** 2, lambda x: x ** 3,
+    lambda x: x ** 0.5,
     lambda x: 7 // x, lambda x: 7 % x, lambda x: -x, lambda x: abs(-x), lambda x: 1 + x * 2.5,
     lambda x: x + np.float32(1), lambda x: np.array([1, 2, 3, 4]) * x, lambda x: [1.5, 2, 3, 4] + x,
     lambda x: x + np.arange(12.0).reshape(3, 4)])
@@ -83,13 +85,14 @@ def test_operators_on_bools(device: str, build: Any) -> None:
     lambda x, y: x & y, lambda x, y: x | y, lambda x, y: x ^ y, lambda x, y: ~x, lambda x, y: x << y,
     lambda x, y: x >> y, lambda x, y: x ** 2, lambda x, y: x * 3 - 1])
 def test_operators_on_integers(device: str, build: Any) -> None:
-    found = run(device, build, I, J)
+    found = run(device, build, INTS, J)
     assert found.dtype == np.int32
-    same(found, build(I, J))
+    same(found, build(INTS, J))
 
 
 @pytest.mark.parametrize("x, y, expected", [
-    ("float32", "int64", "f32"), ("float32", "float64", "f64"), ("int32", "int64", "i64"), ("bool", "uint8", "u8"),
+    ("float32", "int64", "f32"), ("float32", "float64", "f64"), ("int32", "int64", "i64"), ("bool", "uint8",
+                                                                                            "u8"),
     ("uint32", "int32", "i64"), ("bool", "float32", "f32"), ("uint8", "int32", "i32")])
 def test_promotion(x: str, y: str, expected: str) -> None:
     a, b = gf.input("a", (2,), x), gf.input("b", (2,), y)
@@ -97,7 +100,8 @@ def test_promotion(x: str, y: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize("build, expected", [
-    (lambda i: i + 1.5, "f32"), (lambda i: i + 1, "i64"), (lambda i: i / 2, "f32"), (lambda i: gf.exp(i), "f32"),
+    (lambda i: i + 1.5, "f32"), (lambda i: i + 1, "i64"), (lambda i: i / 2, "f32"), (lambda i: gf.exp(i),
+                                                                                     "f32"),
     (lambda i: (i > 0) + 1, "i32"), (lambda i: (i > 0) * 0.5, "f32"), (lambda i: i ** 2, "i64"),
     (lambda i: gf.mean(i), "f32"), (lambda i: gf.constant(1.5), "f32"), (lambda i: gf.constant(3), "i32"),
     (lambda i: gf.constant(2 ** 40), "i64"), (lambda i: gf.constant(np.float64(1)), "f64"),
@@ -109,7 +113,8 @@ def test_types_of_results(build: Any, expected: str) -> None:
 # --- slicing
 
 N1, N2 = slice(None, None, -1), slice(None, None, -2)
-KEYS = [0, -1, slice(1, 3), slice(None, None, 2), slice(-3, None), slice(3, 1), slice(1, 100), N1, N2, slice(4, 1, -2),
+KEYS = [0, -1, slice(1, 3), slice(None, None, 2), slice(-3, None), slice(3, 1), slice(1, 100), N1, N2,
+        slice(4, 1, -2),
         slice(None, 1, -1), (1, 2), (slice(None), 1), (Ellipsis, 0), (None, 1), (slice(1, 4), None, N1, 2),
         (0, Ellipsis, N2), (slice(-2, None), slice(-1, -4, -1)), Ellipsis, None, (1, 2, 3), slice(100, None),
         slice(2, -100, -1)]
@@ -127,7 +132,8 @@ def test_slices_are_numpys(device: str) -> None:
 @pytest.mark.parametrize("rows", [5, 2])
 def test_slices_of_an_axis_that_the_call_decides(device: str, rows: int) -> None:
     x = gf.input("x", (None, 4))
-    keys = [0, -1, slice(1, None), slice(None, -1), N1, N2, slice(None, 2), slice(-2, None), slice(None, None, 3)]
+    keys = [0, -1, slice(1, None), slice(None, -1), N1, N2, slice(None, 2), slice(-2, None), slice(None, None,
+                                                                                                   3)]
     array = RNG.standard_normal((rows, 4)).astype(np.float32)
     for key, value in zip(keys, gf.function(x, [x[key] for key in keys], device=device)(array)):
         np.testing.assert_array_equal(value, array[key], err_msg=str(key))
@@ -148,21 +154,25 @@ def test_an_integer_tensor_chooses_rows(device: str) -> None:
 FUNCTIONS = [
     ("sum", lambda m, x: m.sum(x, axis=(0, 2))), ("sum all", lambda m, x: m.sum(x)),
     ("keepdims", lambda m, x: m.sum(x, axis=1, keepdims=True)), ("negative", lambda m, x: m.mean(x, axis=-1)),
-    ("mean", lambda m, x: m.mean(x)), ("max", lambda m, x: m.max(x, axis=(1, 2))), ("min", lambda m, x: m.min(x, 0)),
+    ("mean", lambda m, x: m.mean(x)), ("max", lambda m, x: m.max(x, axis=(1, 2))), ("min", lambda m,
+                                                                                    x: m.min(x, 0)),
     ("var", lambda m, x: m.var(x, axis=0)), ("std", lambda m, x: m.std(x, axis=(0, 1), keepdims=True)),
     ("prod", lambda m, x: m.prod(x, axis=1)), ("any", lambda m, x: m.any(x > 1, axis=0)),
     ("all", lambda m, x: m.all(x > -1, axis=(0, 1))), ("argmax", lambda m, x: m.argmax(x, axis=1)),
     ("argmax flat", lambda m, x: m.argmax(x)), ("argmin", lambda m, x: m.argmin(x, axis=-1)),
     ("reshape", lambda m, x: m.reshape(x, (-1, 8))), ("transpose", lambda m, x: m.transpose(x)),
-    ("transpose axes", lambda m, x: m.transpose(x, (1, 0, 2))), ("swapaxes", lambda m, x: m.swapaxes(x, 0, -1)),
+    ("transpose axes", lambda m, x: m.transpose(x, (1, 0, 2))), ("swapaxes", lambda m, x: m.swapaxes(x, 0,
+                                                                                                     -1)),
     ("expand", lambda m, x: m.expand_dims(x, (0, 3))), ("squeeze", lambda m, x: m.squeeze(x[:, :1], 1)),
     ("broadcast", lambda m, x: m.broadcast_to(x[0], (2, 4, 6))), ("flip", lambda m, x: m.flip(x, (0, 2))),
     ("concatenate", lambda m, x: m.concatenate([x, x[:2], x[3:]], axis=0)),
     ("stack", lambda m, x: m.stack([x[0], x[1] * 2], axis=1)), ("clip", lambda m, x: m.clip(x, -0.5, 0.25)),
     ("pad", lambda m, x: m.pad(x, ((1, 0), (0, 2), (3, 3)))), ("where", lambda m, x: m.where(x > 0, x, 1.0)),
     ("square", lambda m, x: m.square(x)), ("maximum", lambda m, x: m.maximum(x, 0)),
-    ("split", lambda m, x: m.split(x, 3, axis=2)[1]), ("split at", lambda m, x: m.split(x, [1, 3], axis=1)[2]),
-    ("exp", lambda m, x: m.exp(x)), ("tanh", lambda m, x: m.tanh(x)), ("isfinite", lambda m, x: m.isfinite(x)),
+    ("split", lambda m, x: m.split(x, 3, axis=2)[1]), ("split at", lambda m, x: m.split(x, [1, 3],
+                                                                                        axis=1)[2]),
+    ("exp", lambda m, x: m.exp(x)), ("tanh", lambda m, x: m.tanh(x)), ("isfinite", lambda m,
+                                                                       x: m.isfinite(x)),
     ("floor", lambda m, x: m.floor(x * 3)), ("dot", lambda m, x: m.dot(x[0], x[0, 0]))]
 
 
@@ -188,7 +198,8 @@ def test_compositions_are_scipys(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_methods_are_the_functions(device: str) -> None:
-    found = run(device, lambda x: [x.sum(0), x.mean((1, 2)), x.max(), x.min(-1, True), x.var(1), x.std(), x.prod(1),
+    found = run(device, lambda x: [x.sum(0), x.mean((1, 2)), x.max(), x.min(-1, True), x.var(1), x.std(),
+                                   x.prod(1),
                                    (x > 0).any(1), (x > 0).all(), x.argmax(2), x.argmin(), x.reshape(4, -1),
                                    x.reshape((-1,)), x.transpose(2, 0, 1), x.T, x.astype("float64")], CUBE)
     c = CUBE
@@ -211,9 +222,11 @@ def test_matmul_is_numpys(device: str, shapes: Any) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_one_hot_and_new_arrays(device: str) -> None:
     labels = np.array([2, 0, 7])
-    found = run(device, lambda i: [gf.one_hot(i, 4), gf.zeros((2, 3)), gf.ones(2, "int64"), gf.full((2,), 2.5),
+    found = run(device, lambda i: [gf.one_hot(i, 4), gf.zeros((2, 3)), gf.ones(2, "int64"), gf.full((2,),
+                                                                                                    2.5),
                                    gf.arange(4), gf.iota(shape=(2, 3), axis=1, dtype="float32")], labels)
-    expected = [np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32), np.zeros((2, 3), np.float32),
+    expected = [np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 0]], np.float32), np.zeros((2, 3),
+                                                                                           np.float32),
                 np.ones(2, np.int64), np.full(2, 2.5, np.float32), np.arange(4, dtype=np.int32),
                 np.broadcast_to(np.arange(3, dtype=np.float32), (2, 3))]
     for value, wanted in zip(found, expected):
@@ -321,7 +334,8 @@ def test_names_of_parameters() -> None:
     h = h * gf.parameter((4,), 1.0) + gf.parameter((4,), 0.0)
     f = gf.function(x, h, gf.optim.SGD(0.1, 0.9).minimize(gf.sum(h)), device="reference")
     assert f.store.names("parameter") == [
-        "encoder/dense.W", "encoder/dense.b", "encoder/deep/out.W", "encoder/deep/out.b", "dense.W", "dense.b",
+        "encoder/dense.W", "encoder/dense.b", "encoder/deep/out.W", "encoder/deep/out.b", "dense.W",
+        "dense.b",
         "dense_1.W", "parameter", "parameter_1"]
     assert f.store.names("slot")[0] == "encoder/dense.W.momentum"
 

@@ -22,7 +22,8 @@ def build(device: str = "reference", dropout: float = 0.0, optimizer: Any = None
     h = gf.nn.dropout(gf.nn.dense(x, 16, gf.nn.relu), dropout)
     logits = gf.nn.dense(h, 3)
     return gf.Model(x, gf.softmax(logits), gf.loss.softmax_cross_entropy(logits, y), targets=y,
-                    optimizer=optimizer or gf.optim.Adam(0.02), metrics={"accuracy": gf.metrics.accuracy(logits, y)},
+                    optimizer=optimizer or gf.optim.Adam(0.02),
+                    metrics={"accuracy": gf.metrics.accuracy(logits, y)},
                     device=device, **options)
 
 
@@ -66,7 +67,8 @@ def test_fit_without_shuffling_is_a_loop_over_the_step() -> None:
     for start in range(0, 150, 32):
         losses.append(float(by_hand.step(X[start:start + 32], Y[start:start + 32])["loss"]))
     history = fitted.fit((X, Y), 1, 32, shuffle=False)
-    np.testing.assert_allclose(history["loss"][0], np.average(losses, weights=[32, 32, 32, 32, 22]), rtol=1e-6)
+    np.testing.assert_allclose(history["loss"][0], np.average(losses, weights=[32, 32, 32, 32, 22]),
+                               rtol=1e-6)
     assert state(fitted) == {**state(by_hand), "epoch": 1}
 
 
@@ -113,9 +115,10 @@ def test_a_loss_that_is_not_finite_stops() -> None:
     n = gf.dim("N")
     x, y = gf.input("x", (n, 1)), gf.input("y", (n, 1))
     loss = gf.loss.mean_squared_error(gf.nn.dense(x, 1), y)
-    model = gf.Model(x, x, loss, targets=y, optimizer=gf.optim.SGD(1e20))
+    model = gf.Model(x, x, loss, targets=y, optimizer=gf.optim.SGD(1e20), device="reference")
     ones = np.ones((4, 1), np.float32)
-    with pytest.raises(gf.TrainingError, match=r"the loss is (inf|nan) in epoch \d, step \d; (the last|it was)") as e:
+    with pytest.raises(gf.TrainingError, match=r"the loss is (inf|nan) in epoch \d, step \d; (the last|it "
+                                               r"was)") as e:
         model.fit((ones, ones), 5, 2)
     assert e.value.where is not None and "mean_squared_error" in e.value.where.source()
 
@@ -154,9 +157,12 @@ def test_summary_counts_parameters() -> None:
 
 @pytest.mark.parametrize("act, message", [
     (lambda m: m.fit((X, Y), -1), "epochs is -1"), (lambda m: m.fit((X, Y), batch_size=0), "batch_size is 0"),
-    (lambda m: m.fit(X), "one array for the feeds x, y"), (lambda m: m.fit((X, Y, Y)), "3 arrays for 2 feeds"),
-    (lambda m: m.fit({"x": X}), "the data misses 'y'"), (lambda m: m.fit({"x": X, "y": Y, "z": Y}), "no feed 'z'"),
-    (lambda m: m.fit((X, Y[:9])), "different numbers of rows"), (lambda m: m.fit((X[:0], Y[:0])), "have no rows"),
+    (lambda m: m.fit(X), "one array for the feeds x, y"), (lambda m: m.fit((X, Y, Y)),
+                                                           "3 arrays for 2 feeds"),
+    (lambda m: m.fit({"x": X}), "the data misses 'y'"), (lambda m: m.fit({"x": X, "y": Y, "z": Y}),
+                                                         "no feed 'z'"),
+    (lambda m: m.fit((X, Y[:9])), "different numbers of rows"), (lambda m: m.fit((X[:0], Y[:0])),
+                                                                 "have no rows"),
     (lambda m: m.fit((X.astype("f8"), Y)), "feed 'x': must be float32, got float64"),
     (lambda m: m.fit((X, Y + 3)), "feed 'y': the labels must lie in 0..2"),
     (lambda m: m.predict(X[:, :3]), "axis 1 must be 4, got 3"),

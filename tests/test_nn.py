@@ -31,7 +31,8 @@ def close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_dense(device: str) -> None:
     x = normal(5, 3)
-    f = program(device, lambda t: [gf.nn.dense(t, 4, gf.nn.sigmoid, bias_init=0.5), gf.nn.dense(t, 2, use_bias=False)],
+    f = program(device, lambda t: [gf.nn.dense(t, 4, gf.nn.sigmoid, bias_init=0.5), gf.nn.dense(t, 2,
+                                                                                                use_bias=False)],
                 x)
     s = f.store
     assert s["dense.W"].shape == (3, 4) and s["dense.b"].tolist() == [0.5] * 4 and "dense_1.b" not in s
@@ -48,7 +49,8 @@ def test_dense_on_the_last_axis_of_many(device: str) -> None:
 
 
 def correlate(x: np.ndarray, w: np.ndarray, stride: int, dilation: int) -> np.ndarray:
-    """SciPy's correlation of each image and channel, the window spread by `dilation`, at every stride-th place."""
+    """SciPy's correlation of each image and channel, the window spread by `dilation`, at every stride-th
+    place."""
     spread = np.zeros((*w.shape[:2], *((k - 1) * dilation + 1 for k in w.shape[2:])))
     spread[:, :, ::dilation, ::dilation] = w
     out = [[sum(signal.correlate(image[c].astype(np.float64), kernel[c], "valid") for c in range(len(image)))
@@ -59,10 +61,12 @@ def correlate(x: np.ndarray, w: np.ndarray, stride: int, dilation: int) -> np.nd
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("padding, borders, stride, dilation", [
     ("valid", ((0, 0), (0, 0)), 1, 1), (1, ((1, 1), (1, 1)), 2, 1), ("same", ((1, 1), (0, 1)), 1, 1),
-    ("same", ((0, 1), (0, 0)), 2, 1), (((2, 0), (1, 3)), ((2, 0), (1, 3)), 1, 1), (2, ((2, 2), (2, 2)), 1, 2)])
+    ("same", ((0, 1), (0, 0)), 2, 1), (((2, 0), (1, 3)), ((2, 0), (1, 3)), 1, 1), (2, ((2, 2), (2, 2)), 1,
+                                                                                   2)])
 def test_conv2d(device: str, padding: Any, borders: Any, stride: int, dilation: int) -> None:
     x = normal(2, 3, 8, 6)
-    f = program(device, lambda t: gf.nn.conv2d(t, 5, (3, 2), stride, padding, dilation=dilation, bias_init=0.25), x)
+    f = program(device, lambda t: gf.nn.conv2d(t, 5, (3, 2), stride, padding, dilation=dilation,
+                                               bias_init=0.25), x)
     padded = np.pad(x, ((0, 0), (0, 0), *borders))
     close(f(x), correlate(padded, f.store["conv2d.W"], stride, dilation) + 0.25, 1e-4)
 
@@ -142,9 +146,11 @@ def test_labels_of_any_integer_type(device: str, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name, std, limit", [
-    ("glorot_uniform", math.sqrt(2 / 500), math.sqrt(6 / 500)), ("glorot_normal", math.sqrt(2 / 500), math.inf),
+    ("glorot_uniform", math.sqrt(2 / 500), math.sqrt(6 / 500)), ("glorot_normal", math.sqrt(2 / 500),
+                                                                 math.inf),
     ("he_normal", math.sqrt(2 / 200), math.inf), ("he_uniform", math.sqrt(2 / 200), math.sqrt(6 / 200)),
-    ("lecun_normal", math.sqrt(1 / 200), math.inf), ("lecun_uniform", math.sqrt(1 / 200), math.sqrt(3 / 200))])
+    ("lecun_normal", math.sqrt(1 / 200), math.inf), ("lecun_uniform", math.sqrt(1 / 200),
+                                                     math.sqrt(3 / 200))])
 def test_scaled_initial_values(name: str, std: float, limit: float) -> None:
     values = getattr(gf.init, name)(np.random.default_rng(0), (200, 300), np.dtype(np.float32))
     assert values.dtype == np.float32 and values.shape == (200, 300)
@@ -155,7 +161,8 @@ def test_scaled_initial_values(name: str, std: float, limit: float) -> None:
 def test_fans_and_plain_initial_values() -> None:
     rng, f32 = np.random.default_rng(0), np.dtype(np.float32)
     assert gf.init.fans((20, 3, 5, 5)) == (75, 500) and gf.init.fans((7,)) == (7, 7)
-    assert gf.init.zeros(rng, (2,), f32).tolist() == [0, 0] and gf.init.ones(rng, (2,), f32).tolist() == [1, 1]
+    assert gf.init.zeros(rng, (2,), f32).tolist() == [0, 0] and gf.init.ones(rng, (2,), f32).tolist() == [1,
+                                                                                                          1]
     assert gf.init.constant(3)(rng, (2,), f32).tolist() == [3, 3]
     assert abs(gf.init.normal(2.0, 5.0)(rng, (10_000,), f32).mean() - 5) < 0.1
     drawn = gf.init.uniform(1, 2)(rng, (10_000,), f32)

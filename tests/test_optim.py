@@ -60,7 +60,8 @@ CASES = [(gf.optim.SGD(0.05), sgd(START)), (gf.optim.SGD(0.05, 0.9), momentum(ST
          (gf.optim.RMSprop(0.05, 0.95), rmsprop(START)), (gf.optim.Adam(0.05), adam(START))]
 
 
-def minimised(optimizer: gf.optim.Optimizer, device: str, dtype: str = "float32", **options: Any) -> gf.Program:
+def minimised(optimizer: gf.optim.Optimizer, device: str, dtype: str = "float32",
+              **options: Any) -> gf.Program:
     p = gf.parameter((4,), START, "p", dtype)
     loss = gf.sum(p * p * SCALE + p)
     return gf.function(options.pop("inputs", []), loss, optimizer.minimize(loss), device=device, **options)
@@ -124,12 +125,15 @@ def test_two_optimizers_on_one_parameter_keep_slots_of_their_own() -> None:
 
 
 @pytest.mark.parametrize("make, message", [
-    (lambda: gf.optim.SGD(-1), "the learning rate is -1"), (lambda: gf.optim.SGD(0.1, 1.0), "the momentum is 1.0"),
-    (lambda: gf.optim.SGD(0.1, nesterov=True), "needs a momentum"), (lambda: gf.optim.Adam(beta2=2), "beta2 is 2"),
+    (lambda: gf.optim.SGD(-1), "the learning rate is -1"), (lambda: gf.optim.SGD(0.1, 1.0),
+                                                            "the momentum is 1.0"),
+    (lambda: gf.optim.SGD(0.1, nesterov=True), "needs a momentum"), (lambda: gf.optim.Adam(beta2=2),
+                                                                     "beta2 is 2"),
     (lambda: gf.optim.RMSprop(decay=-0.1), "decay is -0.1"),
     (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,)))), "computed from no parameter"),
     (lambda: gf.optim.SGD(0.1).minimize(gf.parameter((2,), 0.0)), "differentiates one number"),
-    (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,))), [gf.input("x", (2,))]), "is no parameter")])
+    (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,))), [gf.input("x", (2,))]),
+     "is no parameter")])
 def test_misuse_is_refused(make: Any, message: str) -> None:
     with pytest.raises(gf.UserError, match=message) as error:
         make()
