@@ -1,8 +1,8 @@
 """The canonical stage: one form for what has several, and nothing that computes what is known already.
 
-Every row keeps the bits of the result (a NaN stays a NaN; which one is not promised). Each lowers, in this order: the
-number of elements computed, the number of ops, the number of views. Equal nodes become one by the builder, dead ones
-disappear.
+Every row keeps the bits of the result (a NaN stays a NaN; which one is not promised) on a device where a function of a
+number does not depend on the number's place. Each lowers, in this order: the number of elements computed, the number of
+ops, the number of views. Equal nodes become one by the builder, dead ones disappear.
 """
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewr
 from graphflow.compiler.plan.dtypes import DType
 
 _ELEMENTWISE = tuple(name for name, op in OPS.items() if op.kind == "elementwise")
+APPROXIMATE = frozenset(("pow", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin", "cos",
+                         "mod", "floordiv"))
+"""Functions whose last bits a device decides: literals of them are left to it."""
 _VIEWS = ("broadcast_to", "reshape", "transpose", "slice", "flip")
 _LARGEST_POWER = 126                                          # 2 ** -126 and 2 ** 126 are normal in every float type
 
@@ -29,7 +32,7 @@ def canonicalize(graph: Graph) -> Graph:
 # --- constants
 
 def _fold(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
-    """An elementwise op of literals is the literal that the op's reference computes."""
+    """An exactly rounded op of literals is the literal that the op's reference computes."""
     literals = [b.match(v, "constant") for v in inputs]
     if not literals or None in literals:
         return None
@@ -240,7 +243,7 @@ def _reduce(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
 _REDUCTIONS = ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_any", "reduce_all")
 
 CANONICAL: tuple[Rule, ...] = (
-    *(Rule("fold literals", op, _fold) for op in _ELEMENTWISE),
+    *(Rule("fold literals", op, _fold) for op in _ELEMENTWISE if op not in APPROXIMATE),
     *(Rule("compute before stretching", op, _hoist) for op in _ELEMENTWISE),
     Rule("x * 1, x * -1, -x * c, -x * -y", "mul", _mul),
     Rule("x / 1, x / 2**k, -x / -y", "div", _div),
