@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 from graphflow.compiler.ir.graph import topological
 from graphflow.compiler.plan.errors import UseError
@@ -23,7 +23,7 @@ def grad(scalar: Tensor, wrt: Tensor | Sequence[Tensor]) -> Tensor | list[Tensor
     The result is a tensor like any other: it can be differentiated again. UseError for a `scalar` that is
     none, and for a tensor that it does not depend on.
     """
-    listed = list(wrt) if isinstance(wrt, (list, tuple)) else [wrt]
+    listed: list[Any] = list(wrt) if isinstance(wrt, (list, tuple)) else [wrt]
     for t in (scalar, *listed):
         if not isinstance(t, Tensor):
             raise UseError(f"grad takes tensors, not {t!r}", op="grad", where=here())

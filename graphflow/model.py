@@ -67,6 +67,7 @@ class Model:
             self._evaluation = function(feeds, self._measures, name="evaluate", training=False, **common)
         elif metrics or optimizer:
             raise UseError("a Model with metrics or an optimizer needs a loss", where=here())
+        _check_rows(outputs)
         self.prediction = function(self.inputs, outputs, name="predict", training=False, **common)
 
     @property
@@ -238,6 +239,13 @@ def _check_scalars(measures: Mapping[str, Tensor]) -> None:
         if t.shape:
             raise UseError(f"{name} is no scalar", shapes=[t.shape], where=here(),
                            hint="reduce it to its mean over the batch with gf.mean")
+
+
+def _check_rows(outputs: Any) -> None:
+    listed = outputs.values() if isinstance(outputs, Mapping) else _tensors(outputs)
+    if any(isinstance(t, Tensor) and not t.shape for t in listed):
+        raise UseError("an output of a Model has one row for each row of the inputs, so it is no scalar",
+                       where=here(), hint="scalars of a batch are metrics")
 
 
 def _named_arrays(data: Data, tensors: Sequence[Tensor]) -> dict[str, Any]:

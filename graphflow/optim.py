@@ -67,7 +67,7 @@ class Optimizer:
 def trainable(x: Tensor) -> list[Tensor]:
     """The trained parameters that `x` is computed from, in the order in which they were made."""
     found = variables_in(topological([x.value.node]))
-    return [Tensor(v.result()) for v in found if v.role == "parameter"]
+    return [v.tensor for v in found if v.role == "parameter"]
 
 
 class SGD(Optimizer):

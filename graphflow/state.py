@@ -101,6 +101,7 @@ class Variable(Node):
         self.role, self.dtype, self.shape, self.initial = role, dtype, shape, initial
         self.naming, self.part, self.owner = naming, part, owner
         self.store: Store | None = None
+        self.tensor = Tensor(self.result())
 
     @property
     def name(self) -> str:
@@ -167,7 +168,7 @@ def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = 
         raise ShapeError("the initial value has another shape than the parameter",
                          shapes=[np.shape(init), extents], where=here())
     fixed = tuple(int(d) for d in extents)
-    return Tensor(Variable(role, target, fixed, init, naming, part).result())
+    return Variable(role, target, fixed, init, naming, part).tensor
 
 
 def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] | None = None,
@@ -178,7 +179,7 @@ def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] |
     made = Variable("slot", of.dtype if dtype is None else element_type(dtype),
                     of.shape if shape is None else shape,
                     init, of.naming, part, of)
-    return Tensor(made.result())
+    return made.tensor
 
 
 def counter(optimizer: str) -> Tensor:

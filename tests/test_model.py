@@ -187,6 +187,8 @@ def test_a_model_lacks_what_it_was_not_given() -> None:
         gf.Model(x, x, optimizer=gf.optim.SGD(0.1))
     with pytest.raises(gf.UseError, match="loss is no scalar"):
         gf.Model(x, x, gf.sum(x, 1))
+    with pytest.raises(gf.UseError, match="no scalar"):
+        gf.Model(x, gf.sum(x))
 
 
 def test_a_bar_is_drawn_only_where_it_is_wanted(capsys: Any) -> None:

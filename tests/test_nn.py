@@ -31,9 +31,8 @@ def close(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_dense(device: str) -> None:
     x = normal(5, 3)
-    f = program(device, lambda t: [gf.nn.dense(t, 4, gf.nn.sigmoid, bias_init=0.5), gf.nn.dense(t, 2,
-                                                                                                use_bias=False)],
-                x)
+    f = program(device, lambda t: [gf.nn.dense(t, 4, gf.nn.sigmoid, bias_init=0.5),
+                                   gf.nn.dense(t, 2, use_bias=False)], x)
     s = f.store
     assert s["dense.W"].shape == (3, 4) and s["dense.b"].tolist() == [0.5] * 4 and "dense_1.b" not in s
     first, second = f(x)
