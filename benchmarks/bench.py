@@ -102,9 +102,9 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]], versions: str) -
     lines += [row(w, [r for r in rows if r["workload"] == w]) for w in args.workloads]
     compared = versions or "no other engine was there to compare with"
     made = (
-        f"{datetime.date.today()}, {processor()}, {args.threads} threads, Python {platform.python_version()}, "
-        f"{compared}. Medians of {args.rounds} rounds in which the engines take turns; the peak is of the whole "
-        "process, from its first step on; the first step includes compiling."
+        f"{datetime.date.today()}, {processor()}, {args.threads} threads, "
+        f"Python {platform.python_version()}, {compared}. Medians of {args.rounds} rounds in which the engines "
+        "take turns; the peak is of the whole process, from its first step on; the first step includes compiling."
     )
     return "\n".join([*lines, "", made])
 

@@ -1,7 +1,7 @@
 """What graphflow costs beside arithmetic: a call, the import, compiling. Prints a Markdown table.
 
-Compiling is that of LeNet's training step, in fresh interpreters: once with an empty cache, once with the program in
-it; the seconds of each stage are those of the first.
+Compiling is that of LeNet's training step, in fresh interpreters: once with an empty cache, once with the
+program in it; the seconds of each stage are those of the first.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It speaks the protocol of the referee that compares engines (modules `workloads` and `protocol`, which the
 referee puts on the path): the same shapes, initial values and data as every other engine. The nets are
-written as a user writes them, the batch is a symbolic dimension, and every step is one call with fresh arrays.
+written as a user writes them, the batch is a symbolic dimension, and every step is one call with its arrays.
 """
 
 from __future__ import annotations
@@ -95,12 +95,9 @@ def main() -> None:
         sys.exit(__doc__)
     name, threads = sys.argv[1], int(sys.argv[2])
     if name not in NETS:
-        known = name in workloads.NAMES
-        print(
-            f"benchmarks/worker.py: {name} is {'not yet' if known else 'no workload that is'} built on graphflow; "
-            f"there are {', '.join(NETS)}",
-            file=sys.stderr,
-        )
+        what = "not yet" if name in workloads.NAMES else "no workload that is"
+        print(f"benchmarks/worker.py: {name} is {what} built on graphflow; there are {', '.join(NETS)}",
+              file=sys.stderr)
         sys.exit(2)
     batches, initial = [workloads.batch(name, i) for i in (0, 1)], workloads.params(name)
     made: list[gf.Program] = []
