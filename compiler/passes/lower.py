@@ -57,7 +57,8 @@ class _Lowering:
         guards = tuple(
             EntryGuard(x.left, x.right, self.numbers.get(x.where, -1) if x.where else -1) for x in g.guards
         )
-        written = [self.state[name] for name in g.updates()]
+        changed = [n for n, e in g.updates().items() if e.inputs[0] != _old_value(g, n)]
+        written = [self.state[name] for name in changed]
         plan = Plan(
             g.name,
             self.target,
@@ -236,3 +237,9 @@ class _Lowering:
         return self.kernels[launch.kernel].arguments[position].mode == "r" and any(
             self.at.get(v) == state and v.node.op == "fused" for v in self.at
         )
+
+
+def _old_value(graph: Graph, state: str) -> Value | None:
+    """What a state held when the step began, where the graph reads it: an update with it changes nothing."""
+    leaf = graph.states().get(state)
+    return None if leaf is None else leaf.result()
