@@ -31,8 +31,8 @@ class Lane:
 
 @dataclass
 class Scope:
-    """A piece of straight code and what it has computed. `point`: where its code goes (None: here). `filling`:
-    code is being put there now, loops of its own perhaps, behind which it ends."""
+    """A piece of straight code and what it has computed. `point`: where its code goes (None: here).
+    `filling`: code is being put there now, loops of its own perhaps, behind which it ends."""
 
     point: Point | None = None
     filling: bool = False
@@ -74,7 +74,7 @@ class Scopes:
         level = self.level(names)
         last = len(self.stack) - 1
         at = level if level == last else level + 1
-        while at < last and self.stack[at].filling:      # its code is the loops that are open: go before these
+        while at < last and self.stack[at].filling:  # its code is the loops that are open: go before these
             at += 1
         for scope in self.stack[level : at + 1]:
             if key in scope.memo:
