@@ -40,7 +40,9 @@ LOSS_APART, NORM_APART = 1e-2, 3e-2
 
 def engines(python: str) -> str:
     """The versions of PyTorch and JAX of an interpreter, or ""."""
-    code = "import torch, jax; print(f'PyTorch {torch.__version__.split(chr(43))[0]}, JAX {jax.__version__}')"
+    code = (
+        "import torch, jax; print(f'PyTorch {torch.__version__.split(chr(43))[0]}, JAX {jax.__version__}')"
+    )
     try:
         done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     except OSError as error:
@@ -69,7 +71,8 @@ def compare(args: argparse.Namespace, versions: str) -> list[dict[str, Any]]:
         "--json",
         str(results),
     ]
-    subprocess.run(command if versions else [*command, "--peers"], check=True)
+    off = {**os.environ, "GRAPHFLOW_CACHE": "off"}
+    subprocess.run(command if versions else [*command, "--peers"], check=True, env=off)
     return json.loads(results.read_text())
 
 
@@ -103,8 +106,9 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]], versions: str) -
     compared = versions or "no other engine was there to compare with"
     made = (
         f"{datetime.date.today()}, {processor()}, {args.threads} threads, "
-        f"Python {platform.python_version()}, {compared}. Medians of {args.rounds} rounds in which the engines "
-        "take turns; the peak is of the whole process, from its first step on; the first step includes compiling."
+        f"Python {platform.python_version()}, {compared}. Medians of {args.rounds} rounds in which engines "
+        "take turns; ratio: graphflow's time over the other's, the median of the rounds; peak: of the whole "
+        "process, from its first step on; the first step includes compiling, with no cache of graphflow."
     )
     return "\n".join([*lines, "", made])
 
@@ -150,7 +154,9 @@ def main() -> None:
     if (args.peers / "compare.py").exists():
         versions = engines(args.python)
         if not versions:
-            print(f"{args.python} has no PyTorch and JAX: graphflow is timed alone (--python names another)")
+            print(
+                f"{args.python} has no PyTorch and JAX: graphflow is timed alone (--python names another)"
+            )
         parts.append(table(args, compare(args, versions), versions))
     else:
         print(f"no compare.py in {args.peers}: training steps are not timed (--peers names another folder)")
