@@ -119,6 +119,7 @@ def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tili
         ) -> None:
             merged: Value | None = None
             for piece, (_, lane) in zip(nodes, runs):
+                # Bound anew: masks made in the loop beat masks kept outside, of which there are too many.
                 with e.scopes.block(lane.var, e.scopes.bound(lane.var), lane):
                     value = e.value(e.nodes.substitute(piece, at))
                 value = e.b.splat(value, t.lanes)

@@ -36,7 +36,6 @@ class Scope:
 
     point: Point | None = None
     filling: bool = False
-    lane: Lane | None = None
     memo: dict[Hashable, Any] = field(default_factory=dict)
 
 
@@ -47,12 +46,15 @@ class Scopes:
     def __init__(self, b: Builder):
         self.b = b
         self.stack = [Scope()]
+        self.lane: Lane | None = None
         self._bound: dict[str, tuple[int, Value]] = {}
 
-    @property
-    def lane(self) -> Lane | None:
-        """The vectorised variable here, if any."""
-        return self.stack[-1].lane
+    @contextmanager
+    def vectorised(self, lane: Lane | None) -> Iterator[None]:
+        """Inside, `lane` is the vectorised variable; its name is bound in some scope."""
+        outer, self.lane = self.lane, lane
+        yield
+        self.lane = outer
 
     def bind(self, name: str, value: Value) -> None:
         """Binds a name in the current scope."""
@@ -70,7 +72,8 @@ class Scopes:
         return max((self._bound[n][0] for n in names if n in self._bound), default=0)
 
     def placed(self, names: Names, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` emits, in the outermost scope where all names are bound; made once for each key."""
+        """What `make` emits, in the outermost scope where all names are bound; made once for each key. What does
+        not depend on the vectorised variable is made for all lanes alike."""
         level = self.level(names)
         last = len(self.stack) - 1
         at = level if level == last else level + 1
@@ -80,15 +83,16 @@ class Scopes:
             if key in scope.memo:
                 return scope.memo[key]
         scope = self.stack[at]
-        if at == last or scope.point is None:
-            made = make()
-        else:
-            whole, self.stack = self.stack, self.stack[: at + 1]
-            scope.filling = True
-            with self.b.at(scope.point):
+        with self.vectorised(self.lane if self.lane and self.lane.var in names else None):
+            if at == last or scope.point is None:
                 made = make()
-            scope.filling = False
-            self.stack = whole
+            else:
+                whole, self.stack = self.stack, self.stack[: at + 1]
+                scope.filling = True
+                with self.b.at(scope.point):
+                    made = make()
+                scope.filling = False
+                self.stack = whole
         scope.memo[key] = made
         return made
 
@@ -96,12 +100,13 @@ class Scopes:
     def block(self, var: str, value: Value, lane: Lane | None = None) -> Iterator[None]:
         """A scope that binds `var`, without a loop."""
         outer = self._bound.get(var)
-        here, point, body = self.lane, self._before(), self.b.block("body")
+        point, body = self._before(), self.b.block("body")
         self.b.branch(body)
         self.b.place(body)
-        self.stack = [*self.stack, Scope(point, lane=here), Scope(lane=lane or here)]
+        self.stack = [*self.stack, Scope(point), Scope()]
         self.bind(var, value)
-        yield
+        with self.vectorised(lane or self.lane):
+            yield
         self._close(var, outer)
 
     def _before(self) -> Point:
@@ -153,12 +158,11 @@ class Scopes:
         index = b.phi(I64)
         carried = [b.phi(v.type) for v in carry]
         loop = Loop(index, list(carried))
-        outer, here = self._bound.get(var), self.lane
-        self.stack = [*self.stack, Scope(point, lane=here), Scope(lane=here)]
+        outer = self._bound.get(var)
+        self.stack = [*self.stack, Scope(point), Scope()]
         self.bind(var, index)
-        if lane:
-            self.stack[-1].lane = lane(index)
-        yield loop
+        with self.vectorised(lane(index) if lane else self.lane):
+            yield loop
         self._close(var, outer)
         following = b.add(index, step)
         latch = b.current
