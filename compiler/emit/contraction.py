@@ -255,7 +255,7 @@ class _Contraction:
         e, loops = self.e, self._k_loops()
         if not loops:
             return [], 0
-        if self.t.pack_a:
+        if self.t.pack_a and self.t.b != "inline":       # an inlined b needs each k variable by itself
             inner = _size(loops[1:])
             joined, start = symbol("k join"), symbol(FROM) * inner
             e.bounds["k join"] = (0, None)
