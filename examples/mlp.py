@@ -1,4 +1,4 @@
-"""A multilayer perceptron on MNIST or Fashion-MNIST: 784-512-512-10 with ReLU, dropout and momentum."""
+"""A multilayer perceptron on MNIST or Fashion-MNIST: 784-512-512-10 with ReLU, dropout and Adam."""
 from __future__ import annotations
 
 import sys
@@ -13,7 +13,7 @@ def build(args: Namespace | None = None) -> gf.Model:
     x = gf.input("x", (gf.dim("N"), 784))
     h = gf.nn.dense(x, 512, gf.nn.relu, weight_init=gf.init.he_normal)
     h = gf.nn.dense(gf.nn.dropout(h, 0.2), 512, gf.nn.relu, weight_init=gf.init.he_normal)
-    return classifier(x, gf.nn.dense(gf.nn.dropout(h, 0.2), 10), gf.optim.SGD(0.05, momentum=0.9), args)
+    return classifier(x, gf.nn.dense(gf.nn.dropout(h, 0.2), 10), gf.optim.Adam(0.001), args)
 
 
 def main(args: Namespace) -> None:
