@@ -95,7 +95,7 @@ def row(workload: str, rows: list[dict[str, Any]]) -> str:
     )
 
 
-def table(args: argparse.Namespace, rows: list[dict[str, Any]], versions: str) -> str:
+def table(args: argparse.Namespace, rows: list[dict[str, Any]], versions: str, load: float) -> str:
     """The comparison as Markdown, with where and when it was made."""
     lines = [
         "| training step | graphflow, ms | fastest other, ms | ratio | losses apart | peak MB | least other "
@@ -105,7 +105,7 @@ def table(args: argparse.Namespace, rows: list[dict[str, Any]], versions: str) -
     lines += [row(w, [r for r in rows if r["workload"] == w]) for w in args.workloads]
     compared = versions or "no other engine was there to compare with"
     made = (
-        f"{datetime.date.today()}, {processor()}, {args.threads} threads, "
+        f"{datetime.date.today()}, {processor()}, {args.threads} threads, load {load:.1f} at the start, "
         f"Python {platform.python_version()}, {compared}. Medians of {args.rounds} rounds in which engines "
         "take turns; ratio: graphflow's time over the other's, the median of the rounds; peak: of the whole "
         "process, from its first step on; the first step includes compiling, with no cache of graphflow."
@@ -157,7 +157,8 @@ def main() -> None:
             print(
                 f"{args.python} has no PyTorch and JAX: graphflow is timed alone (--python names another)"
             )
-        parts.append(table(args, compare(args, versions), versions))
+        load = os.getloadavg()[0]
+        parts.append(table(args, compare(args, versions), versions, load))
     else:
         print(f"no compare.py in {args.peers}: training steps are not timed (--peers names another folder)")
     parts.append(overhead.table())
