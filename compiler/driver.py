@@ -120,7 +120,7 @@ def check(result: Any, stage: str) -> None:
     if isinstance(result, Graph):
         check_graph(result, stage)
     elif isinstance(result, KernelProgram):
-        check_program(result)
+        check_program(result, stage)
     elif isinstance(result, Plan):
         try:
             validate(result)

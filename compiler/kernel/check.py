@@ -47,8 +47,7 @@ def check_kernel(kernel: Kernel, stage: str = "lower") -> None:
 
 def check_program(program: KernelProgram, stage: str = "lower") -> None:
     """CompilerError if a kernel breaks a rule, a launch does not fit its kernel, something is read before it
-    is written,
-    or a state is written before all that must come first."""
+    is written, or a state is written before all that must come first."""
     for name, kernel in program.kernels.items():
         if name != kernel.name:
             raise CompilerError(f"the kernel {kernel.name} is filed under {name}", stage=stage)
@@ -62,6 +61,7 @@ class _Kernel:
         self.arguments: dict[str, Argument] = {a.name: a for a in kernel.arguments}
         self.stored: dict[str, set[tuple[DimLike, ...]]] = {}
         self.variables: dict[str, DimLike] = {}            # loop variable in scope -> extent
+        self.parallel: set[str] = set()                    # of these, those of loops whose order is free
         self.locals: dict[str, DType] = {}
         self.guards: list[Guard] = []
         # indirect integer -> loop variables that it depends on
@@ -118,6 +118,7 @@ class _Kernel:
         self.require(c.a.dtype == c.b.dtype and c.a.dtype.is_float,
                      f"the operands are of type {c.a.dtype} and {c.b.dtype}")
         with self.loops((*c.batch, *c.m, *c.n)):
+            self.parallel = set(self.variables)
             self.locals["acc"] = c.a.dtype
             self.body((*c.lets, *c.stores), "contraction", False)
         self.require(all(isinstance(s, Store) for s in c.stores) and bool(c.stores), "it stores nothing")
@@ -156,7 +157,9 @@ class _Kernel:
                          f"the grid loop over {s.var} is not outermost and perfectly nested")
         self.require(not (lanes and s.kind == "lanes"), f"the lanes loop over {s.var} lies in another")
         with self.loops([(s.var, s.extent)]):
+            self.parallel |= {s.var} if s.kind != "serial" else set()
             self.body(s.body, s.kind, lanes or s.kind == "lanes")
+        self.parallel.discard(s.var)
 
     def let(self, s: Let) -> None:
         self.require(s.name not in self.locals, f"{s.name} is bound twice")
@@ -166,6 +169,11 @@ class _Kernel:
     def store(self, s: Store) -> None:
         self.expression(s.value)
         argument = self.element(s.arg, s.index)
+        used = symbols_of(*s.index)
+        used |= {v for name in used & set(self.needs) for v in self.needs[name]}
+        shared = sorted(v for v in self.parallel - used if self.variables[v] != 1)
+        self.require(not shared, f"every iteration over {', '.join(shared)} stores to the same element of "
+                                 f"{s.arg}")
         self.require("w" in argument.mode, f"it stores to {s.arg}, which it only reads")
         self.require(s.value.dtype == argument.dtype, f"it stores {s.value.dtype} to {s.arg} of "
                                                       f"{argument.dtype}")
@@ -303,11 +311,11 @@ class _Program:
         for role, ids in (("feed", plan.feeds), ("output", plan.outputs), ("state", plan.states)):
             for id in ids:
                 self.require(id in self.table and self.table[id].role == role, f"{id} is listed as a {role}")
+        for position, item in enumerate(plan.body):
+            self.item(position, item)
         launched = {item.kernel for item in plan.body if isinstance(item, Launch)}
         unused = sorted(set(self.program.kernels) - launched)
         self.require(not unused, f"nothing launches {', '.join(unused)}")
-        for position, item in enumerate(plan.body):
-            self.item(position, item)
         for id in (*plan.outputs, *plan.written):
             self.require(id in self.written, f"nothing writes {id}")
 
