@@ -22,8 +22,9 @@ from graphflow.compiler.plan.errors import DataError, UseError
 
 PathLike = str | os.PathLike[str]
 
-_IDX_DTYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4"),
-               0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
+_IDX_DTYPES: dict[int, np.dtype[Any]] = {
+    0x08: np.dtype(">u1"), 0x09: np.dtype(">i1"), 0x0B: np.dtype(">i2"), 0x0C: np.dtype(">i4"),
+    0x0D: np.dtype(">f4"), 0x0E: np.dtype(">f8")}
 _IDX_STEMS = {"train_images": "train-images", "train_labels": "train-labels",
               "test_images": "t10k-images", "test_labels": "t10k-labels"}
 _GZIP_MAGIC = b"\x1f\x8b"

@@ -98,7 +98,8 @@ def _in_place(
         sources,
     )
     states = f.graph.states()
-    copied = {v.node for n in f.graph.effects for v in n.inputs}      # copies are made last, of what is there then
+    # Copies are made last, of what is there then.
+    copied = {v.node for n in f.graph.effects for v in n.inputs}
     for name, effect in f.graph.updates().items():
         value = effect.inputs[0]
         if value.node not in f.group_of or value in inplace:
