@@ -48,8 +48,7 @@ Loops = Sequence[tuple[str, DimLike]]
 
 def run_kernel(kernel: Kernel, arrays: Mapping[str, np.ndarray], symbols: Mapping[str, int]) -> None:
     """Runs the kernel on an array for each of its arguments, of the argument's element type and shape; those
-    that it
-    writes are changed in place."""
+    that it writes are changed in place."""
     with np.errstate(all="ignore"):
         _Run(kernel, arrays, symbols).run()
 
