@@ -1,5 +1,5 @@
-"""The interpreter of kernels and programs: values against NumPy and SciPy, every op through it, and each thing
-that a kernel must not do."""
+"""The interpreter of kernels and programs: values against NumPy and SciPy, every op through it, and each
+thing that a kernel must not do."""
 from __future__ import annotations
 
 from typing import Any
