@@ -437,6 +437,29 @@ def test_a_left_operand_that_is_computed(target: Target) -> None:
     )
 
 
+@pytest.mark.parametrize("left", ["f32(1.0)", "a[]"])
+def test_products_without_axes(left: str, target: Target) -> None:
+    kernel = parse_kernel(f"""contraction c(a: r f32[], b: r f32[2], y: w f32[]) {{
+        batch [] m [] n [] k []  a = {left} b = b[1]  y[] = acc }}""")
+    a, b = np.float32(3), np.array([5, 7], np.float32)
+    got = run(kernel, {"a": np.array(a), "b": b, "y": np.zeros((), np.float32)}, {}, target)
+    assert got["y"] == (7 if left == "f32(1.0)" else 21)
+
+
+def test_batch_axes_of_one_operand(target: Target) -> None:
+    kernel = parse_kernel("""contraction c(x: r f32[B,5,30], w: r f32[30,7], y: w f32[B,5,7])
+        symbols [B] { batch [b < B] m [i < 5] n [j < 7] k [k < 30]
+        a = x[b, i, k] b = w[k, j]  y[b, i, j] = add(acc, x[b, i, j]) }""")
+    x, w = numbers((4, 5, 30), seed=1), numbers((30, 7), seed=2)
+    got = run(kernel, {"x": x, "w": w, "y": np.zeros((4, 5, 7), np.float32)}, {"B": 4}, target)
+    np.testing.assert_allclose(got["y"], x.astype(np.float64) @ w + x[:, :, :7], rtol=1e-4, atol=1e-5)
+    kernel = parse_kernel("""contraction c(w: r f32[5,30], x: r f32[B,30,7], y: w f32[B,5,7]) symbols [B] {
+        batch [b < B] m [i < 5] n [j < 7] k [k < 30]  a = w[i, k] b = x[b, k, j]  y[b, i, j] = acc }""")
+    w, x = numbers((5, 30), seed=1), numbers((9, 30, 7), seed=2)
+    got = run(kernel, {"w": w, "x": x, "y": np.zeros((9, 5, 7), np.float32)}, {"B": 9}, target, 2)
+    np.testing.assert_allclose(got["y"], w.astype(np.float64) @ x, rtol=1e-4, atol=1e-5)
+
+
 def test_pieces_of_a_split_sum_end_with_the_axis(target: Target) -> None:
     kernel = parse_kernel("""contraction c(a: r f32[N,9], b: r f32[N,20], y: w f32[(N+15)//16,9,20])
         symbols [N] {

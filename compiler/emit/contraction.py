@@ -20,7 +20,7 @@ from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Val
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
-from graphflow.compiler.emit.operands import coefficient, drop_guard
+from graphflow.compiler.emit.operands import arranged, coefficient, drop_guard
 from graphflow.compiler.emit.packing import (
     COLUMN,
     FROM,
@@ -48,7 +48,7 @@ def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) 
 
 class _Contraction:
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target):
-        self.kernel, self.c = kernel, kernel.contraction
+        self.kernel, self.c = kernel, arranged(kernel, target)
         self.t = contraction_tiling(kernel, target)
         self.e = e = start_function(module, kernel, target)
         self.b = e.b
@@ -134,8 +134,7 @@ class _Contraction:
     def _in_one(self, first_row: Value, fresh: Value) -> None:
         """One panel covers all of k."""
         e, t = self.e, self.t
-        stop = self._k_limit() if self.c.k else constant(I64, 1)
-        with self._range(ZERO, stop):
+        with self._range(ZERO, self._k_limit()):
             if t.b != "inline":
                 once = self.b.cast(fresh, I64)
                 with e.scopes.loop("pack ", ZERO, once) as pack:
@@ -183,8 +182,6 @@ class _Contraction:
 
     def _k_loops(self) -> list[KLoop]:
         """(variable, start, stop) of the loops within a panel."""
-        if not self.t.inner:
-            return []
         first = self.t.inner[0][0]
         return [(first, symbol(FROM), symbol(TO)), *((v, 0, x) for v, x in self.t.inner[1:])]
 
@@ -253,8 +250,6 @@ class _Contraction:
         """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an
         expression. Rewrites `rows` in place for the joined variables."""
         e, loops = self.e, self._k_loops()
-        if not loops:
-            return [], 0
         if self.t.pack_a and self.t.b != "inline":       # an inlined b needs each k variable by itself
             inner = _size(loops[1:])
             joined, start = symbol("k join"), symbol(FROM) * inner

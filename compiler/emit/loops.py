@@ -6,10 +6,12 @@ are cut by shapes only.
 
 What is accepted: grid loops outermost and perfectly nested (none is fine); at most one lanes loop on a
 path, with Lets, Stores and serial loops inside; reductions with or without `lanes`. A lanes loop that is
-all there is inside the grid is cut into chunks, so it may be long. Fast are accesses that are the same for
-all lanes or walk neighbouring elements; strides 2 to 4 cost some shuffles; others, ``// c`` and ``% c`` of
-the lanes variable, and indirect ones are gathers, unless c is a multiple of 8, 16 or 32 elements, when
-whole vectors lie between two multiples of c.
+all there is inside the grid is cut into chunks, so it may be long.
+
+Fast are accesses that are the same for all lanes or walk neighbouring elements. Lanes that lie close together
+(backwards, strides up to 4, ``v // c`` and ``v % c`` for c of 2, 4 or 8) cost some shuffles. Other ``// c`` and
+``% c`` of the vectorised variable and indirect numbers are gathers, unless c is a multiple of 8, 16 or 32, when
+whole vectors lie between two multiples of c. Lanes loops shorter than half a vector waste the rest of it.
 """
 
 from __future__ import annotations

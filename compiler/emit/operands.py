@@ -97,9 +97,11 @@ def pieces(width: DimLike, lanes: int) -> int:
 
 
 def arranged(kernel: ContractionKernel, target: Target) -> Contraction:
-    """The contraction with batch axes that only one operand uses moved to m or n: always to m; to n where the
-    last panel of each batch element would be rather empty."""
+    """The contraction with a k axis, and with batch axes that only one operand uses moved to m or n: always to
+    m; to n where the last panel of each batch element would be rather empty."""
     c = kernel.contraction
+    if not c.k:
+        c = replace(c, k=(("k only", 1),))
     if kernel.indirect:
         return c
     in_a, in_b = names_of(c.a), names_of(c.b)

@@ -59,7 +59,7 @@ def panel_row(loops: Sequence[KLoop]) -> DimLike:
 
 def pack_b(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
     """Fills the panel for the columns from COLUMN on."""
-    if t.b == "transpose" and loops:
+    if t.b == "transpose":
         _pack_transposed(e, node, n, loops, t)
     else:
         _pack_lanes(e, node, n, loops, t)
@@ -248,7 +248,4 @@ def pack_a(
             var, start, stop = loops[-1]
             e.scopes.lanes(var, e.scalar(start), e.scalar(stop), count, store, masked_only=True, align=1)
 
-        if loops:
-            _each_k(e, loops[:-1], {}, inside, unroll=False)
-        else:
-            b.store(e.value(node), e.address("packed ", base))
+        _each_k(e, loops[:-1], {}, inside, unroll=False)

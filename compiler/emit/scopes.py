@@ -72,8 +72,8 @@ class Scopes:
         return max((self._bound[n][0] for n in names if n in self._bound), default=0)
 
     def placed(self, names: Names, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` emits, in the outermost scope where all names are bound; made once for each key. What does
-        not depend on the vectorised variable is made for all lanes alike."""
+        """What `make` emits, in the outermost scope where all names are bound; made once for each key. What
+        does not depend on the vectorised variable is made for all lanes alike."""
         level = self.level(names)
         last = len(self.stack) - 1
         at = level if level == last else level + 1
