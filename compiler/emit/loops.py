@@ -8,10 +8,10 @@ What is accepted: grid loops outermost and perfectly nested (none is fine); at m
 path, with Lets, Stores and serial loops inside; reductions with or without `lanes`. A lanes loop that is
 all there is inside the grid is cut into chunks, so it may be long.
 
-Fast are accesses that are the same for all lanes or walk neighbouring elements. Lanes that lie close together
-(backwards, strides up to 4, ``v // c`` and ``v % c`` for c of 2, 4 or 8) cost some shuffles. Other ``// c`` and
-``% c`` of the vectorised variable and indirect numbers are gathers, unless c is a multiple of 8, 16 or 32, when
-whole vectors lie between two multiples of c. Lanes loops shorter than half a vector waste the rest of it.
+Fast are accesses that are the same for all lanes or walk neighbouring elements. Lanes that lie close
+together (backwards, strides up to 4, ``v // c`` and ``v % c`` for c of 2, 4 or 8) cost some shuffles. Other
+``// c`` and ``% c`` of the vectorised variable and indirect numbers are gathers, unless c is a multiple of 8,
+16 or 32, when whole vectors lie between two multiples of c. Short lanes loops waste the rest of a vector.
 """
 
 from __future__ import annotations

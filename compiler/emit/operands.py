@@ -97,8 +97,8 @@ def pieces(width: DimLike, lanes: int) -> int:
 
 
 def arranged(kernel: ContractionKernel, target: Target) -> Contraction:
-    """The contraction with a k axis, and with batch axes that only one operand uses moved to m or n: always to
-    m; to n where the last panel of each batch element would be rather empty."""
+    """The contraction with a k axis, and with batch axes that only one operand uses moved to m or n: always
+    to m; to n where the last panel of each batch element would be rather empty."""
     c = kernel.contraction
     if not c.k:
         c = replace(c, k=(("k only", 1),))
