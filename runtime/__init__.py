@@ -1,1 +1,1 @@
-""""""
+"""Runs plans: the Store, devices, memory, threads, checkpoints."""

@@ -11,7 +11,8 @@ import numpy as np
 
 from graphflow.compiler.plan.errors import CheckpointError
 
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F64": np.dtype(np.float64), "I32": np.dtype(np.int32),
+_DTYPES: dict[str, np.dtype[Any]] = {
+           "F32": np.dtype(np.float32), "F64": np.dtype(np.float64), "I32": np.dtype(np.int32),
            "I64": np.dtype(np.int64), "U8": np.dtype(np.uint8), "U32": np.dtype(np.uint32),
            "BOOL": np.dtype(np.bool_)}
 _DTYPE_NAMES = ", ".join(dtype.name for dtype in _DTYPES.values())

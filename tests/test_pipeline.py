@@ -144,7 +144,7 @@ def test_one_native_call_is_the_whole_step() -> None:
 def test_prediction_holds_no_optimizer() -> None:
     model = lenet.build()
     step, predict = model.step.compilation, model.prediction.compilation
-    assert step.text("trace").count('role="slot"') == 8
+    assert step.text("trace").count('role="slot"') == 17
     assert all('update' in step.text(stage) for stage in ("trace", "fuse", "schedule"))
     assert "slot" not in predict.text("trace") and "update" not in predict.text("trace")
     assert predict.result("plan").written == ()

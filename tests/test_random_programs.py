@@ -1,5 +1,5 @@
-"""Random graphs through every stage down to native code: the kernels' interpreter, one and two threads, and the
-reference agree; the memory in use is what was planned."""
+"""Random graphs through every stage down to native code: the kernels' interpreter, one and two threads, and
+the reference agree; the memory in use is what was planned."""
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -28,7 +28,8 @@ def expected(case: Case, compilation: Compilation) -> dict[str, np.ndarray]:
 
 
 def agree(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], case: Case, seed: int) -> None:
-    """Within what another order of summation and another exp may change; the graph's text is shown where not."""
+    """Within what another order of summation and another exp may change; the graph's text is shown where
+    not."""
     for name, value in wanted.items():
         try:
             assert found[name].dtype == value.dtype and found[name].shape == value.shape

@@ -1,1 +1,1 @@
-""""""
+"""Level 1: tensor graphs, their builder, text form, checker and export."""

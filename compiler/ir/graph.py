@@ -35,6 +35,7 @@ class TensorType:
 
     @property
     def rank(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     @property
@@ -53,18 +54,22 @@ class Value(NamedTuple):
 
     @property
     def type(self) -> TensorType:
+        """Element type and shape."""
         return self.node.types[self.index]
 
     @property
     def shape(self) -> tuple[DimLike, ...]:
+        """The extent of each axis."""
         return self.type.shape
 
     @property
     def dtype(self) -> DType:
+        """The element type."""
         return self.type.dtype
 
     @property
     def op(self) -> str:
+        """The op that makes it."""
         return self.node.op
 
     def __repr__(self) -> str:
@@ -86,10 +91,12 @@ class Node:
     origins: tuple[Location, ...] = ()
 
     def result(self, index: int = 0) -> Value:
+        """Result number `index`."""
         return Value(self, index)
 
     @property
     def results(self) -> tuple[Value, ...]:
+        """All results."""
         return tuple(Value(self, i) for i in range(len(self.types)))
 
     def __repr__(self) -> str:

@@ -1,1 +1,1 @@
-""""""
+"""Level 2: kernels, their text form, checker and interpreter."""

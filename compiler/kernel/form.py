@@ -35,6 +35,8 @@ class Guard:
 
 @dataclass(frozen=True)
 class Const:
+    """A literal."""
+
     value: float | int | bool
     dtype: DType
 
@@ -71,12 +73,15 @@ class Apply:
 
 @dataclass(frozen=True)
 class Guarded:
+    """`value` where every guard holds, else `fill`; loads in `value` happen only where they hold."""
+
     guards: tuple[Guard, ...]
     value: Expr
     fill: Expr
 
     @property
     def dtype(self) -> DType:
+        """The element type of value and fill."""
         return self.value.dtype
 
 
@@ -103,6 +108,7 @@ class Reduce:
 
     @property
     def dtype(self) -> DType:
+        """The element type of the chosen operand."""
         return self.operands[self.result].dtype
 
 
@@ -118,6 +124,8 @@ class Let:
 
 @dataclass(frozen=True)
 class Store:
+    """Writes element `index` of an argument."""
+
     arg: str
     index: tuple[DimLike, ...]
     value: Expr
@@ -183,6 +191,8 @@ class Contraction:
 
 @dataclass(frozen=True)
 class ContractionKernel:
+    """A contraction and its stores as a kernel; `indirect` and `symbols` as in `LoopKernel`."""
+
     name: str
     arguments: tuple[Argument, ...]
     contraction: Contraction

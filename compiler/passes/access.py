@@ -37,32 +37,40 @@ class Probe:
         self._fresh = 0
 
     def operand(self, i: int, index: Sequence[DimLike], guards: Sequence[Guard] = (), fill: Any = 0) -> Expr:
+        """See `Point.operand`."""
         self.reads.append((i, tuple(index)))
         return Const(0, self.node.inputs[i].dtype)
 
     def const(self, value: Any, dtype: DType) -> Expr:
+        """See `Point.const`."""
         return Const(0, dtype)
 
     def index(self, at: DimLike, dtype: DType) -> Expr:
+        """See `Point.index`."""
         return Const(0, dtype)
 
     def apply(self, function: str, *args: Expr, dtype: DType | None = None) -> Expr:
+        """See `Point.apply`."""
         return Const(0, dtype or F32)
 
     def bind(self, value: Expr) -> Expr:
+        """See `Point.bind`."""
         return value
 
     def indirect(self, value: Expr) -> DimLike:
+        """See `Point.indirect`."""
         self._fresh += 1
         return symbol(f"indirect{self._fresh}")
 
     def loops(self, *extents: DimLike) -> tuple[tuple[str, DimLike], ...]:
+        """See `Point.loops`."""
         self._fresh += 1
         return tuple((f"loop{self._fresh}.{i}", e) for i, e in enumerate(extents))
 
     def reduce(
         self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
     ) -> Expr:
+        """See `Point.reduce`."""
         return operands[result]
 
 

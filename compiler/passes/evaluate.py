@@ -124,6 +124,7 @@ class OpPoint:
         self._e, self.node = evaluator, node
 
     def operand(self, i: int, index: Sequence[DimLike], guards: Sequence[Guard] = (), fill: Any = 0) -> Expr:
+        """See `Point.operand`."""
         e, v = self._e, self.node.inputs[i]
         needed: list[Guard] = []
         for g in guards:
@@ -149,12 +150,15 @@ class OpPoint:
         return Guarded(tuple(needed), inner, other)
 
     def const(self, value: Any, dtype: DType) -> Expr:
+        """See `Point.const`."""
         return Const(_python(value, dtype), dtype)
 
     def index(self, at: DimLike, dtype: DType) -> Expr:
+        """See `Point.index`."""
         return Index(simplify(at, self._e.bounds), dtype)
 
     def apply(self, function: str, *args: Expr, dtype: DType | None = None) -> Expr:
+        """See `Point.apply`."""
         scalar = SCALARS[function]
         if len(args) != scalar.arity:
             raise TypeError(f"{function} takes {scalar.arity} arguments, got {len(args)}")
@@ -165,9 +169,11 @@ class OpPoint:
         return Apply(function, args, dtype or args[0].dtype)
 
     def bind(self, value: Expr) -> Expr:
+        """See `Point.bind`."""
         return self._e.bind(value)
 
     def indirect(self, value: Expr) -> DimLike:
+        """See `Point.indirect`."""
         value = self._e.without_locals(value)
         for name, known in self._e.indirect.items():
             if known == value:
@@ -177,6 +183,7 @@ class OpPoint:
         return symbol(name)
 
     def loops(self, *extents: DimLike) -> Loops:
+        """See `Point.loops`."""
         prefix = self._e.fresh("r")
         made = tuple((f"{prefix}.{j}", extent) for j, extent in enumerate(extents))
         self._e.declare(made)
@@ -187,6 +194,7 @@ class OpPoint:
     def reduce(
         self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
     ) -> Expr:
+        """See `Point.reduce`."""
         if not loops:
             return operands[result]
         scope = self._e.scopes.pop()

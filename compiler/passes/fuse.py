@@ -45,6 +45,7 @@ class Group:
     stored: dict[Value, None] = field(default_factory=dict)
 
     def outer_shape(self) -> tuple[DimLike, ...]:
+        """The shape of what is made once per row."""
         return tuple(d for i, d in enumerate(self.shape) if i not in self.reduced)
 
 
@@ -206,6 +207,8 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
         return None
     if level == "outer" and group.kind == "map":
         rank = len(group.shape)
+        if len(axes) == rank:
+            return "one number for all elements is computed once, beforehand"
         if axes != tuple(range(rank - len(axes), rank)) or _few_rows(group.shape, axes):
             return "the kernel would compute its elements more than once"
         return None

@@ -1,1 +1,1 @@
-""""""
+"""What compiler and runtime share: plans, dimensions, element types, errors."""

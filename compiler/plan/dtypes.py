@@ -22,6 +22,7 @@ class DType:
 
     @property
     def numpy(self) -> np.dtype:
+        """The same type in NumPy."""
         return np.dtype(self.full_name)
 
     def __str__(self) -> str:
@@ -31,10 +32,12 @@ class DType:
 
     @property
     def is_float(self) -> bool:
+        """Whether it is a floating-point type."""
         return self.kind == "f"
 
     @property
     def is_integer(self) -> bool:
+        """Whether it is an integer type, signed or not; bool is none."""
         return self.kind in "iu"
 
 
