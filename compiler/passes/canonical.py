@@ -1,8 +1,8 @@
 """The canonical stage: one form for what has several, and nothing that computes what is known already.
 
-Every row keeps the bits of the result (a NaN stays a NaN; which one is not promised) on a device where a function of a
-number does not depend on the number's place. Each lowers, in this order: the number of elements computed, the number of
-ops, the number of views. Equal nodes become one by the builder, dead ones disappear.
+Every row keeps the bits of the result (a NaN stays a NaN; which one is not promised) on a device where a
+function of a number does not depend on the number's place. Each lowers, in this order: the number of elements
+computed, the number of ops, the number of views. Equal nodes become one by the builder, dead ones disappear.
 """
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewr
 from graphflow.compiler.plan.dtypes import DType
 
 _ELEMENTWISE = tuple(name for name, op in OPS.items() if op.kind == "elementwise")
-APPROXIMATE = frozenset(("pow", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin", "cos",
-                         "mod", "floordiv"))
+APPROXIMATE = frozenset(("pow", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin",
+                         "cos", "mod", "floordiv"))
 """Functions whose last bits a device decides: literals of them are left to it."""
 _VIEWS = ("broadcast_to", "reshape", "transpose", "slice", "flip")
-_LARGEST_POWER = 126                                          # 2 ** -126 and 2 ** 126 are normal in every float type
+_LARGEST_POWER = 126              # 2 ** -126 and 2 ** 126 are normal in every float type
 
 
 def canonicalize(graph: Graph) -> Graph:
@@ -65,6 +65,26 @@ def _hoist(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
 
 
 # --- arithmetic
+
+def _unit_axes(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
+    """Axes of extent 1 (keepdims) are added behind the op, so that it is one with the rows that it belongs to."""
+    shape = node.types[0].shape
+    core = tuple(d for d in shape if d != 1)
+    plain: list[Value] = []
+    added = 0
+    for v in inputs:
+        view, number = b.match(v, "reshape"), b.match(v, "broadcast_to")
+        if view is not None and view.inputs[0].shape == core:
+            plain.append(view.inputs[0])
+            added += 1
+        elif number is not None and number.inputs[0].shape == ():
+            plain.append(b.broadcast(number.inputs[0], core))
+        else:
+            return None
+    if not added or len(core) == len(shape):
+        return None
+    return b.reshape(b.node(node.op, plain, node.attrs).result(), shape=shape)
+
 
 def _mul(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
     for x, factor in (inputs, inputs[::-1]):
@@ -182,7 +202,7 @@ def _broadcast(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result
     before, after = inner.inputs[0].shape, inner.types[0].shape
     new = len(after) - len(before)
     if inner.op == "reshape" and (new < 1 or after[:new] != (1,) * new or after[new:] != before):
-        return None                                           # a reshape that only adds leading axes is no work
+        return None               # only a reshape that adds leading axes is no work
     return b.broadcast(inner.inputs[0], node.types[0].shape)
 
 
@@ -245,6 +265,7 @@ _REDUCTIONS = ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_
 CANONICAL: tuple[Rule, ...] = (
     *(Rule("fold literals", op, _fold) for op in _ELEMENTWISE if op not in APPROXIMATE),
     *(Rule("compute before stretching", op, _hoist) for op in _ELEMENTWISE),
+    *(Rule("axes of extent 1 last", op, _unit_axes) for op in _ELEMENTWISE),
     Rule("x * 1, x * -1, -x * c, -x * -y", "mul", _mul),
     Rule("x / 1, x / 2**k, -x / -y", "div", _div),
     Rule("x + nothing, x + -y", "add", _add),
