@@ -200,6 +200,18 @@ def test_rows_and_elements_chosen_by_loaded_numbers(integer: str, target: Target
     )
 
 
+def test_a_loaded_row_under_guards_on_the_lanes(target: Target) -> None:
+    kernel = parse_kernel("""kernel k(x: r f32[7], n: r i64[4], y: w f32[4,5]) {
+        index g = n[i]
+        grid i < 4 { lanes j < 5 {
+            y[i, j] = guarded(0 <= g < 3, 0 <= 3*g+j-1 < 7, x[3*g+j-1], f32(0.25)) } } }""")
+    x, n = numbers(7), np.array([0, 2, -1, 9])
+    at = 3 * n[:, None] + np.arange(5) - 1
+    holds = (n[:, None] >= 0) & (n[:, None] < 3) & (at >= 0) & (at < 7)
+    got = run(kernel, {"x": x, "n": n, "y": np.zeros((4, 5), np.float32)}, {}, target)
+    np.testing.assert_array_equal(got["y"], np.where(holds, x[np.clip(at, 0, 6)], np.float32(0.25)))
+
+
 def test_guards_on_lanes_rows_and_symbols(target: Target) -> None:
     kernel = parse_kernel("""kernel k(x: r f32[N,M], y: w f32[N+4,M+4]) symbols [M, N] {
         grid i < N+4 { lanes j < M+4 {

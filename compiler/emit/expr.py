@@ -150,11 +150,16 @@ class Emitter(Indices):
             return self.value(value, guards)
         inside = (*guards, *needed)
         other = self.value(fill, guards)
-        if value.kind == "load" and fill.kind == "const" and value.dtype.kind != "b":
+        if (
+            value.kind == "load"
+            and fill.kind == "const"
+            and value.dtype.kind != "b"
+            and not self.spread(self.offset(value.data[0], value.data[1]), inside).uniform
+        ):
             names = value.deps | self.guard_names(inside)
             return self.scopes.placed(names, (value, inside, fill), lambda: self._load(value, inside, other))
         found = self.value(value, inside)
-        for condition in self.condition(inside if _nested(inside, needed, self) else needed):
+        for condition in self.condition(needed, guards):
             if condition is not None:
                 if condition.type.lanes > 1 and self.scopes.lane:
                     found, other = (self.b.splat(v, self.scopes.lane.count) for v in (found, other))
@@ -203,13 +208,15 @@ class Emitter(Indices):
         return safe_place(self.b.module)
 
     def _load(self, node: Node, guards: Guards, fill: Value | int) -> Value:
+        """The loaded value where the guards hold; elsewhere `fill` if the lanes load different elements, and
+        anything if they load the same."""
         arg, index, _ = node.data
         element = MEMORY_TYPES[node.dtype.name]
         s = self.spread(self.offset(arg, index), guards)
         uniform, mask = self.condition(guards)
         lane = self.scopes.lane
         if s.uniform:
-            value = self._scalar_load(arg, s.base, element, guards, uniform, mask, fill)
+            value = self._scalar_load(arg, s.base, element, guards, uniform, mask)
         else:
             assert lane is not None
             mask = self.both(mask, lane.mask)
@@ -224,31 +231,15 @@ class Emitter(Indices):
         guards: Guards,
         uniform: Value | None,
         mask: Value | None,
-        fill: Value | int,
     ) -> Value:
+        """One element for all lanes, where some lane's guards hold; elsewhere anything."""
         b = self.b
         address = self.address(arg, base, guards)
         wanted = uniform
         if mask is not None:
             some = b.any(mask)
             wanted = some if uniform is None else b.and_(some, uniform)
-        if wanted is None:
-            return b.load(element, address)
-        value = b.load(element, b.select(wanted, address, self.safe()))
-        if mask is not None:
-            return self._filled(self._filled(value, fill, mask), fill, uniform)
-        return self._filled(value, fill, uniform)
-
-    def _filled(self, value: Value, fill: Value | int, condition: Value | None) -> Value:
-        """`value` where the condition holds, else `fill`; zeros from the safe place need no more
-        filling."""
-        if condition is None:
-            return value
-        if condition.type.lanes == 1 and (isinstance(fill, int) or _is_zero(fill)):
-            return value
-        if condition.type.lanes > 1:
-            value = self.b.splat(value, condition.type.lanes)
-        return self.b.select(condition, value, fill)
+        return b.load(element, address if wanted is None else b.select(wanted, address, self.safe()))
 
     def _vector_load(
         self,
@@ -264,7 +255,9 @@ class Emitter(Indices):
         if s.known and s.fixed == tuple(range(type.lanes)) and mask is None:
             first = self.address(arg, s.base, guards)
             value = b.load(type, first if uniform is None else b.select(uniform, first, self.safe()))
-            return self._filled(value, fill, uniform)
+            if uniform is None or isinstance(fill, int) or _is_zero(fill):  # the safe place has zeros
+                return value
+            return b.select(uniform, value, fill)
         if uniform is not None:
             mask, uniform = self.both(mask, b.splat(uniform, type.lanes)), None
         if s.known and max(s.fixed) - min(s.fixed) < MAX_SPAN * type.lanes:
@@ -372,17 +365,6 @@ def _number(node: Node) -> float:
 
 def _is_zero(value: Value) -> bool:
     return value.name in ("0", "false", "0x0000000000000000")
-
-
-def _nested(inside: Guards, needed: Guards, e: Emitter) -> bool:
-    """Whether the needed guards use indirect integers, whose loads stand under the outer ones."""
-    return any(
-        e.nodes.is_indirect(n)
-        for g in needed
-        for d in (g.at, g.bound)
-        if not isinstance(d, int)
-        for n in names_in(d)
-    )
 
 
 def safe_place(module: Module) -> Value:

@@ -278,17 +278,20 @@ class Indices:
         room, _ = bounds_of(g.bound - 1 - g.at, self.bounds)
         return low is not None and low >= 0 and room is not None and room >= 0
 
-    def condition(self, guards: Guards) -> tuple[Value | None, Value | None]:
-        """Where all guards hold: an I1 for all lanes, and a mask; None stands for true."""
+    def condition(self, guards: Guards, within: Guards = ()) -> tuple[Value | None, Value | None]:
+        """Where all guards hold: an I1 for all lanes, and a mask; None stands for true. Only where those of
+        `within` hold does the result mean anything."""
         if not guards:
             return None, None
+        within = self.context(self.guard_names(guards), within)
+        names = self.guard_names((*within, *guards))
         return self.scopes.placed(
-            self.guard_names(guards), ("condition", guards), lambda: self._condition(guards)
+            names, ("condition", guards, within), lambda: self._condition(guards, within)
         )
 
-    def _condition(self, guards: Guards) -> tuple[Value | None, Value | None]:
-        scalar, mask = self.condition(guards[:-1])
-        g, before = guards[-1], guards[:-1]
+    def _condition(self, guards: Guards, within: Guards) -> tuple[Value | None, Value | None]:
+        scalar, mask = self.condition(guards[:-1], within)
+        g, before = guards[-1], (*within, *guards[:-1])
         if self.proven(g):
             return scalar, mask
         if not self.varies(g.at) and not self.varies(g.bound):

@@ -41,7 +41,10 @@ def emit_reduction(e: Emitter, node: Node, guards: Guards) -> list[Value]:
     ]
     combine = combination(kind, [a.dtype for a in node.args])
     size = product(extent for _, extent in loops)
-    if (vector or not lanes) and isinstance(size, int) and size <= UNROLL:
+    known = all(
+        isinstance(extent, int) for _, extent in loops
+    )  # 0 times a symbol is known, the loops are not
+    if (vector or not lanes) and known and isinstance(size, int) and size <= UNROLL:
         return _unrolled(e, node, guards, first, combine)
     if vector or not lanes:
         return _nest(e, node, guards, first, combine, 0, "", 1)
