@@ -50,7 +50,8 @@ def test_native_code_agrees_with_the_reference(seed: int) -> None:
         program = native_program(case.graph, threads)
         arrays = [np.asarray(case.feeds[v.node.attrs["name"]], order="C") for v in case.graph.inputs]
         for name in case.graph.states():
-            program.store[name] = case.state[name]
+            if name in program.store:                         # what nothing needs is gone
+                program.store[name] = case.state[name]
         if threads == 2:
             measured = measure_arena(program, arrays)
             assert measured.overruns == ()
