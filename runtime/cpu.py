@@ -143,7 +143,7 @@ class CpuProgram:
     def _fill_addresses(self, bound: Bound) -> None:
         arena = self.store.arena
         arena.reserve(bound.binding.arena_bytes)
-        self.place(bound, bound.binding.offsets, arena.address, arena.address + bound.binding.scratch_offset)
+        self.place(bound, bound.binding.offsets, arena.address, arena.address)
         bound.stamp = (self.store.version, arena.version)
 
     def place(self, bound: Bound, offsets: Any, base: int, scratch: int) -> None:

@@ -91,7 +91,7 @@ def run_guarded(program: CpuProgram, feeds: Sequence[np.ndarray]) -> list[np.nda
 
 
 def _tight(binding: Binding) -> _Layout:
-    return _Layout({id: MARGIN + at for id, at in binding.offsets.items()}, MARGIN + binding.scratch_offset,
+    return _Layout({id: MARGIN + at for id, at in binding.offsets.items()}, MARGIN,
                    binding.peak_bytes + 2 * MARGIN, {})
 
 

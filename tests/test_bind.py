@@ -57,13 +57,13 @@ def takes_over(plan: Plan, a: Buffer, b: Buffer) -> bool:
 def test_no_two_live_buffers_overlap(seed, symbols):
     plan = random_plan(seed)
     binding = bind(plan, symbols, threads=3)
-    end = 0
+    end, lowest = 0, binding.arena_bytes
     offsets = binding.offsets
     spans = {b.id: (offsets[b.id], offsets[b.id] + bytes_of(b, symbols)) for b in plan.buffers}
     for i, a in enumerate(plan.buffers):
         start, stop = spans[a.id]
         assert start % ALIGNMENT == 0 and start >= 0
-        end = max(end, stop)
+        end, lowest = max(end, stop), min(lowest, start)
         for b in plan.buffers[:i]:
             other = spans[b.id]
             if a.first <= b.last and b.first <= a.last and not takes_over(plan, a, b):
@@ -72,11 +72,11 @@ def test_no_two_live_buffers_overlap(seed, symbols):
             assert offsets[a.id] == offsets[a.alias]
     scratch = max(evaluate(item.scratch, symbols) for item in plan.body)
     assert binding.scratch_per_worker >= scratch and binding.scratch_per_worker % ALIGNMENT == 0
-    assert binding.scratch_offset >= end and binding.scratch_offset % ALIGNMENT == 0
     own = {w: max(evaluate(item.scratch, symbols) for item in plan.body if evaluate(item.tasks, symbols) > w)
            for w in range(3) if any(evaluate(item.tasks, symbols) > w for item in plan.body)}
     ends = [w * binding.scratch_per_worker + size for w, size in own.items() if size]
-    assert binding.peak_bytes == (binding.scratch_offset + max(ends) if ends else end)
+    assert binding.scratch_bytes == max(ends, default=0) <= lowest
+    assert binding.peak_bytes == max(end, binding.scratch_bytes)
     assert binding.peak_bytes <= binding.arena_bytes < binding.peak_bytes + ALIGNMENT
 
 

@@ -22,7 +22,7 @@ class Binding:
     """Where everything lies for given symbols and threads: sizes in bytes, offsets from the arena's start.
 
     `offsets` has every arena buffer (one that takes over another has the same offset). Worker w's scratch
-    starts at ``scratch_offset + w * scratch_per_worker``; `scratch_bytes` is what all of them take together,
+    starts at ``w * scratch_per_worker``, before all buffers; `scratch_bytes` is what all of them take together,
     where a launch of fewer tasks than threads keeps fewer workers busy. `peak_bytes` is the end of the last
     byte the plan reserves; `arena_bytes` the same rounded up to the alignment: what to allocate.
     `live_peak_bytes` is the least that any packing could reach: the largest sum of what is alive at once,
@@ -34,7 +34,6 @@ class Binding:
     arena_bytes: int
     peak_bytes: int
     live_peak_bytes: int
-    scratch_offset: int
     scratch_per_worker: int
     scratch_bytes: int
 
@@ -85,12 +84,12 @@ def bind(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> Binding:
             break
     per_worker = align(scratch_bytes(plan, symbols))
     scratch = _all_scratch(plan, symbols, threads, per_worker)
-    scratch_offset = align(best_end)
-    peak = scratch_offset + scratch if scratch else best_end
-    offsets = {id: best[i] for i, block in enumerate(blocks) for id in block.buffers}
+    start = align(scratch)            # scratch lies first: how much of it a call uses, its shapes decide
+    peak = start + best_end if best_end else scratch
+    offsets = {id: start + best[i] for i, block in enumerate(blocks) for id in block.buffers}
     return Binding(symbols=dict(symbols), threads=threads, offsets=offsets, arena_bytes=align(peak),
                    peak_bytes=peak, live_peak_bytes=lower + scratch,
-                   scratch_offset=scratch_offset, scratch_per_worker=per_worker, scratch_bytes=scratch)
+                   scratch_per_worker=per_worker, scratch_bytes=scratch)
 
 
 def scratch_bytes(plan: Plan, symbols: Mapping[str, int]) -> int:
