@@ -71,19 +71,16 @@ class _Contraction:
         b.ret()
 
     def _scratch(self) -> None:
-        """The worker's scratch: panel, sums, packed a; and the buffer of one tile."""
+        """The worker's scratch: panel of b, packed a, sums."""
         b, t = self.b, self.t
         slot = len(self.kernel.arguments) + len(self.kernel.symbols)
         area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
         size = b.load(I64, b.gep(b.params[0], slot + 1, I64))
-        panel, sums, _ = scratch_parts(t, self.dtype.bytes)
+        panel, packed, _ = scratch_parts(t, self.dtype.bytes)
         own = b.gep(area, b.mul(b.params[3], size), Type("i8"))
-        self._place("panel ", own, (t.panel_rows + t.lanes, t.nr))
-        self._place("packed ", b.gep(own, panel + sums, Type("i8")), (t.tiles * t.mr, t.panel_rows + t.lanes))
-        if t.blocks:
-            self._place("sums ", b.gep(own, panel, Type("i8")), (t.tiles * t.mr, t.nr))
-        else:
-            self._place("sums ", b.alloca(self.type, t.mr * t.nr, align=64), (t.mr, t.nr))
+        self._place("panel ", own, (t.panel_rows + t.spare_rows, t.nr))
+        self._place("packed ", b.gep(own, panel, Type("i8")), (t.tiles * t.mr, t.panel_rows))
+        self._place("sums ", b.gep(own, panel + packed, Type("i8")), (t.sum_rows, t.nr))
 
     def _place(self, name: str, address: Value, shape: tuple[DimLike, ...]) -> None:
         """Makes a piece of scratch an argument."""

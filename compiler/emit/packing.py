@@ -231,7 +231,7 @@ def pack_a(
         loop.next()
         e.scopes.bind("a row", b.intrinsic("smin", b.add(e.scopes.bound(ROW), loop.index), last))
         node = at_row(symbol("a row"))
-        base = (tile * t.mr + symbol("a r")) * (t.panel_rows + t.lanes)
+        base = (tile * t.mr + symbol("a r")) * t.panel_rows
 
         def store(carry: list[Value]) -> list[Value]:
             lane = e.scopes.lane

@@ -85,6 +85,20 @@ class Tiling:
         return bool(self.outer) or self.chunk > 0
 
     @property
+    def sum_rows(self) -> int:
+        """Rows of sums in memory: of one tile, or of a task's where they wait."""
+        return self.mr * (self.tiles if self.blocks else 1)
+
+    @property
+    def spare_rows(self) -> int:
+        """Rows behind the panel that the last square block of a transposition may fill."""
+        if self.b != "transpose":
+            return 0
+        extent = self.chunk if self.chunk and len(self.inner) == 1 else self.inner[-1][1]
+        assert isinstance(extent, int)
+        return -extent % self.lanes
+
+    @property
     def m_blocks(self) -> DimLike:
         """Tasks along m."""
         return ceildiv(self.m_total, self.mr * self.tiles)
@@ -127,12 +141,10 @@ def contraction_tasks(kernel: ContractionKernel, target: Target) -> DimLike:
 
 
 def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
-    """Bytes of one worker's panel of b, sums kept between panels, and packed a; `size`: bytes of an
-    element."""
-    panel = 0 if t.b == "inline" else (t.panel_rows + t.lanes) * t.nr * size
-    sums = t.tiles * t.mr * t.nr * size if t.blocks else 0
-    packed = t.tiles * t.mr * (t.panel_rows + t.lanes) * size if t.pack_a else 0
-    return _whole_lines(panel), _whole_lines(sums), _whole_lines(packed)
+    """Bytes of one worker's panel of b, packed a and sums; `size`: bytes of an element."""
+    panel = 0 if t.b == "inline" else (t.panel_rows + t.spare_rows) * t.nr * size
+    packed = t.tiles * t.mr * t.panel_rows * size if t.pack_a else 0
+    return _whole_lines(panel), _whole_lines(packed), _whole_lines(t.sum_rows * t.nr * size)
 
 
 def contraction_scratch(kernel: ContractionKernel, target: Target) -> DimLike:
