@@ -1,4 +1,5 @@
-"""Makes a failing graph smaller: drops outputs and effects, and puts operands in the place of nodes, while it still fails."""
+"""Makes a failing graph smaller: drops outputs and effects, and puts operands in the place of nodes, while it
+still fails."""
 from __future__ import annotations
 
 import time
@@ -52,7 +53,8 @@ def _candidates(graph: Graph) -> Iterator[Graph]:
 
 
 def _with(graph: Graph, outputs: Sequence[str], effects: Sequence[Node]) -> Graph:
-    return Graph(graph.name, graph.inputs, {n: graph.outputs[n] for n in outputs}, tuple(effects), graph.guards)
+    kept = {name: graph.outputs[name] for name in outputs}
+    return Graph(graph.name, graph.inputs, kept, tuple(effects), graph.guards)
 
 
 def _replaced(graph: Graph, old: Node, new: Value | None) -> Graph:

@@ -1,5 +1,6 @@
-"""The checker of tensor graphs: what must hold after every stage. A violation is a CompilerError: the language refuses
-wrong programs before there is a graph, so what fails here was done by a pass (or by the author of a graph's text)."""
+"""The checker of tensor graphs: what must hold after every stage. A violation is a CompilerError: the
+language refuses wrong programs before there is a graph, so what fails here was done by a pass (or by the
+author of a graph's text)."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -9,7 +10,7 @@ from graphflow.compiler.plan.bind import solve_symbols
 from graphflow.compiler.plan.dims import Dim, evaluate, symbols_of
 from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Location
 
-STAGES = ("trace", "canonical", "stable", "autodiff", "joint", "remat", "fuse", "schedule")
+STAGES = ("trace", "canonical", "stable", "autodiff", "joint", "fuse", "schedule")
 """The stages whose result is a tensor graph, in order."""
 
 _OUTSIDE_ONLY = ("input", "state", "training", "update", "check", "grad")
@@ -109,7 +110,7 @@ class _Check:
             raise _wrong(str(e), owner) from None
         for i, p in enumerate(region.parameters):
             if p.node.op != "parameter" or p.node.attrs["index"] != i:
-                raise _wrong(f"parameter {i} of a region of {owner.op} is not its parameter number {i}", owner)
+                raise _wrong(f"parameter {i} of a region of {owner.op} is not its number {i}", owner)
         parameters = {p.node for p in region.parameters}
         for node in nodes:
             if node in self.known or node.op == "parameter" and node not in parameters:
@@ -123,7 +124,7 @@ class _Check:
             raise _wrong(f"there is no op {node.op!r}", node)
         record = OPS[node.op]
         if tuple(node.attrs) != tuple(record.attrs):
-            raise _wrong(f"{node.op} has the attributes {list(node.attrs)} instead of {list(record.attrs)}", node)
+            raise _wrong(f"{node.op} has the attributes {list(node.attrs)}, not {list(record.attrs)}", node)
         given = [v.type for v in node.inputs]
         if node.op != "fused":
             given = [_plain(t) for t in given]
@@ -132,7 +133,7 @@ class _Check:
         except GraphflowError as e:
             raise _wrong(f"{node.op} does not fit its operands: {getattr(e, 'message', e)}", node) from None
         if tuple(map(_plain, inferred)) != tuple(map(_plain, node.types)):
-            raise _wrong(f"{node.op} has the types {list(node.types)}, its operands give {list(inferred)}", node)
+            raise _wrong(f"{node.op} is {list(node.types)}, its operands give {list(inferred)}", node)
 
     def effects(self) -> None:
         """Effects are where they are listed, and nowhere else; a state is written once, as what it is."""
@@ -147,7 +148,8 @@ class _Check:
         states = self.graph.states()
         for name, node in self.graph.updates().items():
             if name in states and _plain(states[name].types[0]) != _plain(node.types[0]):
-                raise _wrong(f"the state {name!r} is {states[name].types[0]}, its update {node.types[0]}", node)
+                state, new = states[name].types[0], node.types[0]
+                raise _wrong(f"the state {name!r} is {state}, its update {new}", node)
         for name, v in self.graph.outputs.items():
             if v.node not in self.known or not 0 <= v.index < len(v.node.types):
                 raise _wrong(f"the output {name!r} is a value that is not there")
@@ -164,7 +166,8 @@ class _Check:
                     raise _wrong(f"no feed's shape decides the symbol {name!r} of {node.op}", node)
         for guard in self.graph.guards:
             for name in sorted(symbols_of(guard.left, guard.right) - set(found)):
-                raise CompilerError(f"no feed's shape decides the symbol {name!r} of a guard", where=guard.where)
+                raise CompilerError(f"no feed's shape decides the symbol {name!r} of a guard",
+                                    where=guard.where)
 
     def origins(self) -> None:
         """Every node knows a line that asked for it, unless the graph was built without any."""
@@ -185,16 +188,17 @@ class _Check:
                 continue
             update = self.graph.updates().get(name)
             if update is None or update.inputs[0] != node.result(i):
-                raise _wrong(f"fused writes the state {name!r} in place, but its result {i} is not the state's update", node)
+                raise _wrong(f"fused writes the state {name!r} in place, but its result {i} is not the "
+                             f"state's update", node)
             leaf = self.graph.states().get(name)
             if leaf is None:
                 continue
             if leaf.types[0] != node.types[i]:
-                raise _wrong(f"fused writes {node.types[i]} over the state {name!r}, which is {leaf.types[0]}", node)
+                raise _wrong(f"fused writes {node.types[i]} over the state {name!r}, {leaf.types[0]}", node)
             for reader in self.graph.users()[leaf]:
                 if reader is not node and reader not in before:
-                    raise _wrong(f"{reader.op} reads the old value of the state {name!r}, but nothing orders it before "
-                                 f"the kernel that writes over it", reader)
+                    raise _wrong(f"{reader.op} reads the old value of the state {name!r}, but nothing orders "
+                                 f"it before the kernel that writes over it", reader)
 
 
 def _ancestors(node: Node) -> set[Node]:

@@ -1,4 +1,5 @@
-"""Graphs for graph tools: the tensor graph and the kernel program as networkx digraphs, and as GraphML files."""
+"""Graphs for graph tools: the tensor graph and the kernel program as networkx digraphs, and as GraphML
+files."""
 from __future__ import annotations
 
 from collections.abc import Iterable
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 def to_networkx(graph: Graph) -> networkx.DiGraph:
     """The graph with a vertex per node, numbered as in `Graph.nodes()`.
 
-    Vertices carry op, shape and dtype (of the first result), line, scope (of the first origin), label, ops (a fused
-    node's, separated by blanks) and outputs (names). Edges carry `operands`: the positions, as text "0,2".
-    """
+    Vertices carry op, shape and dtype (of the first result), line, scope (of the first origin), label, ops (a
+    fused node's, separated by blanks) and outputs (names). Edges carry `operands`: the positions, as text
+    "0,2". """
     import networkx
     out = networkx.DiGraph(name=graph.name)
     numbers = {node: i for i, node in enumerate(graph.nodes())}
@@ -52,10 +53,9 @@ def _connect(out: networkx.DiGraph, sources: Iterable[Any], target: Any) -> None
 def program_to_networkx(program: KernelProgram) -> networkx.DiGraph:
     """The program with a vertex per buffer (its id) and per item of the body (``item 3``).
 
-    Vertices carry kind (a buffer's role, or launch, copy, check), label, shape and dtype (buffers), kernel (launches).
-    Edges run from what is read to the item and from the item to what it writes; they carry `operands` as in
-    `to_networkx` (positions among the item's buffers).
-    """
+    Vertices carry kind (a buffer's role, or launch, copy, check), label, shape and dtype (buffers), kernel
+    (launches). Edges run from what is read to the item and from the item to what it writes; they carry
+    `operands` as in `to_networkx` (positions among the item's buffers). """
     import networkx
     plan = program.plan
     out = networkx.DiGraph(name=plan.name)

@@ -153,7 +153,7 @@ class _Parser:
         s.expect("=")
         op, attrs_of = self.op()
         inputs = s.sequence("(", lambda: self.use(values), ")") if s.peek() == "(" else ()
-        attrs = attrs_of(dict(s.sequence("{", self.attribute, "}")) if s.peek() == "{" else {})
+        attrs = attrs_of(self.attributes() if s.peek() == "{" else {})
         s.expect(":")
         types = [TensorType(*s.type())]
         while s.accept(","):
@@ -202,10 +202,18 @@ class _Parser:
         s.expect("}")
         return Region(tuple(parameters), results)
 
-    def attribute(self) -> tuple[str, object]:
-        name = self.s.name()
-        self.s.expect("=")
-        return name, self.s.literal()
+    def attributes(self) -> dict[str, object]:
+        out: dict[str, object] = {}
+
+        def attribute() -> None:
+            name = self.s.name()
+            if name in out:
+                raise self.s.error(f"the attribute {name!r} stands here twice")
+            self.s.expect("=")
+            out[name] = self.s.literal()
+
+        self.s.sequence("{", attribute, "}")
+        return out
 
     def definition(self) -> int:
         self.s.expect("%")
@@ -231,8 +239,9 @@ class _Parser:
         return tuple(out)
 
     def numbers(self) -> tuple[int, ...]:
-        if not self.s.accept("#"):
+        if self.s.peek() != "#" or self.s.peek(2).startswith('"'):     # that is a line of the table
             return ()
+        self.s.take()
         out = [self.s.integer()]
         while self.s.peek() == "," and self.s.peek(1).isdigit():      # else the comma parts region parameters
             self.s.take()
@@ -243,6 +252,8 @@ class _Parser:
         s, table = self.s, {}
         while s.accept("#"):
             number = s.integer()
+            if number in table:
+                raise s.error(f"the location #{number} stands here twice")
             file, line = s.string(), s.integer()
             start = stop = None
             if s.accept("columns"):

@@ -1,12 +1,12 @@
 """The autodiff stage: replaces every `grad` node by the nodes that compute the gradient.
 
-Reverse mode. Only nodes on a path from what is differentiated with respect to, to the scalar, are visited, users before
-operands; each op's record says how a cotangent goes through it. Cotangents of a value are added in the order in which
-the graph meets them, so the result has the same bits every time. Gradients inside gradients come out innermost first,
-because a `grad` whose scalar needs another one comes after it.
+Reverse mode. Only nodes on a path from what is differentiated with respect to, to the scalar, are visited,
+users before operands; each op's record says how a cotangent goes through it. Cotangents of a value are added
+in the order in which the graph meets them, so the result has the same bits every time. Gradients inside
+gradients come out innermost first, because a `grad` whose scalar needs another one comes after it.
 
-Assumes: a checked graph. Guarantees: no `grad` node is left; gradient nodes carry the origins of their forward node.
-"""
+Assumes: a checked graph. Guarantees: no `grad` node is left; gradient nodes carry the origins of their
+forward node. """
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -36,8 +36,8 @@ def expand_gradients(graph: Graph) -> Graph:
 
 
 def gradients(b: Builder, scalar: Value, wrt: Sequence[Value]) -> list[Value]:
-    """The derivative of `scalar` with respect to each value, made of nodes of the builder; zeros where `scalar` does not
-    depend on it."""
+    """The derivative of `scalar` with respect to each value, made of nodes of the builder; zeros where
+    `scalar` does not depend on it."""
     order = topological([scalar.node])
     active = _active(order, wrt)
     cotangents: dict[Value, Value] = {}
@@ -52,7 +52,8 @@ def gradients(b: Builder, scalar: Value, wrt: Sequence[Value]) -> list[Value]:
 
 
 def _active(order: Sequence[Node], wrt: Sequence[Value]) -> set[Value]:
-    """The float values that depend on one of `wrt` through ops that let gradients pass, and these themselves."""
+    """The float values that depend on one of `wrt` through ops that let gradients pass, and these
+    themselves."""
     active = set(wrt)
     for node in order:
         if node.op not in NO_FLOW and any(v in active for v in node.inputs):
@@ -60,8 +61,8 @@ def _active(order: Sequence[Node], wrt: Sequence[Value]) -> set[Value]:
     return active
 
 
-def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[Value], cotangents: dict[Value, Value]
-             ) -> None:
+def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[Value],
+             cotangents: dict[Value, Value]) -> None:
     """Adds what flows through one node to the cotangents of its operands."""
     from graphflow.compiler.ops import OPS
     if node.op in NO_FLOW:
@@ -69,16 +70,16 @@ def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[
     gradient = OPS[node.op].gradient
     if gradient is None:
         raise UseError(f"{node.op} has no gradient", op=node.op, shapes=[v.shape for v in node.inputs],
-                       where=_where(node), hint="put gf.stop_gradient around its operand to treat it as constant")
+                       where=_where(node), hint="put gf.stop_gradient around it to make it a constant")
     flowing = gradient(b, node, given)
     if len(flowing) != len(node.inputs):
-        raise CompilerError(f"the gradient of {node.op} gives {len(flowing)} cotangents for {len(node.inputs)} operands",
+        raise CompilerError(f"{node.op} has {len(node.inputs)} operands, its gradient has {len(flowing)}",
                             stage="autodiff", where=_where(node))
     for operand, cotangent in zip(node.inputs, flowing):
         if cotangent is None or operand not in active:
             continue
         if _plain(cotangent.type) != _plain(operand.type):
-            raise CompilerError(f"the gradient of {node.op} is {cotangent.type} where its operand is {operand.type}",
+            raise CompilerError(f"the gradient of {node.op} is {cotangent.type}, its operand {operand.type}",
                                 stage="autodiff", where=_where(node))
         before = cotangents.get(operand)
         cotangents[operand] = cotangent if before is None else b.add(before, cotangent)

@@ -67,7 +67,7 @@ def _hoist(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
 # --- arithmetic
 
 def _unit_axes(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
-    """Axes of extent 1 (keepdims) are added behind the op, so that it is one with the rows that it belongs to."""
+    """Axes of extent 1 (keepdims) are added behind the op, so that it joins the rows that it belongs to."""
     shape = node.types[0].shape
     core = tuple(d for d in shape if d != 1)
     plain: list[Value] = []

@@ -1,8 +1,8 @@
 """The joint stage: rewrites over forward and backward together, once autodiff has put them into one graph.
 
-The canonical table runs again, for gradients come out in pieces. What was there for autodiff alone goes: nothing is
-differentiated any more, so `stop_gradient` means nothing. Rows that may round differently are listed as such.
-"""
+The canonical table runs again, for gradients come out in pieces. What was there for autodiff alone goes:
+nothing is differentiated any more, so `stop_gradient` means nothing. Rows that may round differently are
+listed as such. """
 from __future__ import annotations
 
 import math
@@ -57,7 +57,7 @@ def _sums_exactly(number: float, x: Value, node: Node) -> bool:
     count = product(x.shape[a] for a in node.attrs["axes"])
     if not math.isfinite(number) or not number or not isinstance(count, int):
         return False
-    numerator, denominator = abs(number).as_integer_ratio()   # numerator / 2**k, or an integer with low zero bits
+    numerator, _ = abs(number).as_integer_ratio()             # the divisor is a power of 2
     odd = numerator // (numerator & -numerator)
     return odd * count < _EXACT[x.dtype.bytes] and _is_moderate(number, x.dtype)
 
@@ -81,8 +81,8 @@ def _transposed_matmul(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -
     inner = b.match(inputs[0], "matmul")
     if inner is None or not _swaps_last(node):
         return None
-    x, y = inner.inputs
-    return b.matmul(y, x, transpose_x=not inner.attrs["transpose_y"], transpose_y=not inner.attrs["transpose_x"])
+    (x, y), attrs = inner.inputs, inner.attrs
+    return b.matmul(y, x, transpose_x=not attrs["transpose_y"], transpose_y=not attrs["transpose_x"])
 
 
 def _swaps_last(view: Node) -> bool:

@@ -1,23 +1,22 @@
 """The rewriting engine: tables of small local rules, applied in one sweep from operands to users.
 
-A pass is a table of `Rule` rows. Every new node is shown to the rules of its op until none fires; the nodes that a rule
-makes are shown to the rules too. There is no fix-point over the whole graph: each rule lowers the cost that its table
-states, so the sweep ends, and a limit turns a table that does not into a CompilerError.
+A pass is a table of `Rule` rows. Every new node is shown to the rules of its op until none fires; the nodes
+that a rule makes are shown to the rules too. There is no fix-point over the whole graph: each rule lowers the
+cost that its table states, so the sweep ends, and a limit turns a table that does not into a CompilerError.
 
-What a `grad` node differentiates with respect to is *pinned*: a rule must not look through it (``log(exp(a))`` is not
-``a`` for one who asks for the gradient with respect to ``exp(a)``), and it never merges with an equal node.
-"""
+What a `grad` node differentiates with respect to is *pinned*: a rule must not look through it
+(``log(exp(a))`` is not ``a`` for one who asks for the gradient with respect to ``exp(a)``), and it never
+merges with an equal node. """
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Union
 
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, Value, walk
 from graphflow.compiler.plan.errors import CompilerError
 
-Result = Union[Value, Sequence[Value], None]
+Result = Value | Sequence[Value] | None
 LIMIT = 200
 """How many rules may fire for one node of the old graph."""
 
@@ -57,7 +56,8 @@ class RewriteBuilder(Builder):
 
 @dataclass(frozen=True)
 class Rule:
-    """A row: `apply(b, node, inputs)` gives what stands for a node of op `op`, or None where the pattern does not fit.
+    """A row: `apply(b, node, inputs)` gives what stands for a node of op `op`, or None where the pattern does
+    not fit.
 
     `keeps`: "bits", the result is the same bit for bit, or "tolerance", it is at least as accurate.
     """
@@ -68,8 +68,8 @@ class Rule:
 
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
-    """The graph after one sweep. Guarantees: same inputs, outputs, effects and types; no dead nodes; equal nodes are
-    one unless pinned. Bodies of regions are left as they are."""
+    """The graph after one sweep. Guarantees: same inputs, outputs, effects and types; no dead nodes; equal
+    nodes are one unless pinned. Bodies of regions are left as they are."""
     table: dict[str, list[Rule]] = {}
     for rule in rules:
         table.setdefault(rule.op, []).append(rule)
@@ -107,7 +107,8 @@ class _Sweep:
         return results
 
     def settle(self, node: Node) -> tuple[Value, ...]:
-        """What stands for a node of the new graph, once no rule fires on it or on what the rules made for it."""
+        """What stands for a node of the new graph, once no rule fires on it or on what the rules made for
+        it."""
         if node not in self.settled:
             inputs = tuple(self.settle(v.node)[v.index] for v in node.inputs)
             done = node if inputs == node.inputs else self.b.copy(node, inputs)
@@ -129,6 +130,8 @@ class _Sweep:
         where = node.origins[0] if node.origins else None
         self.fired += 1
         if self.fired > LIMIT:
-            raise CompilerError(f"the rewriting of {node.op} does not end: rule {rule.name!r} fired last", where=where)
+            raise CompilerError(f"the rewriting of {node.op} does not end: rule {rule.name!r} fired last",
+                                where=where)
         if tuple(v.type for v in results) != node.types:
-            raise CompilerError(f"rule {rule.name!r} changes {list(node.types)} to {[v.type for v in results]}", where=where)
+            made = [v.type for v in results]
+            raise CompilerError(f"rule {rule.name!r} changes {list(node.types)} to {made}", where=where)

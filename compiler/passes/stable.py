@@ -1,8 +1,8 @@
 """The stable stage: formulas that lose accuracy or overflow become those that do not.
 
-It runs before autodiff, so gradients come out of the good formula. A row keeps the result within a tolerance, and
-is at least as accurate as what it replaces; none fires on what it made. After each the canonical table tidies up.
-"""
+It runs before autodiff, so gradients come out of the good formula. A row keeps the result within a tolerance,
+and is at least as accurate as what it replaces; none fires on what it made. After each the canonical table
+tidies up. """
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -65,8 +65,9 @@ def _one_plus(b: RewriteBuilder, value: Value) -> Value | None:
 
 
 def _log_sum_exp(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
-    """log(sum(exp(x))) = m + log(sum(exp(x - m))) with m = max(x), unless x is a difference from a maximum already.
-    m counts as a constant: its derivatives cancel. An infinite m is not subtracted, for inf - inf is NaN."""
+    """log(sum(exp(x))) = m + log(sum(exp(x - m))) with m = max(x), unless x is a difference from a maximum
+    already. m counts as a constant: its derivatives cancel. An infinite m is not subtracted, for inf - inf is
+    NaN."""
     view = b.match(inputs[0], "reshape")
     total = b.match(view.inputs[0] if view is not None else inputs[0], "reduce_sum")
     inner = b.match(total.inputs[0], "exp") if total is not None else None
@@ -137,4 +138,5 @@ STABLE: tuple[Rule, ...] = (
     Rule("1 / sqrt(x), 1 / (1 + exp(x))", "div", _reciprocal, "tolerance"),
     Rule("x ** 2", "pow", _square, "tolerance"),
 )
-"""The table. Stated cost: the number of logs, exps and quotients whose operand may overflow, underflow or cancel."""
+"""The table. Stated cost: the number of logs, exps and quotients whose operand may overflow, underflow or
+cancel."""
