@@ -1,5 +1,4 @@
-"""A convolutional net that reads handwritten digits: trains in seconds on data that comes along, and shows
-its plan."""
+"""A convolutional net that reads handwritten digits; trains in seconds, on data that comes along."""
 from __future__ import annotations
 
 import sys
@@ -70,9 +69,11 @@ def _show_misread(test: tuple[np.ndarray, np.ndarray], chances: np.ndarray) -> P
         drawn = ["\n".join("".join(row) for row in shades[(test[0][i, 0] * 9).astype(int)]) for i in wrong]
         path.write_text("\n\n".join(f"{c}\n{d}" for c, d in zip(captions, drawn)) + "\n")
         return path
-    figure = Figure(figsize=(9, 6))
+    columns = min(max(len(wrong), 1), 6)
+    rows = max(-(-len(wrong) // columns), 1)
+    figure = Figure(figsize=(1.5 * columns, 1.7 * rows))
     for place, (i, caption) in enumerate(zip(wrong, captions), 1):
-        axes = figure.add_subplot(4, 6, place)
+        axes = figure.add_subplot(rows, columns, place)
         axes.imshow(test[0][i, 0], cmap="gray_r")
         axes.set_title(caption, fontsize=8)
         axes.set_axis_off()

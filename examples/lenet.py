@@ -1,5 +1,4 @@
-"""LeNet in its modern form on MNIST or Fashion-MNIST: two convolutions with max-pooling, two dense layers,
-Adam."""
+"""LeNet, in its modern form, on MNIST or Fashion-MNIST: two convolutions, max-pooling, two dense layers."""
 from __future__ import annotations
 
 import sys

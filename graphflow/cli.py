@@ -98,6 +98,8 @@ def _example(name: str) -> ModuleType:
 def _run(args: argparse.Namespace) -> None:
     from graphflow.runtime.device import device
     device(args.device)                               # before any data is read
+    if args.device == "null":
+        print("device null plans and counts but computes nothing: results below are zeros")
     _example(args.example).main(args)
 
 
