@@ -7,19 +7,16 @@ from typing import Any, NoReturn
 import numpy as np
 
 from graphflow.compiler.ir.graph import Attrs, Region, TensorType
-from graphflow.compiler.kernel.form import Expr
 from graphflow.compiler.ops.record import (
     REQUIRED,
     Arg,
     Failure,
-    Index,
     Op,
-    Point,
     Pointwise,
     Sample,
     check_operands,
 )
-from graphflow.compiler.plan.dims import Dim, DimLike
+from graphflow.compiler.plan.dims import Dim
 from graphflow.compiler.plan.dtypes import BOOL, F32, I32, I64, U8
 from graphflow.compiler.plan.errors import CompilerError, DTypeError, ShapeError, UseError
 
@@ -27,8 +24,8 @@ ROLES = ("parameter", "slot", "statistic", "seed", "step")
 """What an entry of the Store is for: a trained array, an optimizer's slot, a running statistic, the random
 seed, or the number of steps done."""
 
-MAX_ARRAY = 256
-"""Elements that an `array` may have: it is code, a search tree of literals, not a buffer."""
+MAX_ARRAY_BYTES = 1 << 20
+"""What an `array` may take: it is part of the program's text."""
 
 
 def _infer_declared(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
@@ -71,10 +68,10 @@ def _infer_array(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Re
     (type,) = _infer_declared(types, attrs, regions)
     if not isinstance(type.size, int):
         raise ShapeError("an array constant has a fixed shape", op="array", shapes=[type.shape])
-    if type.size > MAX_ARRAY:
-        raise UseError(f"an array constant has at most {MAX_ARRAY} elements, this one has {type.size}",
-                       op="array",
-                       shapes=[type.shape], hint="make it a feed, or a parameter that is not trained")
+    if type.size * type.dtype.bytes > MAX_ARRAY_BYTES:
+        raise UseError(f"an array constant has at most {MAX_ARRAY_BYTES:,} bytes, this one has "
+                       f"{type.size * type.dtype.bytes:,}", op="array", shapes=[type.shape],
+                       hint="make it a feed, or a parameter that is not trained")
     if len(attrs["data"]) != type.size * type.dtype.bytes:
         raise UseError(f"{len(attrs['data'])} bytes are not an array of {type}", op="array")
     return [type]
@@ -86,24 +83,6 @@ def _elements(attrs: Attrs) -> np.ndarray:
 
 def _reference_array(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> list[Any]:
     return [_elements(attrs).reshape(types[0].shape)]
-
-
-def _lower_array(p: Point, index: Index, result: int) -> Expr:
-    dtype, shape = p.node.types[0].dtype, p.node.types[0].shape
-    values = _elements(p.node.attrs).tolist()
-    flat: DimLike = 0
-    for at, extent in zip(index, shape):
-        flat = flat * extent + at
-
-    def choose(low: int, high: int) -> Expr:
-        same = all(v == values[low] and str(v) == str(values[low]) for v in values[low:high])
-        if same:                                      # str tells -0.0 from 0.0
-            return p.const(values[low], dtype)
-        middle = (low + high) // 2
-        left = p.apply("lt", p.index(flat, I64), p.const(middle, I64), dtype=BOOL)
-        return p.apply("where", left, choose(low, middle), choose(middle, high), dtype=dtype)
-
-    return choose(0, len(values)) if values else p.const(0, dtype)
 
 
 def _made_elsewhere(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> NoReturn:
@@ -136,7 +115,7 @@ def _infer_check(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Re
 
 def _array_samples() -> list[Sample]:
     rng = np.random.default_rng(0)
-    cases = [(F32, ()), (F32, (5,)), (I64, (2, 3)), (U8, (0,)), (BOOL, (2, 1, 4))]
+    cases = [(F32, ()), (F32, (5,)), (F32, (10, 100)), (I64, (2, 3)), (U8, (0,)), (BOOL, (2, 1, 4))]
     data = [rng.integers(0, 2, shape).astype(dtype.numpy).tobytes() for dtype, shape in cases]
     return [Sample((), {"data": bytes, "dtype": dtype, "shape": shape}, smooth=False)
             for bytes, (dtype, shape) in zip(data, cases)]
@@ -161,12 +140,12 @@ OPS: tuple[Op, ...] = (
        failures=[Failure((), {"value": 1, "dtype": BOOL}, "is not a bool"),
                  Failure((), {"value": 0.5, "dtype": I32}, "is not an integer"),
                  Failure((), {"value": 256, "dtype": U8}, "it holds 0 to 255")]),
-    Op("array", "leaf", f"A literal array of at most {MAX_ARRAY} elements, as little-endian row-major bytes.",
-       (), _infer_array, _reference_array, lowering=Pointwise(_lower_array),
+    Op("array", "leaf", f"A literal array of at most {MAX_ARRAY_BYTES:,} bytes, little-endian and row-major.",
+       (), _infer_array, _reference_array,
        attrs={"data": REQUIRED, **_TYPED}, samples=_array_samples,
        failures=[Failure((), {"data": b"\0" * 7, "dtype": F32, "shape": (2,)},
                          "7 bytes are not an array of f32[2]"),
-                 Failure((), {"data": b"\0" * 257, "dtype": U8, "shape": (257,)}, "make it a feed")]),
+                 Failure((), {"data": b"", "dtype": F32, "shape": (1 << 10, 1 << 10)}, "make it a feed")]),
     Op("parameter", "leaf", "Parameter number `index` of a region.", (), _made_elsewhere,
        attrs={"index": REQUIRED}),
     Op("training", "leaf", "Whether the step trains: a bool that the trace stage replaces by a constant.", (),

@@ -45,6 +45,7 @@ class _Lowering:
         feeds = [self._buffer("f", "feed", v.node.attrs["name"], v.type, v.node) for v in g.inputs]
         self.at.update(zip(g.inputs, feeds))
         self._states()
+        self._constants()
         outputs = self._outputs()
         fused = sorted((n for n in g.nodes() if n.op == "fused"), key=lambda n: n.attrs["position"])
         for node in fused:
@@ -93,13 +94,19 @@ class _Lowering:
             if node.op == "state":
                 self.at[node.result()] = self.state[name]
 
+    def _constants(self) -> None:
+        for node in self.graph.nodes():
+            if node.op == "array":
+                id = self.at[node.result()] = self._buffer("c", "constant", "", node.types[0], node)
+                self.buffers[id] = replace(self.buffers[id], data=node.attrs["data"])
+
     def _outputs(self) -> dict[str, str]:
         """Output buffers; one that is a leaf is copied at the start, others are filled by the kernel that
         makes them."""
         made: dict[str, str] = {}
         for name, v in self.graph.outputs.items():
             made[name] = self._buffer("o", "output", name, v.type, v.node)
-            if v in self.at and self.buffers[self.at[v]].role in ("feed", "state"):
+            if v in self.at and self.buffers[self.at[v]].role in ("feed", "state", "constant"):
                 self.start.append(Copy(self.at[v], made[name]))
             elif v not in self.at and not self._state_of(v):
                 self.at[v] = made[name]
