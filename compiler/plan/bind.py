@@ -22,9 +22,9 @@ class Binding:
     """Where everything lies for given symbols and threads: sizes in bytes, offsets from the arena's start.
 
     `offsets` has every arena buffer (one that takes over another has the same offset). Worker w's scratch
-    starts at ``w * scratch_per_worker``, before all buffers; `scratch_bytes` is what all of them take together,
-    where a launch of fewer tasks than threads keeps fewer workers busy. `peak_bytes` is the end of the last
-    byte the plan reserves; `arena_bytes` the same rounded up to the alignment: what to allocate.
+    starts at ``w * scratch_per_worker``, before all buffers; `scratch_bytes` is what all of them take
+    together, where a launch of fewer tasks than threads keeps fewer workers busy. `peak_bytes` is the end of
+    the last byte the plan reserves; `arena_bytes` the same rounded up to the alignment: what to allocate.
     `live_peak_bytes` is the least that any packing could reach: the largest sum of what is alive at once,
     scratch included.
     """
