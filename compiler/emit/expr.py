@@ -277,6 +277,8 @@ class Emitter(Indices):
         value: Value | None = None
         for start in range(0, span, width):
             here = [x - start if start <= x < start + width else None for x in wanted]
+            if not any(x is not None for x in here):  # a gap: no lane wants an element of it
+                continue
             address = b.gep(first, start, type.scalar) if start else first
             part = self._part(type.vector(width), address, here, mask, fill, span - start)
             if value is None:
