@@ -98,8 +98,7 @@ def code() -> bytes:
 def make(code: bytes, plan: Plan = PLAN, **options) -> CpuProgram:
     store = Store()
     store.declare("w", "parameter", "f32", (3,), np.arange(3, dtype=np.float32))
-    where = lambda origin: Location("net.py", 7)                                                     # noqa: E731
-    return CpuProgram(plan, code, store, where=where, **options)
+    return CpuProgram(plan, code, store, where=lambda origin: Location("net.py", 7), **options)
 
 
 def test_result_and_state(code):
