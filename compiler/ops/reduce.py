@@ -25,8 +25,8 @@ from graphflow.compiler.ops.record import (
     Sample,
     check_operands,
 )
-from graphflow.compiler.plan.dims import DimLike, symbol
-from graphflow.compiler.plan.dtypes import I64, DType
+from graphflow.compiler.plan.dims import Dim, DimLike, symbol
+from graphflow.compiler.plan.dtypes import BOOL, I64, DType
 from graphflow.compiler.plan.errors import ShapeError, UseError
 
 
@@ -164,10 +164,15 @@ def _infer_arg(op: str) -> Callable:
 def _lower_arg(kind: str) -> Pointwise:
     def value(p: Point, index: Index, result: int) -> Expr:
         axis = p.node.attrs["axis"]
-        loops = p.loops(p.node.inputs[0].shape[axis])
+        extent = p.node.inputs[0].shape[axis]
+        loops = p.loops(extent)
         at = symbol(loops[0][0])
         x = p.operand(0, [*index[:axis], at, *index[axis:]])
-        return p.reduce(kind, loops, x, p.index(at, I64), result=1)
+        found = p.reduce(kind, loops, x, p.index(at, I64), result=1)
+        if not isinstance(extent, Dim):
+            return found
+        some = p.apply("lt", p.const(0, I64), p.index(extent, I64), dtype=BOOL)
+        return p.apply("where", some, found, p.const(0, I64), dtype=I64)
     return Pointwise(value)
 
 
