@@ -19,6 +19,14 @@ graph gap
 inputs %0
 output y = %3
 ''',
+    "lanes that share an element which only one of them wants": '''\
+graph shared
+%0 = input {name="x", dtype=f32, shape=[40]} : f32[40]
+%1 = pad(%0) {low=[0], high=[0], interior=[1], value=2.0} : f32[79]
+%2 = reduce_sum(%1) {axes=[0]} : f32[]
+inputs %0
+output y = %2
+''',
     "the place of the least of nothing": '''\
 graph nothing
 %0 = input {name="x", dtype=f32, shape=[2, N]} : f32[2,N]

@@ -289,7 +289,10 @@ class Emitter(Indices):
                 lanes = range(type.lanes)
                 value = b.shuffle(value, part, [i if here[i] is None else type.lanes + i for i in lanes])
         assert value is not None
-        return value
+        if mask is None or len(set(wanted)) == len(wanted):
+            return value
+        # A lane that is not set has got what a lane that is set wants from the same place.
+        return b.select(mask, value, fill if isinstance(fill, int) else b.splat(fill, type.lanes))
 
     def _part(
         self,
