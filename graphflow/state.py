@@ -38,7 +38,7 @@ def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -
                        hint="use letters, digits and _: feeds may be passed as "
                        "keywords", where=here())
     entries = shape if isinstance(shape, (tuple, list)) else (shape,)
-    extents = tuple(d if d is not None else symbol(f"{name}.{axis}" if axis else BATCH)
+    extents = tuple(d if d is not None else symbol(f"{name}.axis{axis}" if axis else BATCH)
                     for axis, d in enumerate(entries))
     target = element_type(dtype)
     x = apply("input", [], name=name, dtype=target, shape=_declared(extents), finite=finite)

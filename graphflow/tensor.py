@@ -6,6 +6,7 @@ side; these are weak: they take the other operand's element type (but a float ma
 """
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
@@ -16,6 +17,7 @@ from graphflow.compiler.ops import OPS
 from graphflow.compiler.plan.dims import Dim, DimLike, symbol
 from graphflow.compiler.plan.dtypes import BOOL, F32, I32, I64, DType, as_dtype, promote
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError, UserError
+from graphflow.compiler.plan.text import RESERVED
 from graphflow.scope import here
 
 Operand = Union["Tensor", int, float, bool, Sequence[Any], np.ndarray, np.generic]  # noqa: UP007
@@ -274,6 +276,9 @@ def dim(name: str) -> DimLike:
     """
     if not isinstance(name, str) or not name.isidentifier():
         raise UseError(f"{name!r} is no name for a dimension", hint="use letters, digits and _", where=here())
+    if name in RESERVED or re.fullmatch("[a-z][0-9]+", name):
+        raise UseError(f"{name!r} can't name a dimension: the compiler's texts use it for something else",
+                       hint="use another word; types, and a small letter with a number, are taken", where=here())
     return symbol(name)
 
 

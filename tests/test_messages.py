@@ -144,6 +144,8 @@ LANGUAGE = [
     Case(lambda: gf.input("x", (2,), "int32", finite=True), UseError, "only floats can be NaN", "input()",
          'gf.input("x", (2,), "int32", finite=True)'),
     Case(lambda: gf.dim("a b"), UseError, "'a b' is no name for a dimension", "", 'gf.dim("a b")'),
+    Case(lambda: gf.dim("i0"), UseError, "'i0' can't name a dimension", "", 'gf.dim("i0")'),
+    Case(lambda: gf.dim("f32"), UseError, "'f32' can't name a dimension", "", 'gf.dim("f32")'),
     Case(lambda: gf.parameter((N, 2), 0.0), ShapeError, "a parameter has a fixed shape", "",
          "gf.parameter((N, 2), 0.0)"),
     Case(lambda: gf.parameter((2,), np.zeros(3)), ShapeError, "the initial value has another shape", "",

@@ -36,6 +36,8 @@ from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
 from graphflow.compiler.plan.dtypes import DType
 
 Index = tuple[DimLike, ...]
+PIECE = "s0"
+"""The variable that numbers the pieces of a split reduction."""
 
 
 @dataclass
@@ -162,7 +164,7 @@ def _anchor(node: Node) -> Node:
 
 def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction, Index]:
     """The region's contraction, yet without stores, and the index of its result. `piece` cuts the first k
-    axis into pieces of that length, which become a leading batch axis "s"."""
+    axis into pieces of that length, which become a leading batch axis."""
     anchor = _anchor(node)
     lowering = OPS[anchor.op].lowering
     assert isinstance(lowering, Contract)
@@ -175,8 +177,8 @@ def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction,
     guards: list[Guard] = []
     if piece:
         whole = parts.k[0]
-        first = symbol("s") * piece + symbol("k0")
-        batch = (("s", ceildiv(whole, piece)), *batch)
+        first = symbol(PIECE) * piece + symbol("k0")
+        batch = ((PIECE, ceildiv(whole, piece)), *batch)
         k = (("k0", piece), *(x for x in k if x[0] != "k0"))
         at_k = (first, *at_k[1:])
         e.declare((batch[0], k[0]))
@@ -198,12 +200,12 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel
     dtype = anchor.types[0].dtype
     pieces = c.batch[0][1]
     shape = (pieces, *anchor.types[0].shape)
-    c = replace(c, stores=(Store("p", (symbol("s"), *out_index), Local("acc", dtype)),))
+    c = replace(c, stores=(Store("p", (symbol(PIECE), *out_index), Local("acc", dtype)),))
     head = finish(f"{name}_partial", e, [*f.arguments, Argument("p", dtype, shape, "w")], c)
     e = evaluator(node, f)
     loops, index = axes_of("i", anchor.types[0].shape)
-    e.declare((*loops, ("s", pieces)))
-    total = Reduce("sum", (("s", pieces),), (Load("p", (symbol("s"), *index), dtype),))
+    e.declare((*loops, (PIECE, pieces)))
+    total = Reduce("sum", ((PIECE, pieces),), (Load("p", (symbol(PIECE), *index), dtype),))
     e.preset(anchor.result(), index, e.bind(total))
     stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
     body = nest(loops, (*e.scopes[0].lets, *stores), "grid")
@@ -221,7 +223,7 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[t
     outer = tuple((n, x) for n, x in loops if int(n[1:]) not in axes)
     at_row = tuple(d for i, d in enumerate(index) if i not in axes)
     rows = tuple(d for i, d in enumerate(shape) if i not in axes)
-    e.declare((*outer, ("s", pieces)))
+    e.declare((*outer, (PIECE, pieces)))
     reductions = [n for n in region.nodes() if OPS[n.op].kind == "reduce"]
     stores, shapes, dtypes, arguments = [], [], [], list(f.arguments)
     for number, n in enumerate(reductions):
@@ -229,11 +231,11 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[t
         shapes.append((pieces, *rows))
         dtypes.append(n.types[0].dtype)
         arguments.append(Argument(f"p{number}", n.types[0].dtype, shapes[-1], "w"))
-        stores.append(Store(f"p{number}", (symbol("s"), *at_row), reduce))
-    body = nest((("s", pieces), *outer), (*e.scopes[0].lets, *stores), "grid")
+        stores.append(Store(f"p{number}", (symbol(PIECE), *at_row), reduce))
+    body = nest(((PIECE, pieces), *outer), (*e.scopes[0].lets, *stores), "grid")
     head = finish(f"{name}_partial", e, arguments, body)
     e = evaluator(node, f)
-    e.declare((*outer, ("s", pieces)))
+    e.declare((*outer, (PIECE, pieces)))
     for number, n in enumerate(reductions):
         kind = n.op.removeprefix("reduce_")
         total = Reduce(
@@ -256,7 +258,7 @@ def _piece(e: Evaluator, n: Node, shape: Index, axes: tuple[int, ...], at_row: I
     kind = n.op.removeprefix("reduce_")
     point = OpPoint(e, n)
     loops = point.loops(piece, *(shape[a] for a in axes[1:]))
-    at = [symbol("s") * piece + symbol(loops[0][0]), *(symbol(v) for v, _ in loops[1:])]
+    at = [symbol(PIECE) * piece + symbol(loops[0][0]), *(symbol(v) for v, _ in loops[1:])]
     index: list[DimLike] = []
     rows = iter(at_row)
     for i in range(len(shape)):
