@@ -278,7 +278,8 @@ def dim(name: str) -> DimLike:
         raise UseError(f"{name!r} is no name for a dimension", hint="use letters, digits and _", where=here())
     if name in RESERVED or re.fullmatch("[a-z][0-9]+", name):
         raise UseError(f"{name!r} can't name a dimension: the compiler's texts use it for something else",
-                       hint="use another word; types, and a small letter with a number, are taken", where=here())
+                       hint="use another word; types, and a small letter with a number, are taken",
+                       where=here())
     return symbol(name)
 
 

@@ -1,4 +1,5 @@
-"""Graphs that once failed, found by random search and shrunk: native code agrees with the reference on them."""
+"""Graphs that once failed, found by random search and shrunk: native code agrees with the reference on
+them."""
 from __future__ import annotations
 
 import numpy as np
