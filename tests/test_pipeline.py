@@ -49,10 +49,9 @@ def test_compilation_starts_from_any_stage(stage: str) -> None:
     whole = Compilation(mlp_step(), host_target())
     resumed = Compilation.resume(whole.text(stage), stage)
     assert resumed.text("emit") == whole.text("emit")
-    with pytest.raises(UseError, match="starts from"):
-        if stage == NAMES[0]:
-            raise UseError("starts from the first stage")
-        resumed.text(NAMES[0])
+    if stage != NAMES[0]:
+        with pytest.raises(UseError, match="starts from"):
+            resumed.text(NAMES[0])
 
 
 def test_dump_writes_every_stage(tmp_path: Path) -> None:
