@@ -226,9 +226,15 @@ class Compilation:
 
         return assembly(self.result("emit").ir, self.context.target)
 
+    def cuda(self) -> str:
+        """CUDA C of the loop kernels; contractions are named in comments."""
+        from graphflow.compiler.emit.cuda import emit_cuda
+
+        return emit_cuda(self.result("memory"))
+
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
-        """Writes a numbered text file per stage (or for one), GraphML beside graphs, the LLVM text and the
-        assembly."""
+        """Writes a numbered text file per stage (or for one) and GraphML beside graphs; with all of them
+        also what was refused, CUDA C of the loop kernels, and the assembly."""
         import networkx
 
         folder = Path(folder)
@@ -244,8 +250,9 @@ class Compilation:
                 networkx.write_graphml(self.graph(name), path.with_suffix(".graphml"))
                 written.append(path.with_suffix(".graphml"))
         if stage is None:
-            for name, text in (("refusals.txt", self.explain()), ("assembly.s", self.assembly())):
-                path = folder / f"{len(STAGES) + 1 + (name == 'assembly.s'):02}.{name}"
+            texts = {"refusals.txt": self.explain(), "kernels.cu": self.cuda(), "assembly.s": self.assembly()}
+            for number, (name, text) in enumerate(texts.items(), len(STAGES) + 1):
+                path = folder / f"{number:02}.{name}"
                 path.write_text(text)
                 written.append(path)
         return written

@@ -11,8 +11,9 @@ from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.check import check_graph
 from graphflow.compiler.ir.graph import Graph, Guard, Node, Region, TensorType, Value
 from graphflow.compiler.ir.text import parse_graph, print_graph
+from graphflow.compiler.passes.assemble import assemble
 from graphflow.compiler.passes.autodiff import expand_gradients
-from graphflow.compiler.passes.fuse import fuse
+from graphflow.compiler.passes.fuse import fusion_of
 from graphflow.compiler.plan.dims import symbol
 from graphflow.compiler.plan.dtypes import BOOL, F32, F64, I64
 from graphflow.compiler.plan.errors import CompilerError, Location
@@ -50,7 +51,7 @@ def test_sound_graphs_pass() -> None:
     check_graph(graph, "trace")
     graph = expand_gradients(graph)
     check_graph(graph, "autodiff")
-    check_graph(fuse(graph), "fuse")
+    check_graph(assemble(fusion_of(graph)), "fuse")
 
 
 def test_the_error_has_the_line_and_the_text() -> None:
@@ -163,7 +164,7 @@ def test_a_lost_origin_is_refused() -> None:
 def test_a_state_is_overwritten_behind_its_readers_only() -> None:
     """Without an ordering operand, the kernel that writes over b.W could run before the one that reads
     it for the input's gradient."""
-    damaged = fuse(expand_gradients(training_step()))
+    damaged = assemble(fusion_of(expand_gradients(training_step())))
     check_graph(damaged, "fuse")
     writer = next(n for n in damaged.nodes() if n.op == "fused" and "b.W" in n.attrs["inplace"])
     after = writer.attrs["after"]
@@ -175,7 +176,7 @@ def test_a_state_is_overwritten_behind_its_readers_only() -> None:
 
 
 def test_what_is_written_in_place_is_the_update() -> None:
-    graph = fuse(expand_gradients(training_step()))
+    graph = assemble(fusion_of(expand_gradients(training_step())))
     position = next(i for i, n in enumerate(graph.nodes()) if n.op == "fused" and any(n.attrs["inplace"]))
     for name in ("other", "loss"):
         damaged = parse_graph(print_graph(graph))

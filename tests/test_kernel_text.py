@@ -93,7 +93,7 @@ def program() -> KernelProgram:
             Copy("b0", "o0"))
     plan = Plan("step", "x86-64", ("N",), buffers, ("f0",), ("o0",), ("s0",), (), body,
                 (Message('bad "label"', 7, "x"),), (EntryGuard(N, N * 2, 3),))
-    return KernelProgram(plan, {k.name: k for k in KERNELS}, (((1, 2), "too wide"), ((), "because")))
+    return KernelProgram(plan, {k.name: k for k in KERNELS})
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda k: k.name)

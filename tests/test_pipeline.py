@@ -58,7 +58,8 @@ def test_dump_writes_every_stage(tmp_path: Path) -> None:
     written = Compilation(mlp_step(), host_target()).dump(tmp_path)
     names = {p.name for p in written}
     assert {f"{i + 1:02}.{s}.{'ll' if s == 'emit' else 'txt'}" for i, s in enumerate(NAMES)} <= names
-    assert {"13.refusals.txt", "14.assembly.s"} <= names
+    assert {"13.refusals.txt", "14.kernels.cu", "15.assembly.s"} <= names
+    assert "__global__" in (tmp_path / "14.kernels.cu").read_text()
     graph = networkx.read_graphml(tmp_path / "05.joint.graphml")
     assert any(data["op"] == "update" for _, data in graph.nodes(data=True))
 

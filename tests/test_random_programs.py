@@ -17,9 +17,6 @@ from graphflow.compiler.target import host_target
 from graphflow.runtime.measure import measure_arena
 
 SEEDS = range(300)
-INTERPRETED = range(0, 300, 5)
-"""The seeds that the interpreter of kernels runs too; it is slow."""
-
 
 def expected(case: Case, compilation: Compilation) -> dict[str, np.ndarray]:
     """Outputs and new states by the reference, on the graph that autodiff expanded."""
@@ -64,7 +61,7 @@ def test_native_code_agrees_with_the_reference(seed: int) -> None:
 
 
 @pytest.mark.reference
-@pytest.mark.parametrize("seed", INTERPRETED)
+@pytest.mark.parametrize("seed", SEEDS)
 def test_interpreted_kernels_agree_with_the_reference(seed: int) -> None:
     case = random_case(seed)
     compilation = Compilation(case.graph, host_target())

@@ -6,7 +6,7 @@ keeps the rest.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.plan.schema import Plan
@@ -15,8 +15,6 @@ from graphflow.compiler.plan.schema import Plan
 @dataclass(frozen=True)
 class KernelProgram:
     """`plan`: buffers and body (lifetimes filled in by `memory`); `kernels`: by name, each launched at least
-    once. A launch's buffers match its kernel's arguments in order. `refusals`: (origin numbers, why a fusion
-    was refused)."""
+    once. A launch's buffers match its kernel's arguments in order."""
     plan: Plan
     kernels: Mapping[str, Kernel]
-    refusals: tuple[tuple[tuple[int, ...], str], ...] = field(default=())

@@ -34,7 +34,7 @@ from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType
 from graphflow.compiler.plan.plan_text import print_plan, scan_plan
-from graphflow.compiler.plan.text import Scanner, dim_text, literal_text, name_text, number_text, type_text
+from graphflow.compiler.plan.text import Scanner, dim_text, name_text, number_text, type_text
 
 _LOOPS = {"for": "serial", "grid": "grid", "lanes": "lanes"}
 _WORDS = {kind: word for word, kind in _LOOPS.items()}
@@ -43,13 +43,9 @@ Axes = tuple[tuple[str, DimLike], ...]
 
 
 def print_program(program: KernelProgram, origins: bool = True) -> str:
-    """The plan, what fusion refused, and the kernels. `origins`: whether to show the numbers of the traced
-    nodes."""
-    lines = [print_plan(program.plan, origins).rstrip("\n")]
-    for numbers, reason in program.refusals:
-        at = f" #{','.join(map(str, numbers))}" if numbers and origins else ""
-        lines.append(f"refused {literal_text(reason)}{at}")
-    return "\n".join(lines) + "\n" + "".join("\n" + print_kernel(k) for k in program.kernels.values())
+    """The plan and the kernels. `origins`: whether to show the numbers of the traced nodes."""
+    plan = print_plan(program.plan, origins).rstrip("\n")
+    return plan + "\n" + "".join("\n" + print_kernel(k) for k in program.kernels.values())
 
 
 def print_kernel(kernel: Kernel) -> str:
@@ -59,25 +55,16 @@ def print_kernel(kernel: Kernel) -> str:
 
 def parse_program(text: str, source: str = "program") -> KernelProgram:
     """Reads what `print_program` prints; TextError with line and column where it cannot. Nothing is checked
-    beyond the
-    grammar: see `graphflow.compiler.kernel.check`."""
+    beyond the grammar: see `graphflow.compiler.kernel.check`."""
     s = Scanner(text, source)
     plan = scan_plan(s)
-    refusals = []
-    while s.accept("refused"):
-        reason, numbers = s.string(), []
-        if s.accept("#"):
-            numbers.append(s.integer())
-            while s.accept(","):
-                numbers.append(s.integer())
-        refusals.append((tuple(numbers), reason))
     kernels: dict[str, Kernel] = {}
     while s.kind() != "end":
         kernel = _Parser(s).kernel()
         if kernel.name in kernels:
             raise s.error(f"there are two kernels named {kernel.name!r}")
         kernels[kernel.name] = kernel
-    return KernelProgram(plan, kernels, tuple(refusals))
+    return KernelProgram(plan, kernels)
 
 
 def parse_kernel(text: str, source: str = "kernel") -> Kernel:

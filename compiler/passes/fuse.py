@@ -62,13 +62,6 @@ class Fusion:
     consumers: dict[Node, list[Node]]
 
 
-def fuse(graph: Graph) -> Graph:
-    """See the module's docstring. The refusals are kept by `fusion_of`, which `explain` calls."""
-    from graphflow.compiler.passes.assemble import assemble
-
-    return assemble(fusion_of(graph))
-
-
 def fusion_of(graph: Graph) -> Fusion:
     """Decides the groups."""
     roots = dict.fromkeys([*graph.outputs.values(), *(v for n in graph.effects for v in n.inputs)])

@@ -7,7 +7,6 @@ the same plan serves a program whose lines moved.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphflow.compiler.plan.dims import DimLike
@@ -113,12 +112,3 @@ class Plan:
     def buffer(self, id: str) -> Buffer:
         """The buffer of that id; KeyError if there is none."""
         return next(b for b in self.buffers if b.id == id)
-
-
-def total_bytes(buffers: Sequence[Buffer]) -> DimLike:
-    """The sum of the buffers' sizes, as a dimension."""
-    from graphflow.compiler.plan.dims import product
-    total: DimLike = 0
-    for b in buffers:
-        total = total + product(b.shape) * b.dtype.bytes
-    return total
