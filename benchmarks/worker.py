@@ -63,7 +63,31 @@ def lenet(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
     return gf.loss.softmax_cross_entropy(gf.nn.dense(h, 10, name="fc2"), y)
 
 
-NETS = {f.__name__: f for f in (logreg, mlp, autoenc, traffic, lenet)}
+def inception(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """One GoogLeNet module, global average pooling and a classifier."""
+    def conv(h: gf.Tensor, channels: int, window: int, name: str) -> gf.Tensor:
+        return gf.nn.conv2d(h, channels, window, padding=window // 2, activation=gf.relu, name=name)
+
+    h = gf.concatenate([conv(x, 64, 1, "b1"), conv(conv(x, 96, 1, "b3r"), 128, 3, "b3"),
+                        conv(conv(x, 16, 1, "b5r"), 32, 5, "b5"),
+                        conv(gf.nn.max_pool2d(x, 3, 1, padding=1), 32, 1, "bp")], 1)
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(h.mean((2, 3)), 10, name="fc"), y)
+
+
+def alexnet(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """AlexNet in one tower, without dropout."""
+    def conv(h: gf.Tensor, channels: int, window: int, name: str, stride: int = 1) -> gf.Tensor:
+        return gf.nn.conv2d(h, channels, window, stride, 2 if window > 3 else 1, gf.relu, name=name)
+
+    h = gf.nn.max_pool2d(conv(x, 64, 11, "c1", 4), 3, 2)
+    h = gf.nn.max_pool2d(conv(h, 192, 5, "c2"), 3, 2)
+    h = conv(conv(conv(h, 384, 3, "c3"), 256, 3, "c4"), 256, 3, "c5")
+    h = gf.nn.flatten(gf.nn.max_pool2d(h, 3, 2))
+    h = gf.nn.dense(gf.nn.dense(h, 4096, gf.relu, name="fc6"), 4096, gf.relu, name="fc7")
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(h, 1000, name="fc8"), y)
+
+
+NETS = {f.__name__: f for f in (logreg, mlp, autoenc, traffic, lenet, inception, alexnet)}
 
 
 Arrays = dict[str, np.ndarray]
