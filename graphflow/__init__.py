@@ -30,10 +30,11 @@ from graphflow.compiler.plan.errors import (
 from graphflow.function import Program, function
 from graphflow.gradient import grad
 from graphflow.model import History, Model
+from graphflow.products import matmul
 from graphflow.runtime.store import Store
 from graphflow.scope import scope
 from graphflow.state import input, parameter  # noqa: A004
-from graphflow.tensor import Tensor, cast, constant, dim, matmul
+from graphflow.tensor import Tensor, cast, constant, dim
 
 __version__ = "0.1.0"
 

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 from graphflow.compiler.plan.errors import DTypeError, ShapeError
-from graphflow.functions import check_range, log_softmax, matches, mean, op_function, square, sum
+from graphflow.functions import op_function, square
+from graphflow.indexing import check_range, matches
+from graphflow.reductions import log_softmax, mean, sum
 from graphflow.scope import here
 from graphflow.tensor import Tensor, broadcast_shapes, elementwise
 

@@ -2,9 +2,9 @@
 from __future__ import annotations
 
 from graphflow.compiler.plan.errors import ShapeError
-from graphflow.functions import argmax, mean
-from graphflow.functions import max as largest
-from graphflow.functions import sum as total
+from graphflow.reductions import argmax, mean
+from graphflow.reductions import max as largest
+from graphflow.reductions import sum as total
 from graphflow.scope import here
 from graphflow.tensor import Tensor, cast, elementwise
 
@@ -26,7 +26,7 @@ def binary_accuracy(logits: Tensor, targets: Tensor) -> Tensor:
 
 def top_k_accuracy(scores: Tensor, labels: Tensor, k: int) -> Tensor:
     """The share of rows in which fewer than `k` scores are larger than that of the label."""
-    from graphflow.functions import matches
+    from graphflow.indexing import matches
     _check("top_k_accuracy", scores, labels)
     of_label = largest(elementwise("where", matches(labels, scores.shape[-1]), scores, float("-inf")), -1,
                        True)

@@ -19,7 +19,7 @@ def take_slice(x: Tensor, key: Any) -> Tensor:
     call.
     """
     if isinstance(key, (Tensor, np.ndarray, list)):
-        from graphflow.functions import take
+        from graphflow.indexing import take
         return take(x, key, axis=0)
     keys = _full_key(x, key if isinstance(key, tuple) else (key,))
     starts: list[DimLike] = []

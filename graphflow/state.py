@@ -31,8 +31,8 @@ def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -
     None for an extent that each call decides: as the first axis the batch, one for all inputs that leave it
     open, else an extent of its own. `finite`: calls refuse NaN and infinity in it.
     """
-    from graphflow.functions import all as every
     from graphflow.functions import op_function
+    from graphflow.reductions import all as every
     if not isinstance(name, str) or not name.isidentifier():
         raise UseError(f"{name!r} is no name for an input",
                        hint="use letters, digits and _: feeds may be passed as "

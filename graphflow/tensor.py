@@ -215,10 +215,10 @@ class Tensor:
         return power(other, self)
 
     def __matmul__(self, other: Operand) -> Tensor:
-        return matmul(self, other)
+        return _functions().matmul(self, other)
 
     def __rmatmul__(self, other: Operand) -> Tensor:
-        return matmul(other, self)
+        return _functions().matmul(other, self)
 
     def __and__(self, other: Operand) -> Tensor:
         return logic("logical_and", "bit_and", self, other)
@@ -484,26 +484,6 @@ def power(x: Any, y: Any) -> Tensor:
         square = elementwise("mul", x, x)
         return square if y == 2 else elementwise("mul", square, x)
     return elementwise("pow", x, y)
-
-
-def matmul(x: Operand, y: Operand) -> Tensor:
-    """``x @ y``: NumPy's matrix product. A vector stands for one row (left) or one column (right); the axes
-    before the last two are broadcast."""
-    reshape = _functions().reshape
-    a, b = as_tensors([x, y])
-    if not a.shape or not b.shape:
-        raise ShapeError("matmul takes arrays of at least one axis, not a number", op="matmul",
-                         shapes=[a.shape, b.shape], where=here(), hint="multiply by a number with *")
-    left = reshape(a, (1, *a.shape)) if a.ndim == 1 else a
-    right = reshape(b, (*b.shape, 1)) if b.ndim == 1 else b
-    if left.shape[-1] == right.shape[-2] and left.shape[:-2] != right.shape[:-2]:
-        batch = broadcast_shapes("matmul", [left.shape[:-2], right.shape[:-2]])
-        left, right = stretch(left, (*batch, *left.shape[-2:])), stretch(right, (*batch, *right.shape[-2:]))
-    out = apply("matmul", [left, right])
-    if a.ndim > 1 and b.ndim > 1:
-        return out
-    shape = out.shape[:-2] + (out.shape[-2:-1] if a.ndim > 1 else ()) + (out.shape[-1:] if b.ndim > 1 else ())
-    return reshape(out, shape)
 
 
 def logic(on_bools: str, on_integers: str, x: Any, y: Any) -> Tensor:
