@@ -133,6 +133,12 @@ def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType],
         raise FeedError(f"feed {attrs['feed']!r}: {attrs['message']}" if attrs["feed"] else attrs["message"])
     if node.op == "scan":
         return _scan(node.regions[0], arrays, attrs, types, context)
+    if node.op == "cond":
+        return _region(node.regions[0 if arrays[0] else 1], arrays[1:], context)
+    if node.op == "while_loop":
+        return _while(*node.regions, arrays, attrs, context)
+    if node.op == "custom_gradient":
+        return _region(node.regions[0], arrays, context)
     if node.op == "fused":
         return _region(node.regions[0], arrays[:len(arrays) - attrs["after"]], context)
     reference = OPS[node.op].reference
@@ -161,6 +167,17 @@ def _scan(body: Region, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any], 
         for out, row in zip(stacked, results[count:]):
             out[step] = row
     return [*carries, *stacked]
+
+
+def _while(condition: Region, body: Region, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any],
+           context: _Context) -> list[np.ndarray]:
+    count = attrs["carries"]
+    carries, constants = list(arrays[:count]), arrays[count:]
+    for _ in range(attrs["limit"]):
+        if not _region(condition, [*carries, *constants], context)[0]:
+            break
+        carries = _region(body, [*carries, *constants], context)
+    return carries
 
 
 def _where(node: Node) -> Any:

@@ -34,7 +34,7 @@ NO_GRADIENT = set("""
 """.split())
 """Ops whose results are no floats, that read none, or that stop gradients on purpose."""
 
-NO_REFERENCE = set("input state parameter training grad scan fused".split())
+NO_REFERENCE = set("input state parameter training grad scan cond while_loop custom_gradient fused".split())
 """Ops that the interpreter itself knows, or that an earlier stage replaces."""
 
 

@@ -1,4 +1,5 @@
-"""Ops that hold regions (scan, and the kernels that fusion makes), and `grad`, which autodiff replaces."""
+"""Ops that hold regions (loops, branches, gradients of the user's own, and the kernels that fusion makes),
+and `grad`, which autodiff replaces."""
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -7,7 +8,11 @@ from typing import Any, NoReturn
 from graphflow.compiler.ir.graph import Attrs, Node, Region, TensorType, Value
 from graphflow.compiler.ops.record import REQUIRED, Arg, Failure, Op
 from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.plan.dtypes import BOOL
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
+
+SAVES = ("values", "carries")
+"""What the gradient of a scan keeps of each step: values that are dear to compute, or the carries alone."""
 
 
 def _infer_grad(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
@@ -27,24 +32,45 @@ def _infer_grad(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
     return list(wrt)
 
 
-def _region(op: str, regions: Sequence[Region]) -> Region:
-    if len(regions) != 1:
-        raise UseError(f"{op} has one region, not {len(regions)}", op=op)
-    return regions[0]
+def _regions(op: str, regions: Sequence[Region], *names: str) -> Sequence[Region]:
+    if len(regions) != len(names):
+        count = "one region" if len(names) == 1 else f"{len(names)} regions ({', '.join(names)})"
+        raise UseError(f"{op} has {count}, not {len(regions)}", op=op)
+    return regions
 
 
-def _check_parameters(op: str, expected: Sequence[TensorType], region: Region) -> None:
+def _check_parameters(op: str, expected: Sequence[TensorType], region: Region, name: str = "body") -> None:
     if len(expected) != len(region.parameters):
-        raise UseError(f"{op}: the body has {len(region.parameters)} parameters for {len(expected)} operands",
-                       op=op)
+        raise UseError(f"{op}: the {name} has {len(region.parameters)} parameters for {len(expected)} "
+                       "operands", op=op)
     for i, (t, parameter) in enumerate(zip(expected, region.parameters)):
         if t != parameter.type:
-            message = f"{op}: parameter {i} of the body is {parameter.type}, but its operand gives {t}"
+            message = f"{op}: parameter {i} of the {name} is {parameter.type}, but its operand gives {t}"
             raise ShapeError(message, op=op, shapes=[t.shape, parameter.shape])
 
 
+def _check_carries(op: str, starts: Sequence[TensorType], results: Sequence[TensorType]) -> None:
+    if len(results) < len(starts):
+        raise UseError(f"{op}: the body returns {len(results)} values for {len(starts)} carries", op=op)
+    for i, (before, after) in enumerate(zip(starts, results)):
+        if before != after:
+            kind = ShapeError if before.dtype == after.dtype else DTypeError
+            raise kind(f"{op}: carry {i} starts as {before}, but the body returns {after}", op=op,
+                       shapes=[before.shape, after.shape], hint="a carry keeps its shape and element type")
+
+
+def _check_number(op: str, name: str, t: TensorType) -> None:
+    if t.dtype != BOOL:
+        raise DTypeError(f"{op}: the {name} is bool, not {t.dtype.full_name}", op=op, shapes=[t.shape])
+    if t.shape:
+        raise ShapeError(f"{op}: the {name} is one bool, not an array", op=op, shapes=[t.shape],
+                         hint="reduce it with all() or any()")
+
+
 def _infer_scan(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
-    region, length = _region("scan", regions), attrs["length"]
+    region, length = _regions("scan", regions, "body")[0], attrs["length"]
+    if attrs["save"] not in SAVES:
+        raise UseError(f"scan: save is {attrs['save']!r}, not one of {', '.join(SAVES)}", op="scan")
     carries, steps = attrs["carries"], attrs["steps"]
     if min(carries, steps) < 0 or len(types) < carries + steps:
         raise UseError(f"scan: {carries} carries and {steps} inputs per step, but {len(types)} operands",
@@ -57,22 +83,74 @@ def _infer_scan(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
         rows.append(TensorType(t.dtype, t.shape[1:]))
     _check_parameters("scan", [*types[:carries], *rows, *types[carries + steps:]], region)
     results = [v.type for v in region.results]
-    if len(results) < carries:
-        raise UseError(f"scan: the body returns {len(results)} values for {carries} carries", op="scan")
-    for i, (before, after) in enumerate(zip(types[:carries], results)):
-        if before != after:
-            kind = ShapeError if before.dtype == after.dtype else DTypeError
-            raise kind(f"scan: carry {i} starts as {before}, but the body returns {after}", op="scan",
-                       shapes=[before.shape, after.shape], hint="a carry keeps its shape and element type")
+    _check_carries("scan", types[:carries], results)
     return results[:carries] + [TensorType(t.dtype, (length, *t.shape)) for t in results[carries:]]
 
 
-def _scan_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> NoReturn:
-    raise NotImplementedError("scan has no gradient yet: to differentiate, unroll the loop in Python")
+def _no_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> NoReturn:
+    raise NotImplementedError(f"{node.op} has no gradient yet: to differentiate, unroll the loop in Python")
+
+
+def _infer_cond(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
+    then, otherwise = _regions("cond", regions, "then", "otherwise")
+    if not types:
+        raise UseError("cond takes a predicate", op="cond")
+    _check_number("cond", "predicate", types[0])
+    _check_parameters("cond", types[1:], then, "branch then")
+    _check_parameters("cond", types[1:], otherwise, "branch otherwise")
+    first, second = ([v.type for v in region.results] for region in regions)
+    if len(first) != len(second):
+        raise UseError(f"cond: one branch returns {len(first)} values, the other {len(second)}", op="cond")
+    for i, (x, y) in enumerate(zip(first, second)):
+        if x != y:
+            kind = ShapeError if x.dtype == y.dtype else DTypeError
+            raise kind(f"cond: result {i} is {x} in the branch then, {y} in the branch otherwise", op="cond",
+                       shapes=[x.shape, y.shape], hint="both branches give the same types")
+    return first
+
+
+def _infer_while(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
+    condition, body = _regions("while_loop", regions, "condition", "body")
+    carries, limit = attrs["carries"], attrs["limit"]
+    if not 0 <= carries <= len(types):
+        raise UseError(f"while_loop: {carries} carries, but {len(types)} operands", op="while_loop")
+    if not isinstance(limit, int) or limit < 0:
+        raise UseError(f"while_loop: the limit is a number of trips, not {limit!r}", op="while_loop")
+    _check_parameters("while_loop", types, condition, "condition")
+    _check_parameters("while_loop", types, body)
+    if len(condition.results) != 1:
+        raise UseError(f"while_loop: the condition returns {len(condition.results)} values, not one bool",
+                       op="while_loop")
+    _check_number("while_loop", "condition", condition.results[0].type)
+    results = [v.type for v in body.results]
+    _check_carries("while_loop", types[:carries], results)
+    if len(results) > carries:
+        raise UseError(f"while_loop: the body returns {len(results)} values for {carries} carries",
+                       op="while_loop", hint="to stack an output of every step, use scan")
+    return results
+
+
+def _infer_custom(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
+    op = "custom_gradient"
+    forward, backward = _regions(op, regions, "forward", "backward")
+    _check_parameters(op, types, forward, "forward part")
+    results = [v.type for v in forward.results]
+    cotangents = [t for t in results if t.dtype.is_float]
+    _check_parameters(op, [*types, *results, *cotangents], backward, "backward part")
+    wanted = [(i, t) for i, t in enumerate(types) if t.dtype.is_float]
+    if len(backward.results) != len(wanted):
+        raise UseError(f"{attrs['name']}: the backward part returns {len(backward.results)} cotangents for "
+                       f"{len(wanted)} float operands", op=op)
+    for (i, t), v in zip(wanted, backward.results):
+        if v.type != t:
+            kind = ShapeError if v.dtype == t.dtype else DTypeError
+            raise kind(f"{attrs['name']}: operand {i} is {t}, but its cotangent is {v.type}", op=op,
+                       shapes=[t.shape, v.shape])
+    return results
 
 
 def _infer_fused(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
-    region, after, inplace = _region("fused", regions), attrs["after"], attrs["inplace"]
+    region, after, inplace = _regions("fused", regions, "body")[0], attrs["after"], attrs["inplace"]
     if not 0 <= after <= len(types):
         raise UseError(f"fused: {after} of {len(types)} operands are said to be for ordering", op="fused")
     _check_parameters("fused", types[:len(types) - after], region)
@@ -84,8 +162,9 @@ def _infer_fused(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Re
 def _region_flops(node: Node) -> DimLike:
     from graphflow.compiler.ops import OPS as table
     total: DimLike = 0
-    for inner in node.regions[0].nodes():
-        total = total + table[inner.op].flops(inner)
+    for region in node.regions:
+        for inner in region.nodes():
+            total = total + table[inner.op].flops(inner)
     return total
 
 
@@ -100,11 +179,32 @@ OPS: tuple[Op, ...] = (
        "Operands: `carries` values that each step replaces, then `steps` arrays of which step i sees element "
        "i of axis 0, then constants; the body's parameters stand for them in this order. The body returns "
        "the carries and what is to be stacked along a new axis 0, at the step's own place. Results: the last "
-       "carries, the stacked arrays.",
-       ("*operands",), _infer_scan, gradient=_scan_gradient,
-       attrs={"length": REQUIRED, "carries": REQUIRED, "steps": REQUIRED, "reverse": False},
+       "carries, the stacked arrays. `save` says what the gradient keeps of each step: the values that are "
+       "dear to compute, or the carries alone; `note` what it did keep.",
+       ("*operands",), _infer_scan, gradient=_no_gradient,
+       attrs={"length": REQUIRED, "carries": REQUIRED, "steps": REQUIRED, "reverse": False, "save": "values",
+              "note": ""},
        flops=lambda node: _region_flops(node) * node.attrs["length"],
        failures=[Failure((Arg(()),), {"length": 3, "carries": 1, "steps": 0}, "one region")]),
+    Op("cond", "control", "The results of the region `then` if the predicate holds, else those of "
+       "`otherwise`; the other region does not run. The parameters of both stand for the operands after the "
+       "predicate.",
+       ("predicate", "*operands"), _infer_cond, gradient=_no_gradient, flops=_region_flops,
+       failures=[Failure((Arg((), "bool"),), {}, "2 regions (then, otherwise)")]),
+    Op("while_loop", "control", "Runs the body as long as the condition holds, at most `limit` times. "
+       "Operands: `carries` values that each step replaces, then constants; the parameters of both regions "
+       "(condition, body) stand for all of them. Results: the last carries.",
+       ("*operands",), _infer_while, gradient=_no_gradient,
+       attrs={"carries": REQUIRED, "limit": REQUIRED},
+       flops=lambda node: _region_flops(node) * node.attrs["limit"],
+       failures=[Failure((Arg(()),), {"carries": 1, "limit": 9}, "2 regions (condition, body)")]),
+    Op("custom_gradient", "control", "The results of the region `forward`, with the region `backward` as the "
+       "gradient: its parameters are the operands, the results, and the cotangents of the float results; it "
+       "returns a cotangent for each float operand, in order. `name` is what the user calls the op. The "
+       "autodiff stage uses `backward` and puts `forward` in the node's place.",
+       ("*operands",), _infer_custom, gradient=_no_gradient, attrs={"name": REQUIRED},
+       flops=_region_flops,
+       failures=[Failure((Arg(()),), {"name": "mine"}, "2 regions (forward, backward)")]),
     Op("fused", "fused", "A kernel in the making: the region's ops run as one. The last `after` operands are "
        "no parameters of the region: they only say what must run before. `inplace`: per result, the name of "
        "the state that it overwrites, or \"\"; `kind` says what the kernel is, `axes` (kind row) along which "
