@@ -27,7 +27,7 @@ def matches(indices: Tensor, classes: DimLike) -> Tensor:
     if not indices.dtype.is_integer:
         raise DTypeError(f"indices are integers, not {indices.dtype.full_name}", op="one_hot",
                          shapes=[indices.shape], where=here(), hint="convert them with gf.cast(x, 'int32')")
-    return expand_dims(indices, -1) == arange(classes, indices.dtype if indices.dtype.bytes > 1 else "int32")
+    return expand_dims(indices, -1) == arange(classes, dtype=indices.dtype if indices.dtype.bytes > 1 else "int32")
 
 
 def feed_name(x: Tensor) -> str:

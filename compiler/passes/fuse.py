@@ -66,6 +66,8 @@ def fusion_of(graph: Graph) -> Fusion:
     """Decides the groups."""
     roots = dict.fromkeys([*graph.outputs.values(), *(v for n in graph.effects for v in n.inputs)])
     asked = {v.node for v in roots}
+    # routines and reshapes that copy read whole buffers: a view of one is made first
+    asked |= {v.node for n in graph.nodes() if _reads_whole(n) for v in n.inputs}
     free = {n for n in graph.nodes() if is_view(n) and n not in asked and has_index_map(n)}
     work = [
         n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free
@@ -96,6 +98,10 @@ def fusion_of(graph: Graph) -> Fusion:
 def is_view(node: Node) -> bool:
     """Whether the op computes nothing: a view, or a literal."""
     return OPS[node.op].kind == "view" or (OPS[node.op].kind == "leaf" and OPS[node.op].lowering is not None)
+
+
+def _reads_whole(node: Node) -> bool:
+    return OPS[node.op].kind == "routine" or (is_view(node) and not has_index_map(node))
 
 
 def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
