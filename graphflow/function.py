@@ -24,7 +24,7 @@ from graphflow.compiler.plan.schema import Buffer, EntryGuard, Plan
 from graphflow.runtime.feeds import FeedChecker
 from graphflow.runtime.store import STEP, Store
 from graphflow.scope import here
-from graphflow.state import Variable, random_state, variable_of, variables_in
+from graphflow.state import Variable, random_state, tracked, variable_of, variables_in
 from graphflow.tensor import Tensor, apply
 
 Updates = Mapping[Tensor, Tensor]
@@ -38,7 +38,8 @@ def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates |
     each parameter in `updates` to its new value (what ``optimizer.minimize(loss)`` returns).
 
     All state is read as it was before the call; nothing is written if a check fails. `training` decides what
-    dropout does: by default it drops if there are updates. Parameters live in `store`: the one that they
+    dropout does, and whether running statistics, such as batch_norm's, are used or updated: by default it is
+    a training program if there are updates. Parameters live in `store`: the one that they
     belong to already, else a new one. `threads`: None is one for each processor. Compiling happens at the
     first call.
     """
@@ -77,6 +78,9 @@ def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], up
           training: bool, store: Store | None) -> tuple[Graph, Store]:
     """The graph that computes the outputs and updates, its state named, and the Store that it belongs to."""
     _check_inputs(inputs)
+    if training:
+        computed = topological([t.value.node for t in (*outputs.values(), *updates.values())])
+        updates = {**tracked(computed), **updates}
     targets = [variable_of(target) for target in updates]
     _check_updates(targets, list(updates.values()))
     values = [*outputs.values(), *updates.values()]

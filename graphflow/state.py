@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,11 @@ from graphflow.tensor import Tensor, apply, cast, element_type, with_check
 
 Initial = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any] | np.ndarray | float | int | bool
 
+Rule = Callable[[Tensor], Tensor]
+"""What one training step makes of a running statistic."""
+
 _serial = itertools.count()
+_sharing: ContextVar[Sharing | None] = ContextVar("graphflow_sharing", default=None)
 
 
 BATCH = "batch"
@@ -44,7 +49,7 @@ def input(name: str, shape: Any, dtype: Any = "float32", finite: bool = False) -
     x = apply("input", [], name=name, dtype=target, shape=_declared(extents), finite=finite)
     if not finite:
         return x
-    if not target.is_float:
+    if not target.has_gradient:
         raise UseError(f"only floats can be NaN or infinite, and {name!r} is {target.full_name}", op="input",
                        where=here(), hint="leave finite=True out")
     return with_check(x, every(op_function("isfinite")(x)), "has NaN or infinity in it", name)
@@ -101,7 +106,9 @@ class Variable(Node):
         self.role, self.dtype, self.shape, self.initial = role, dtype, shape, initial
         self.naming, self.part, self.owner = naming, part, owner
         self.store: Store | None = None
+        self.frozen = False                          # whether optimizers leave it alone
         self.tensor = Tensor(self.result())
+        self.rules: dict[Node, Rule] = {}
 
     @property
     def name(self) -> str:
@@ -168,7 +175,52 @@ def variable(naming: Naming, part: str, shape: Any, init: Initial, dtype: Any = 
         raise ShapeError("the initial value has another shape than the parameter",
                          shapes=[np.shape(init), extents], where=here())
     fixed = tuple(int(d) for d in extents)
-    return Variable(role, target, fixed, init, naming, part).tensor
+
+    def make() -> Tensor:
+        return Variable(role, target, fixed, init, naming, part).tensor
+    sharing = _sharing.get()
+    return make() if sharing is None else sharing.variable(part, fixed, target, make)
+
+
+class Sharing:
+    """While it is open, `variable` hands out what it made when this was open for the first time, in that
+    order; see `graphflow.nn.shared`. What is opened inside another for the first time makes its variables
+    there."""
+
+    def __init__(self) -> None:
+        self.made: list[Tensor] = []
+        self.outer = _sharing.get()
+        self.next = 0
+        self.complete = False
+
+    def __enter__(self) -> None:
+        self.next = 0
+        self.token = _sharing.set(self)
+
+    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
+        _sharing.reset(self.token)
+        if kind is None and self.complete and self.next < len(self.made):
+            raise UseError(f"a shared part of a net used {self.next} of the {len(self.made)} parameters of "
+                           "its first call", where=here(), hint="every call must build the same layers")
+        if kind is not None and not self.complete:
+            self.made.clear()
+        self.complete = self.complete or kind is None
+
+    def variable(self, part: str, shape: tuple[int, ...], dtype: DType, make: Callable[[], Tensor]) -> Tensor:
+        """The next variable: a new one while this is open for the first time, else that of the first time."""
+        if not self.complete:
+            self.made.append(make() if self.outer is None else self.outer.variable(part, shape, dtype, make))
+            return self.made[-1]
+        if self.next == len(self.made):
+            raise UseError(f"a shared part of a net asks for more than the {len(self.made)} parameters of "
+                           "its first call", where=here(), hint="every call must build the same layers")
+        found = self.made[self.next]
+        self.next += 1
+        if found.shape != shape or found.dtype != dtype or variable_of(found).part != part:
+            raise ShapeError(f"a shared part of a net asks for another parameter than {found.name} of its "
+                             "first call", shapes=[found.shape, shape], where=here(),
+                             hint="its inputs must agree in the extents that parameters depend on")
+        return found
 
 
 def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] | None = None,
@@ -183,9 +235,8 @@ def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] |
 
 
 def counter(optimizer: str) -> Tensor:
-    """The number of updates that an optimizer has made, a slot of no parameter; in float64, for powers of it
-    near 1 are subtracted from 1."""
-    return variable(Naming(optimizer, False), "step", (), 0, "float64", "slot")
+    """The number of updates that an optimizer has made, an int64 slot of no parameter."""
+    return variable(Naming(optimizer, False), "step", (), 0, I64, "slot")
 
 
 def variable_of(x: Tensor) -> Variable:
@@ -200,6 +251,31 @@ def variable_of(x: Tensor) -> Variable:
 def variables_in(nodes: Iterable[Node]) -> list[Variable]:
     """The variables among the nodes, in the order in which they were made."""
     return sorted((n for n in nodes if isinstance(n, Variable)), key=lambda v: v.serial)
+
+
+def track(statistic: Tensor, reader: Tensor, rule: Rule) -> None:
+    """From now on every training program that computes `reader` replaces the statistic by `rule(statistic)`.
+
+    Where several readers of one statistic are computed, their rules apply one after another.
+    """
+    variable_of(statistic).rules[reader.value.node] = rule
+
+
+def tracked(nodes: Sequence[Node]) -> dict[Tensor, Tensor]:
+    """The running statistics that a training program of these nodes updates, with their new values."""
+    computed, updates = set(nodes), {}
+    for v in variables_in(nodes):
+        rules = [rule for reader, rule in v.rules.items() if reader in computed]
+        if v.rules and not rules:
+            raise UseError(f"the running statistic {v.name} is read only inside a loop or a branch, where it "
+                           "can't be updated", where=v.origins[0] if v.origins else here(),
+                           hint="normalise outside, or by layer_norm or group_norm, which keep no statistics")
+        new = v.tensor
+        for rule in rules:
+            new = rule(new)
+        if rules:
+            updates[v.tensor] = new
+    return updates
 
 
 def random_state() -> tuple[Tensor, Tensor]:

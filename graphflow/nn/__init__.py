@@ -1,17 +1,58 @@
 """Layers as functions: each makes its parameters and returns its output.
 
 Images are [N, C, H, W]; weights are (in, out) for dense layers and (out, in / groups, height, width) for
-convolutions, named ``NAME.W`` and ``NAME.b``. Without a name a layer is called "dense", "dense_1", …
+convolutions, named ``NAME.W`` and ``NAME.b``. Without a name a layer is called "dense", "dense_1", … Initial
+values (`gf.init`) may everywhere be a Tensor, which is then used as the parameter; `shared` gives several
+calls the same parameters.
 """
 from __future__ import annotations
 
-from graphflow.functions import log_softmax, op_function, softmax
-from graphflow.nn.conv import conv2d
+from graphflow.functions import op_function
+from graphflow.nn.combine import inception, residual, sequential
+from graphflow.nn.conv import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    depthwise_conv2d,
+)
 from graphflow.nn.dense import dense, flatten
-from graphflow.nn.dropout import dropout, random_uniform
-from graphflow.nn.pool import avg_pool2d, max_pool2d
+from graphflow.nn.dropout import alpha_dropout, dropout, random_uniform, spatial_dropout
+from graphflow.nn.embedding import embedding
+from graphflow.nn.norm import (
+    batch_norm,
+    group_norm,
+    instance_norm,
+    layer_norm,
+    local_response_norm,
+    rms_norm,
+    weight_norm,
+)
+from graphflow.nn.parameters import shared
+from graphflow.nn.pool import (
+    adaptive_avg_pool,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    global_avg_pool,
+    global_max_pool,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_pool_with_switches,
+    max_unpool,
+    upsample,
+)
+from graphflow.reductions import log_softmax, softmax
 
-__all__ = ["avg_pool2d", "conv2d", "dense", "dropout", "flatten", "log_softmax", "max_pool2d",
-           "random_uniform", "relu", "sigmoid", "softmax", "tanh"]
+__all__ = ["adaptive_avg_pool", "alpha_dropout", "avg_pool1d", "avg_pool2d", "avg_pool3d", "batch_norm",
+           "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "dense",
+           "depthwise_conv2d", "dropout", "embedding", "flatten", "global_avg_pool", "global_max_pool",
+           "group_norm", "inception", "instance_norm", "layer_norm", "local_response_norm", "log_softmax",
+           "max_pool1d", "max_pool2d", "max_pool3d", "max_pool_with_switches", "max_unpool",
+           "random_uniform", "relu", "residual", "rms_norm", "sequential", "shared", "sigmoid", "softmax",
+           "spatial_dropout", "tanh", "upsample", "weight_norm"]
 
 relu, sigmoid, tanh = op_function("relu"), op_function("sigmoid"), op_function("tanh")

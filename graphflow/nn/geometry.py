@@ -36,7 +36,7 @@ def check_float(op: str, x: Tensor) -> None:
     """UseError unless `x` is a Tensor, DTypeError unless it holds floats."""
     if not isinstance(x, Tensor):
         raise UseError(f"{op} takes a Tensor, not {x!r}", op=op, where=here())
-    if not x.dtype.is_float:
+    if not x.dtype.has_gradient:
         raise DTypeError(f"{op} takes floats, not {x.dtype.full_name}", op=op, shapes=[x.shape], where=here(),
                          hint="convert them with gf.cast(x, 'float32')")
 
