@@ -54,7 +54,7 @@ def all(x: Operand, axis: Axes = None, keepdims: bool = False) -> Tensor:  # noq
 def mean(x: Operand, axis: Axes = None, keepdims: bool = False) -> Tensor:
     """The mean over all axes, or those named; of integers and bools in float32."""
     x = as_tensor(x)
-    x = x if x.dtype.is_float else cast(x, F32)
+    x = x if x.dtype.has_gradient else cast(x, F32)
     axes = as_axes(x, axis, "mean")
     return _reduce("reduce_sum", x, axes, keepdims) / extent(product(x.shape[a] for a in axes), x.dtype)
 

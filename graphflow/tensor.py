@@ -14,11 +14,13 @@ import numpy as np
 
 from graphflow.compiler.ir.graph import Node, TensorType, Value
 from graphflow.compiler.ops import OPS
+from graphflow.compiler.ops.half import passes_float32, rounded_to
 from graphflow.compiler.plan.dims import Dim, DimLike, symbol
 from graphflow.compiler.plan.dtypes import BOOL, F32, I32, I64, DType, as_dtype, promote
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError, UserError
 from graphflow.compiler.plan.text import RESERVED
 from graphflow.scope import here
+from graphflow.tracing import note
 
 Operand = Union["Tensor", int, float, bool, Sequence[Any], np.ndarray, np.generic]  # noqa: UP007
 Axes = int | Sequence[int] | None
@@ -288,8 +290,15 @@ def apply(op: str, inputs: Sequence[Tensor], regions: Sequence[Any] = (), **attr
 
     The node remembers the user's line; errors of its type rule come out there, with the op and the shapes.
     """
-    where = here()
     record = OPS[op]
+    rounded = rounded_to(record, [t.dtype for t in inputs])
+    if rounded is not None:                                    # halves: float32 between casts
+        wide = [cast(t, F32) if t.dtype.is_half else t for t in inputs]
+        made = apply(op, wide, regions, **attrs)
+        results = tuple(cast(t, rounded) if t.dtype == F32 else t
+                        for t in (made if isinstance(made, tuple) else (made,)))
+        return results if len(results) != 1 else results[0]
+    where = here()
     try:
         full = record.complete(attrs)
         types = tuple(record.infer([t.value.type for t in inputs], full, regions))
@@ -299,6 +308,7 @@ def apply(op: str, inputs: Sequence[Tensor], regions: Sequence[Any] = (), **attr
             error.shapes = tuple(t.shape for t in inputs)
         raise error.with_location(where) from None
     node = Node(op, tuple(t.value for t in inputs), full, tuple(regions), types, (where,) if where else ())
+    note(node)
     checks = tuple(dict.fromkeys(check for t in inputs for check in t.checks))
     results = tuple(Tensor(v, checks) for v in node.results)
     return results if len(results) != 1 else results[0]
@@ -364,7 +374,7 @@ def _literal(array: np.ndarray, dtype: DType) -> Tensor:
         raise DTypeError(f"a constant with a fraction is no {dtype.full_name}", where=here())
     if array.ndim == 0:
         value = array.item()
-        plain = bool(value) if dtype == BOOL else float(value) if dtype.is_float else int(value)
+        plain = bool(value) if dtype == BOOL else float(value) if dtype.has_gradient else int(value)
         return apply("constant", [], value=plain, dtype=dtype)
     if dtype.is_integer and array.size:
         limits = np.iinfo(dtype.numpy)
@@ -384,6 +394,10 @@ def as_tensors(operands: Sequence[Any], dtype: DType | None = None) -> list[Tens
     return [cast(x, dtype) if isinstance(x, Tensor) else _literal(as_array(x), dtype) for x in operands]
 
 
+_KIND_RANK = {"b": 0, "i": 1, "u": 1, "h": 2, "f": 2}
+"""A weak operand gives way to a strong one of its own rank or a higher one."""
+
+
 def common_dtype(operands: Sequence[Any]) -> DType:
     """The promotion of the tensors' types; numbers, lists and arrays only decide between bool, integer and
     float."""
@@ -393,7 +407,7 @@ def common_dtype(operands: Sequence[Any]) -> DType:
     for d in strong[1:]:
         out = promote(out, d)
     for d in weak:
-        if "biuf".index(d.kind) > "biuf".index(out.kind) and not (d.is_integer and out.is_integer):
+        if _KIND_RANK[d.kind] > _KIND_RANK[out.kind]:
             out = d
     return out
 
@@ -406,6 +420,8 @@ def cast(x: Operand, dtype: Any) -> Tensor:
     target = element_type(dtype)
     if not isinstance(x, Tensor):
         return constant(x, target)
+    if passes_float32(x.dtype, target):
+        x = apply("cast", [x], dtype=F32)
     return x if x.dtype == target else apply("cast", [x], dtype=target)
 
 
@@ -453,7 +469,7 @@ def elementwise(op: str, *operands: Any) -> Tensor:
         tensors = [condition, *as_tensors(operands[1:])]
     else:
         dtype = common_dtype(operands)
-        if not dtype.is_float and not takes(op, dtype):
+        if not dtype.has_gradient and not takes(op, dtype):
             dtype = next((d for d in (I32, F32) if takes(op, d)), dtype)
         tensors = as_tensors(operands, dtype)
     shape = broadcast_shapes(op, [t.shape for t in tensors])

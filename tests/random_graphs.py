@@ -18,7 +18,7 @@ from graphflow.compiler.ir.graph import Graph, TensorType, Value
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Arg, Op, Sample
 from graphflow.compiler.plan.dims import Dim, DimLike, evaluate, product, symbol
-from graphflow.compiler.plan.dtypes import BOOL, DTYPES, F32, F64, I32, I64, U8, U32, DType
+from graphflow.compiler.plan.dtypes import BOOL, COMPUTED, DTYPES, F32, F64, I32, I64, U8, U32, DType
 from graphflow.compiler.plan.errors import Location, UserError
 
 LARGEST = 1e3
@@ -198,7 +198,7 @@ class _Grower:
 
     def elementwise(self, op: Op) -> tuple[list[Value | None], dict[str, Any]] | None:
         if op.name == "cast":
-            return [self.value()], {"dtype": self.pick(list(DTYPES.values()))}
+            return [self.value()], {"dtype": self.pick(list(COMPUTED))}
         first = self.value(lambda v: self.takes(op, v.type))
         if first is None:
             return None

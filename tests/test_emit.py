@@ -21,7 +21,7 @@ from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.text import parse_kernel
 from graphflow.compiler.plan.dims import evaluate, symbol
-from graphflow.compiler.plan.dtypes import DTYPES, F32
+from graphflow.compiler.plan.dtypes import COMPUTED, DTYPES, F32
 from graphflow.compiler.plan.schema import Buffer, Check, Copy, Launch, Plan
 from graphflow.compiler.target import Target
 from graphflow.runtime.native import load_object
@@ -106,7 +106,7 @@ def test_elementwise_over_a_symbolic_length(n: int, target: Target) -> None:
         np.testing.assert_array_equal(got["y"], np.maximum(x * c, 0))
 
 
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", COMPUTED, ids=str)
 @pytest.mark.parametrize("n", [1, 17, 100])
 def test_every_type_moves_and_compares(dtype: Any, n: int, target: Target) -> None:
     kernel = parse_kernel(f"""kernel k(x: r {dtype}[N], y: r {dtype}[N], z: w {dtype}[N], b: w bool[N])
@@ -120,8 +120,8 @@ def test_every_type_moves_and_compares(dtype: Any, n: int, target: Target) -> No
     np.testing.assert_array_equal(got["b"], x > y)
 
 
-@pytest.mark.parametrize("source", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("result", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("source", COMPUTED, ids=str)
+@pytest.mark.parametrize("result", COMPUTED, ids=str)
 def test_casts(source: Any, result: Any) -> None:
     kernel = parse_kernel(f"""kernel k(x: r {source}[33], y: w {result}[33]) {{
         lanes i < 33 {{ y[i] = cast<{result}>(x[i]) }} }}""")
@@ -289,7 +289,7 @@ def test_any_and_all(kind: str, function: Any, target: Target) -> None:
 
 
 @pytest.mark.parametrize("kind, function", [("argmax", np.argmax), ("argmin", np.argmin)])
-@pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
+@pytest.mark.parametrize("dtype", COMPUTED, ids=str)
 @pytest.mark.parametrize("lanes", ["", "lanes "])
 def test_the_first_of_equals_wins_and_nan_beats_all(
     kind: str, function: Any, dtype: Any, lanes: str, target: Target

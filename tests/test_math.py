@@ -12,7 +12,7 @@ from graphflow.compiler.emit.builder import Builder, Module, Value
 from graphflow.compiler.emit.math import MATH, convert, scalar
 from graphflow.compiler.emit.object import assembly
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.plan.dtypes import BOOL, DTYPES, F32, F64, I32, I64, U8, U32, DType
+from graphflow.compiler.plan.dtypes import BOOL, COMPUTED, F32, F64, I32, I64, U8, U32, DType
 from graphflow.compiler.target import make_target
 from graphflow.runtime.native import Library
 
@@ -263,7 +263,7 @@ def test_where_and_fma(lanes: int) -> None:
 @pytest.mark.parametrize("lanes", [1, 8])
 def test_convert_equals_numpy(lanes: int) -> None:
     module = Module()
-    cases = [(source, target) for source in DTYPES.values() for target in DTYPES.values()]
+    cases = [(source, target) for source in COMPUTED for target in COMPUTED]
     for source, target in cases:
         def function(b: Builder, x: Value, source: DType = source, target: DType = target) -> Value:
             return convert(b, x, source, target)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from graphflow.compiler.emit.half import half_bits
 from graphflow.compiler.kernel.form import (
     Apply,
     Const,
@@ -129,6 +130,8 @@ class Nodes:
     def _of(self, e: Expr) -> Node:
         if isinstance(e, Const):
             value = float(e.value).hex() if e.dtype.is_float else int(e.value)
+            if e.dtype.is_half:
+                value = half_bits(e.value, e.dtype)
             return self.make("const", value, (), e.dtype)
         if isinstance(e, Load):
             return self.make("load", (e.arg, e.index, self._versions.get(e.arg, 0)), (), e.dtype, e.index)

@@ -62,8 +62,9 @@ F32, F64 = Type("float"), Type("double")
 I1, I8, I16, I32, I64 = Type("i1"), Type("i8"), Type("i16"), Type("i32"), Type("i64")
 PTR, VOID = Type("ptr"), Type("void")
 
-#: The type of one element in memory, by the name of its DType. Signedness belongs to the operation.
-MEMORY_TYPES = {"f32": F32, "f64": F64, "i32": I32, "i64": I64, "u32": I32, "u8": I8, "bool": I8}
+#: The type of one element in memory, by the name of its DType. Signedness belongs to the operation, and what
+#: the bits of a half mean to its casts.
+MEMORY_TYPES = {"f32": F32, "f64": F64, "f16": I16, "bf16": I16, "i32": I32, "i64": I64, "u32": I32, "u8": I8, "bool": I8}
 
 
 class Value:

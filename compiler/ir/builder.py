@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from graphflow.compiler.ir.graph import Attrs, Graph, Node, Region, TensorType, Value
 from graphflow.compiler.plan.dims import DimLike
-from graphflow.compiler.plan.dtypes import DType
+from graphflow.compiler.plan.dtypes import F32, DType
 from graphflow.compiler.plan.errors import Location
+
+if TYPE_CHECKING:
+    from graphflow.compiler.ops.record import Op
 
 
 class Builder:
@@ -79,10 +82,23 @@ class Builder:
         def make(*inputs: Value | int | float | bool, **attrs: Any) -> Any:
             first = next((v for v in inputs if isinstance(v, Value)), None)
             values = [v if isinstance(v, Value) else self.scalar_like(v, first) for v in inputs]
-            node = self.node(op, values, attrs)
-            return node.result() if len(node.types) == 1 else node.results
+            results = self._made(OPS[op], values, attrs)
+            return results[0] if len(results) == 1 else results
 
         return make
+
+    def _made(self, record: Op, values: Sequence[Value], attrs: Attrs) -> tuple[Value, ...]:
+        """The results of an op, with float32 between casts where an operand is a half."""
+        from graphflow.compiler.ops.half import passes_float32, rounded_to
+
+        if record.name == "cast" and passes_float32(values[0].dtype, attrs["dtype"]):
+            values = [self.cast(values[0], dtype=F32)]
+        rounded = rounded_to(record, [v.dtype for v in values])
+        if rounded is None:
+            return self.node(record.name, values, attrs).results
+        values = [self.cast(v, dtype=F32) if v.dtype.is_half else v for v in values]
+        return tuple(self.cast(r, dtype=rounded) if r.dtype == F32 else r
+                     for r in self.node(record.name, values, attrs).results)
 
     def constant(self, value: int | float | bool, dtype: DType, shape: Sequence[DimLike] = ()) -> Value:
         """A scalar constant, broadcast to `shape`."""
@@ -122,7 +138,7 @@ def attrs_key(attrs: Attrs) -> tuple:
 def _python_scalar(value: Any, dtype: DType) -> int | float | bool:
     if dtype.kind == "b":
         return bool(value)
-    return float(value) if dtype.is_float else int(value)
+    return float(value) if dtype.has_gradient else int(value)
 
 
 def rebuild(

@@ -26,7 +26,7 @@ def _infer_grad(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
         raise UseError(f"grad differentiates a float, but this is {loss.dtype.full_name}", op="grad",
                        hint="convert it with cast before the arithmetic")
     for i, t in enumerate(wrt):
-        if not t.dtype.is_float:
+        if not t.dtype.has_gradient:
             raise UseError(f"grad by value number {i}, which is {t}: only floats have gradients", op="grad",
                            shapes=[t.shape])
     return list(wrt)
@@ -135,9 +135,9 @@ def _infer_custom(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[R
     forward, backward = _regions(op, regions, "forward", "backward")
     _check_parameters(op, types, forward, "forward part")
     results = [v.type for v in forward.results]
-    cotangents = [t for t in results if t.dtype.is_float]
+    cotangents = [t for t in results if t.dtype.has_gradient]
     _check_parameters(op, [*types, *results, *cotangents], backward, "backward part")
-    wanted = [(i, t) for i, t in enumerate(types) if t.dtype.is_float]
+    wanted = [(i, t) for i, t in enumerate(types) if t.dtype.has_gradient]
     if len(backward.results) != len(wanted):
         raise UseError(f"{attrs['name']}: the backward part returns {len(backward.results)} cotangents for "
                        f"{len(wanted)} float operands", op=op)

@@ -15,6 +15,7 @@ import numpy as np
 from graphflow.compiler.ir.graph import Attrs, Node, Region, TensorType, Value
 from graphflow.compiler.kernel.form import Expr
 from graphflow.compiler.kernel.scalars import SCALARS
+from graphflow.compiler.ops.half import passes_float32
 from graphflow.compiler.ops.record import (
     REQUIRED,
     Arg,
@@ -26,10 +27,10 @@ from graphflow.compiler.ops.record import (
     Sample,
     check_operands,
 )
-from graphflow.compiler.plan.dtypes import BOOL, DTYPES, F32, F64, I32, U8, DType
+from graphflow.compiler.plan.dtypes import BF16, BOOL, DTYPES, F16, F32, F64, I32, U8, DType
 from graphflow.compiler.plan.errors import DTypeError, ShapeError
 
-_KINDS = {"f": "floats", "i": "signed integers", "u": "unsigned integers", "b": "bools"}
+_KINDS = {"f": "floats", "h": "halves", "i": "signed integers", "u": "unsigned integers", "b": "bools"}
 _SHAPES: tuple[tuple[int, ...], ...] = ((), (7,), (1,), (0,), (2, 3), (3, 1, 2), (2, 1, 3, 2))
 
 
@@ -253,12 +254,15 @@ def _lower_relu(p: Point, index: Index, result: int) -> Expr:
 
 def _infer_cast(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
     check_operands("cast", types, 1)
+    if passes_float32(types[0].dtype, attrs["dtype"]):
+        raise DTypeError(f"cast takes {types[0].dtype.full_name} to {attrs['dtype'].full_name} by float32 only",
+                         op="cast", hint="cast to float32 first")
     return [TensorType(attrs["dtype"], types[0].shape)]
 
 
 def _cast_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> list[Value | None]:
     source = node.inputs[0].dtype
-    return [b.cast(cotangents[0], dtype=source) if source.is_float and node.types[0].dtype.is_float else None]
+    return [b.cast(cotangents[0], dtype=source) if source.has_gradient and node.types[0].dtype.has_gradient else None]
 
 
 def _lower_cast(p: Point, index: Index, result: int) -> Expr:
@@ -270,7 +274,10 @@ def _cast_samples() -> list[Sample]:
     out = [Sample((Arg(shape),), {"dtype": F64}, second=False) for shape in _SHAPES]
     out += [Sample((Arg((3, 4), source, 0 if target.kind == "u" else -9, 9),), {"dtype": target},
                    smooth=False)
-            for source in ("float", "i32", "i64", "u32", "u8", "bool") for target in DTYPES.values()]
+            for source in ("float", "i32", "i64", "u32", "u8", "bool") for target in DTYPES.values()
+            if not target.is_half]
+    out += [Sample((Arg((3, 5), source, -70000, 70000),), {"dtype": target}, smooth=False)
+            for half in (F16, BF16) for source, target in (("f32", half), (half.name, F32), (half.name, half))]
     return out
 
 
@@ -302,7 +309,7 @@ _SPECIAL = (
        Pointwise(_lower_cast), attrs={"dtype": REQUIRED}, flops=_flops("cast"), samples=_cast_samples,
        failures=[Failure((Arg((2,)),), {}, "needs the attribute 'dtype'")]),
     Op("stop_gradient", "elementwise", "x, through which no gradient flows.", ("x",),
-       _infer("stop_gradient", 1, "fiub", None), lambda arrays, attrs, types: [arrays[0]],
+       _infer("stop_gradient", 1, "fhiub", None), lambda arrays, attrs, types: [arrays[0]],
        lowering=Pointwise(lambda p, index, result: p.operand(0, index)),
        samples=lambda: [Sample((Arg(s),), smooth=False) for s in _SHAPES],
        failures=[Failure((), {}, "takes 1 operand(s)")]),

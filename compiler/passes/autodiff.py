@@ -57,7 +57,7 @@ def _active(order: Sequence[Node], wrt: Sequence[Value]) -> set[Value]:
     active = set(wrt)
     for node in order:
         if node.op not in NO_FLOW and any(v in active for v in node.inputs):
-            active.update(v for v in node.results if v.dtype.is_float)
+            active.update(v for v in node.results if v.dtype.has_gradient)
     return active
 
 

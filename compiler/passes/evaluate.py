@@ -209,7 +209,7 @@ def _at_least_zero(d: DimLike, bounds: Mapping[str, tuple[int, int | None]]) -> 
 def _python(value: Any, dtype: DType) -> int | float | bool:
     if dtype.kind == "b":
         return bool(value)
-    return float(value) if dtype.is_float else int(value)
+    return float(value) if dtype.has_gradient else int(value)
 
 
 def zero(dtype: DType) -> Const:
