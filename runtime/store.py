@@ -19,12 +19,16 @@ from graphflow.compiler.plan.bind import align
 from graphflow.compiler.plan.dtypes import I64, U32, DType, as_dtype
 from graphflow.compiler.plan.errors import CheckpointError, DTypeError, ShapeError, UseError
 from graphflow.runtime.arena import Arena, address_of, aligned_bytes
+from graphflow.runtime.loading import Choice, Loaded, Rename, chooser, renamed, shortened, type_text
 
 ROLES = ("parameter", "slot", "statistic", "seed", "step")
 SEED, STEP = "rng.seed", "rng.step"
 """The entries that every Store has: the seed (u32) and the number of training steps done (i64)."""
 
 CHECKPOINT_FORMAT = 1
+
+EXTRA = "extra:"
+"""Before a tensor's name in a checkpoint's metadata: it is no entry of the Store."""
 
 Initial = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any] | np.ndarray | float | int | bool
 
@@ -173,46 +177,87 @@ class Store:
         """The bytes that the entries take, padding included."""
         return self._used
 
-    def save(self, path: str | PathLike[str], plan_hash: str = "") -> None:
-        """Writes every entry to a checkpoint file, whole or not at all."""
+    def save(self, path: str | PathLike[str], plan_hash: str = "",
+             extra: Mapping[str, np.ndarray] | None = None, notes: Mapping[str, str] | None = None) -> None:
+        """Writes every entry to a checkpoint file, whole or not at all; `extra` tensors and text `notes` go
+        along, and `load` gives them back."""
         from graphflow.runtime.checkpoint import save_checkpoint
         with self.lock:
             tensors = {name: view.copy() for name, view in self._views.items()}
-        metadata = {"format": str(CHECKPOINT_FORMAT), "plan": plan_hash}
+        more = dict(extra or {})
+        both = tensors.keys() & more.keys()
+        if both:
+            raise UseError(f"the Store has an entry {min(both)!r}: no other tensor of a checkpoint can be "
+                           "called so", hint="give it another name")
+        metadata = {**(notes or {}), "format": str(CHECKPOINT_FORMAT), "plan": plan_hash}
         metadata.update({f"role:{e.name}": e.role for e in self._entries.values()})
-        save_checkpoint(path, tensors, metadata)
+        metadata.update({f"{EXTRA}{name}": "" for name in more})
+        save_checkpoint(path, tensors | more, metadata)
 
-    def load(self, path: str | PathLike[str]) -> Mapping[str, str]:
-        """Replaces every entry with the file's; returns its metadata (`plan`: the hash given when it was
-        saved).
+    def load(self, path: str | PathLike[str], *, rename: Rename | None = None, only: Choice | None = None,
+             strict: bool = True) -> Loaded:
+        """Replaces entries by the tensors of a checkpoint file; returns which, and the file's metadata
+        (`plan`: the hash given when it was saved).
 
-        CheckpointError naming what is missing, surplus or of another shape or type; the Store is then as
-        it was.
+        rename: the entry's name for a tensor's name, by a mapping of names (or their beginnings up to a dot)
+        or a function; None leaves the tensor out. only: the entries meant, by patterns such as "conv*" or a
+        function of the name; all else stays as it is. strict: CheckpointError, and nothing changed, where one
+        is missing, surplus or of another shape or type; without it what fits is loaded, floats converted to
+        the entry's type, and the rest reported. Files that other programs wrote are taken
+        without `strict` alone.
         """
         from graphflow.runtime.checkpoint import load_checkpoint
         tensors, metadata = load_checkpoint(path)
-        if metadata.get("format") != str(CHECKPOINT_FORMAT):
-            raise CheckpointError(f"{path} is of checkpoint format {metadata.get('format', 'unknown')!r}; "
+        version = metadata.get("format", "unknown")
+        if version != str(CHECKPOINT_FORMAT) and (strict or "format" in metadata):
+            raise CheckpointError(f"{path} is of checkpoint format {version!r}; "
                                   f"this version reads format {CHECKPOINT_FORMAT}")
-        faults = [f"{name} is missing" for name in self._entries if name not in tensors]
-        faults += [f"{name} is not of this net" for name in tensors if name not in self._entries]
+        extra = {name: value for name, value in tensors.items() if f"{EXTRA}{name}" in metadata}
+        meant = chooser(only)
+        entries = renamed({k: v for k, v in tensors.items() if k not in extra}, rename)
+        chosen = {name: value for name, value in entries.items() if meant(name)}
+        report = Loaded(metadata=metadata, extra=extra)
+        report.missing = [name for name in self._entries if meant(name) and name not in chosen]
+        report.unexpected = [name for name in chosen if name not in self._entries]
+        fitting = self._fitting(chosen, strict, report)
+        faults = report.faults()
+        if strict and faults:
+            raise CheckpointError(f"{path} holds another net:\n  " + "\n  ".join(shortened(faults)),
+                                  hint="load it into the net that it was saved from, or a part of it with "
+                                       "only=, rename= or strict=False")
+        if not fitting:
+            raise CheckpointError(f"nothing in {path} fits this net:\n  " + "\n  ".join(shortened(faults)),
+                                  hint="rename= gives the tensors other names")
+        with self.lock:
+            for name, value in fitting.items():
+                self._views[name][...] = value
+        report.loaded = [name for name in self._entries if name in fitting]
+        return report
+
+    def _fitting(self, tensors: Mapping[str, np.ndarray], exact: bool, report: Loaded
+                 ) -> dict[str, np.ndarray]:
+        """Those that their entries take; of the others it is noted why not."""
+        fitting = {}
         for name, value in tensors.items():
             entry = self._entries.get(name)
-            if entry and (value.shape != entry.shape or value.dtype != entry.dtype.numpy):
-                faults.append(f"{name} is {value.dtype}{list(value.shape)} in the file, "
-                              f"{_type_text(entry.dtype, entry.shape)} here")
-        if faults:
-            more = [f"and {len(faults) - 12} more"] if len(faults) > 12 else []
-            raise CheckpointError(f"{path} holds another net:\n  " + "\n  ".join(faults[:12] + more),
-                                  hint="load it into the net that it was saved from")
-        with self.lock:
-            for name, value in tensors.items():
-                self._views[name][...] = value
-        return metadata
+            if entry is None:
+                continue
+            same = value.dtype == entry.dtype.numpy
+            alike = _is_real(value.dtype) and entry.dtype.has_gradient and not exact
+            if value.shape == entry.shape and (same or alike):
+                fitting[name] = value
+            else:
+                report.mismatched[name] = (f"{type_text(value.dtype, value.shape)} in the file, "
+                                           f"{_type_text(entry.dtype, entry.shape)} here")
+        return fitting
+
+
+def _is_real(dtype: np.dtype) -> bool:
+    return dtype.kind == "f" or dtype.name == "bfloat16"
 
 
 def _type_text(dtype: DType, shape: Sequence[int]) -> str:
-    return f"{dtype.full_name}{list(shape)}"
+    return type_text(dtype.full_name, shape)
 
 
 def _converted(name: str, value: np.ndarray, dtype: DType) -> np.ndarray:
@@ -221,7 +266,7 @@ def _converted(name: str, value: np.ndarray, dtype: DType) -> np.ndarray:
         given = as_dtype(value.dtype)
     except DTypeError:
         given = None
-    fits = given is not None and (given == dtype or dtype.is_float and given.kind in "fiub"
+    fits = given is not None and (given == dtype or dtype.has_gradient and given.kind in "fhiub"
                                   or dtype.is_integer and given.kind in "iub")
     if not fits:
         raise DTypeError(f"{name} takes {dtype.full_name}, not {value.dtype}",

@@ -101,7 +101,7 @@ def test_a_checkpoint_of_another_net_is_refused_and_changes_nothing(tmp_path: Pa
     build(optimizer=gf.optim.SGD(0.1)).save(tmp_path / "a")
     model = build()
     before = state(model)
-    with pytest.raises(gf.CheckpointError, match=r"another net:\n  adam.step is missing"):
+    with pytest.raises(gf.CheckpointError, match=r"another net:\n(.*\n)*?  adam.step is missing"):
         model.load(tmp_path / "a")
     (tmp_path / "b").write_bytes(b"rubbish")
     with pytest.raises(gf.CheckpointError):

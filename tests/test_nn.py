@@ -112,8 +112,9 @@ def test_losses(device: str) -> None:
     z, t, labels = normal(6, 4) * 5, RNG.random((6, 4)).astype(np.float32), RNG.integers(0, 4, 6)
     found = program(device, lambda a, b, y: [
         gf.loss.mean_squared_error(a, b), gf.loss.softmax_cross_entropy(a, y),
-        gf.loss.binary_cross_entropy_from_logits(a, b), gf.metrics.accuracy(a, y),
-        gf.metrics.binary_accuracy(a, b), gf.metrics.top_k_accuracy(a, y, 2)], z, t, labels)(z, t, labels)
+        gf.loss.binary_cross_entropy_from_logits(a, b), gf.metrics.accuracy(a, y).value,
+        gf.metrics.binary_accuracy(a, b).value, gf.metrics.top_k_accuracy(a, y, 2).value], z, t, labels)(
+            z, t, labels)
     wide = z.astype(np.float64)
     p = special.expit(wide)
     ranks = (z > np.take_along_axis(z, labels[:, None], 1)).sum(1)

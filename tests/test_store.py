@@ -148,8 +148,8 @@ def test_checkpoint(tmp_path):
     saved, loaded = net(3, b=(), c=(0, 3)), net(4, c=(0, 3), b=())
     saved[STEP] = 17
     saved.save(tmp_path / "net.ckpt", "cafe")
-    metadata = loaded.load(tmp_path / "net.ckpt")
-    assert metadata["plan"] == "cafe"
+    report = loaded.load(tmp_path / "net.ckpt")
+    assert report.loaded == loaded.names() and report.metadata["plan"] == "cafe"
     assert loaded.seed == 3
     for name in saved:
         np.testing.assert_array_equal(loaded[name], saved[name])
