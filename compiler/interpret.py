@@ -108,6 +108,8 @@ def _run(nodes: Iterable[Node], values: _Values, context: _Context) -> None:
         except UserError as error:
             error.with_location(_where(node))
             raise
+        except IndexError as error:         # in a body, whose checks come out of it beside its other results
+            raise FeedError(str(error), where=_where(node)) from None
         values[node] = [np.asarray(r) for r in results]
         found = [(r.dtype, r.shape) for r in values[node]]
         expected = [(t.dtype.numpy, t.shape) for t in types]

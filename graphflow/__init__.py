@@ -14,6 +14,8 @@ from __future__ import annotations
 from typing import Any
 
 from graphflow import data, functions, init, loss, metrics, nn, optim
+from graphflow.callbacks import Callback, EarlyStopping
+from graphflow.checkpoints import Checkpoints
 from graphflow.compiler.plan.errors import (
     CheckpointError,
     CompilerError,
@@ -27,9 +29,11 @@ from graphflow.compiler.plan.errors import (
     UseError,
     UserError,
 )
+from graphflow.control import checkpoint, cond, scan, step_index, while_loop
 from graphflow.function import Program, function
 from graphflow.gradient import grad
-from graphflow.model import History, Model
+from graphflow.history import History
+from graphflow.model import Model
 from graphflow.products import matmul
 from graphflow.runtime.store import Store
 from graphflow.scope import scope
@@ -38,11 +42,12 @@ from graphflow.tensor import Tensor, cast, constant, dim
 
 __version__ = "0.1.0"
 
-__all__ = ["CheckpointError", "CompilerError", "DTypeError", "DataError", "DeviceError", "FeedError",
+__all__ = ["Callback", "CheckpointError", "Checkpoints", "CompilerError", "DTypeError", "DataError",
+           "DeviceError", "EarlyStopping", "FeedError",
            "GraphflowError", "History", "Model", "Program", "ShapeError", "Store", "Tensor", "TrainingError",
-           "UseError", "UserError", "cast", "constant", "data", "dim", "function", "functions", "grad",
-           "init",
-           "input", "loss", "matmul", "metrics", "nn", "optim", "parameter", "scope"]
+           "UseError", "UserError", "cast", "checkpoint", "cond", "constant", "data", "dim", "function",
+           "functions", "grad", "init", "input", "loss", "matmul", "metrics", "nn", "optim", "parameter",
+           "scan", "scope", "step_index", "while_loop"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from graphflow.compiler.ir.builder import Builder, rebuild
-from graphflow.compiler.ir.graph import Graph, Guard, Node, Value, topological
+from graphflow.compiler.ir.builder import Builder, rebuild, rebuild_region
+from graphflow.compiler.ir.graph import Graph, Guard, Node, Value, topological, walk
 from graphflow.compiler.ops.shape import slice_guards
 from graphflow.compiler.plan.dims import DimLike, symbols_of
 from graphflow.compiler.plan.errors import (
@@ -145,6 +145,11 @@ def _check_needed(draft: Graph, outputs: Mapping[str, Tensor], updates: Updates)
                        + (", ".join(repr(v.node.attrs["name"]) for v in draft.inputs) or "empty"))
     known = symbols_of(*(d for v in draft.inputs for d in v.shape))
     for node in draft.nodes():
+        if node.op == "parameter":
+            raise UseError("a tensor of a body is used outside of it", shapes=[node.types[0].shape],
+                           where=node.origins[0] if node.origins else None,
+                           hint="a loop or branch gives away only what its body returns")
+    for node in walk(draft.nodes()):
         unknown = symbols_of(*(d for t in node.types for d in t.shape)) - known
         if unknown:
             raise UseError(f"no input's shape decides the dimension {min(unknown)}", op=node.op,
@@ -175,7 +180,7 @@ def _bind_variables(variables: Sequence[Variable], store: Store | None) -> Store
 def _finish(draft: Graph, names: Mapping[Node, str], training: bool) -> Graph:
     """The graph with final names, equal nodes united, the training flag a constant, random streams numbered
     in the order in which they were made, and guards for slices whose bounds a call decides."""
-    made = sorted({n.attrs["stream"] for n in draft.nodes() if n.op == "random_bits"})
+    made = sorted({n.attrs["stream"] for n in walk(draft.nodes()) if n.op == "random_bits"})
     streams = {serial: number for number, serial in enumerate(made)}
     guards: dict[tuple[DimLike, DimLike], Guard] = {}
 
@@ -193,7 +198,8 @@ def _finish(draft: Graph, names: Mapping[Node, str], training: bool) -> Graph:
             where = node.origins[0] if node.origins else None
             for pair in slice_guards(node.inputs[0].shape, attrs["starts"], attrs["stops"]):
                 guards.setdefault(pair, Guard(*pair, where))
-        return b.intern(Node(node.op, tuple(operands), attrs, node.regions, node.types, node.origins)).results
+        regions = tuple(rebuild_region(region, make) for region in node.regions)
+        return b.intern(Node(node.op, tuple(operands), attrs, regions, node.types, node.origins)).results
 
     graph = rebuild(draft, make)
     return Graph(graph.name, graph.inputs, graph.outputs, graph.effects, tuple(guards.values()))

@@ -15,6 +15,7 @@ from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.runtime.store import SEED, STEP, Store
 from graphflow.scope import current_scope, here
 from graphflow.tensor import Tensor, apply, cast, element_type, with_check
+from graphflow.tracing import loop_indices
 
 Initial = Callable[[np.random.Generator, tuple[int, ...], np.dtype], Any] | np.ndarray | float | int | bool
 
@@ -283,3 +284,9 @@ def random_state() -> tuple[Tensor, Tensor]:
     seed = apply("state", [], name=SEED, role="seed", dtype=U32, shape=())
     step = apply("state", [], name=STEP, role="step", dtype=I64, shape=())
     return seed, cast(step, U32)
+
+
+def random_operands() -> list[Tensor]:
+    """What random_bits takes: seed, step, and the step of each loop whose body is being traced, so that every
+    one of these has its own numbers."""
+    return [*random_state(), *(cast(Tensor(index), U32) for index in loop_indices())]

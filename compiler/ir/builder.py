@@ -8,7 +8,7 @@ results).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from graphflow.compiler.ir.graph import Attrs, Graph, Node, Region, TensorType, Value
@@ -141,9 +141,13 @@ def _python_scalar(value: Any, dtype: DType) -> int | float | bool:
     return float(value) if dtype.has_gradient else int(value)
 
 
+Make = Callable[[Builder, Node, list[Value]], Sequence[Value]]
+"""What stands for a node's results, of its mapped inputs; the builder is that of the graph or region."""
+
+
 def rebuild(
     graph: Graph,
-    make: Callable[[Builder, Node, list[Value]], Sequence[Value]],
+    make: Make,
     builder: Builder | None = None,
     name: str | None = None,
 ) -> Graph:
@@ -152,12 +156,7 @@ def rebuild(
     one."""
     b = builder or Builder()
     mapped: dict[Node, Sequence[Value]] = {}
-    for node in graph.nodes():
-        with b.origin(node.origins):
-            results = make(b, node, [mapped[v.node][v.index] for v in node.inputs])
-        for r in results:
-            b.add_origins(r.node, node.origins)
-        mapped[node] = results
+    _make_all(graph.nodes(), make, b, mapped)
 
     def at(v: Value) -> Value:
         return mapped[v.node][v.index]
@@ -169,3 +168,25 @@ def rebuild(
         tuple(mapped[n][0].node for n in graph.effects),
         graph.guards,
     )
+
+
+def rebuild_region(region: Region, make: Make, builder: Builder | None = None) -> Region:
+    """The region made anew in the same way, by a builder of its own: it shares no node with what is around
+    it."""
+    b = builder or Builder()
+    mapped: dict[Node, Sequence[Value]] = {}
+    for i, p in enumerate(region.parameters):
+        with b.origin(p.node.origins):
+            mapped[p.node] = [b.parameter(p.type, i)]
+    _make_all((n for n in region.nodes() if n not in mapped), make, b, mapped)
+    return Region(tuple(mapped[p.node][0] for p in region.parameters),
+                  tuple(mapped[v.node][v.index] for v in region.results))
+
+
+def _make_all(nodes: Iterable[Node], make: Make, b: Builder, mapped: dict[Node, Sequence[Value]]) -> None:
+    for node in nodes:
+        with b.origin(node.origins):
+            results = make(b, node, [mapped[v.node][v.index] for v in node.inputs])
+        for r in results:
+            b.add_origins(r.node, node.origins)
+        mapped[node] = results

@@ -26,6 +26,9 @@ from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
 ROUNDS = 20
+FOLD = 2 ** 32 - 1
+"""The second word of the counter that makes a new key of a key and a loop's index: a stream that the
+language, which numbers them from 0, does not reach."""
 
 
 def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,13 +48,18 @@ def threefry2x32(key: tuple[Any, Any], counter: tuple[Any, Any]) -> tuple[np.nda
 
 
 def _infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
-    check_operands("random_bits", types, 2)
+    if len(types) < 2:
+        check_operands("random_bits", types, 2)
     for name, t in zip(("seed", "step"), types):
         if t.dtype != U32:
             raise DTypeError(f"the {name} of random_bits is uint32, not {t.dtype.full_name}",
                              op="random_bits")
         if t.shape:
             raise ShapeError(f"the {name} of random_bits is one number", op="random_bits", shapes=[t.shape])
+    for t in types[2:]:
+        if t.dtype != U32 or t.shape:
+            raise DTypeError(f"an index of random_bits is one uint32, not {t}", op="random_bits",
+                             shapes=[t.shape])
     if not 0 <= attrs["stream"] < 2 ** 32:
         raise UseError(f"the stream {attrs['stream']} is not in 0..2**32-1", op="random_bits")
     out = TensorType(U32, tuple(attrs["shape"]))
@@ -64,7 +72,10 @@ def _infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region])
 def _reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[Any]) -> list[Any]:
     shape = types[0].shape
     element = np.arange(int(np.prod(shape, dtype=np.int64)), dtype=np.uint64).astype(np.uint32)
-    word, _ = threefry2x32((arrays[0], arrays[1]), (element, np.full_like(element, attrs["stream"])))
+    key = (arrays[0], arrays[1])
+    for index in arrays[2:]:
+        key = threefry2x32(key, (index, np.uint32(FOLD)))
+    word, _ = threefry2x32(key, (element, np.full_like(element, attrs["stream"])))
     return [word.reshape(shape)]
 
 
@@ -73,16 +84,24 @@ def _lower(p: Point, index: Index, result: int) -> Expr:
     for at, extent in zip(index, p.node.types[0].shape):
         flat = flat * extent + at
 
+    key = (p.operand(0, ()), p.operand(1, ()))
+    for i in range(2, len(p.node.inputs)):
+        key = _cipher(p, key, p.operand(i, ()), p.const(FOLD, U32))
+    return _cipher(p, key, p.index(flat, U32), p.const(p.node.attrs["stream"], U32))[0]
+
+
+def _cipher(p: Point, key: tuple[Expr, Expr], low: Expr, high: Expr) -> tuple[Expr, Expr]:
+    """`threefry2x32` of the counter (low, high)."""
     def u32(value: int) -> Expr:
         return p.const(value, U32)
 
     def do(function: str, x: Expr, y: Expr) -> Expr:
         return p.apply(function, x, y, dtype=U32)
 
-    k0, k1 = p.bind(p.operand(0, ())), p.bind(p.operand(1, ()))
+    k0, k1 = p.bind(key[0]), p.bind(key[1])
     keys = (k0, k1, p.bind(do("bit_xor", do("bit_xor", k0, k1), u32(PARITY))))
-    x0 = p.bind(do("add", p.index(flat, U32), keys[0]))
-    x1 = p.bind(do("add", u32(p.node.attrs["stream"]), keys[1]))
+    x0 = p.bind(do("add", low, keys[0]))
+    x1 = p.bind(do("add", high, keys[1]))
     for r in range(ROUNDS):
         turn = ROTATIONS[r % 8]
         x0 = p.bind(do("add", x0, x1))
@@ -92,24 +111,28 @@ def _lower(p: Point, index: Index, result: int) -> Expr:
             s = r // 4 + 1
             x0 = p.bind(do("add", x0, keys[s % 3]))
             x1 = p.bind(do("add", do("add", x1, keys[(s + 1) % 3]), u32(s)))
-    return x0
+    return x0, x1
 
 
 _SEED = Arg((), "u32", 0, 2 ** 32 - 1)
 
 OPS: tuple[Op, ...] = (
     Op("random_bits", "window", "32 random bits per element: the first word of Threefry-2x32 under the key "
-       "(seed, step), at the counter (row-major number of the element, stream). About 120 integer operations "
-       "per element, so it is of the kind that readers do not evaluate many times. Two nodes with different "
-       "streams are independent.",
-       ("seed", "step"), _infer, _reference, None, Pointwise(_lower), {"shape": REQUIRED, "stream": REQUIRED},
+       "(seed, step), at the counter (row-major number of the element, stream). Each index, the step of a "
+       "loop around it, makes a new key first: the cipher of (index, 2**32 - 1). About 120 integer "
+       "operations per element, so it is of the kind that readers do not evaluate many times. Two nodes with "
+       "different streams are independent.",
+       ("seed", "step", "*indices"), _infer, _reference, None, Pointwise(_lower),
+       {"shape": REQUIRED, "stream": REQUIRED},
        flops=lambda node: node.types[0].size * 120,
-       samples=lambda: [Sample((_SEED, _SEED), {"shape": shape, "stream": stream}, smooth=False) for shape,
-                        stream in
-                        (((), 0), ((0,), 1), ((7,), 2), ((3, 1, 5), 2 ** 32 - 1), ((2, 2, 3, 2), 12345))],
+       samples=lambda: [Sample((_SEED,) * operands, {"shape": shape, "stream": stream}, smooth=False)
+                        for shape, stream, operands in
+                        (((), 0, 2), ((0,), 1, 2), ((7,), 2, 2), ((3, 1, 5), 2 ** 32 - 1, 2),
+                         ((2, 2, 3, 2), 12345, 2), ((7,), 2, 3), ((3, 5), 1, 4))],
        failures=[Failure((Arg((), "i32"), _SEED), {"shape": (), "stream": 0}, "is uint32, not int32"),
                  Failure((_SEED, Arg((1,), "u32")), {"shape": (), "stream": 0},
                          "the step of random_bits is one number"),
+                 Failure((_SEED, _SEED, Arg((), "i64")), {"shape": (), "stream": 0}, "one uint32, not i64[]"),
                  Failure((_SEED, _SEED), {"shape": (), "stream": -1}, "the stream -1"),
                  Failure((_SEED, _SEED), {"shape": (2 ** 17, 2 ** 16), "stream": 0}, "in two halves")]),
 )

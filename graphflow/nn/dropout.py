@@ -8,7 +8,7 @@ from typing import Any
 from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.nn.geometry import check_float
 from graphflow.scope import here
-from graphflow.state import random_state
+from graphflow.state import random_operands
 from graphflow.tensor import Tensor, apply, cast, elementwise
 
 _streams = itertools.count()
@@ -72,6 +72,5 @@ def _rate(op: str, x: Tensor, rate: float) -> float:
 
 def random_uniform(shape: Sequence[Any]) -> Tensor:
     """Numbers in [0, 1), multiples of 2**-24 in float32, fresh in every training step and for every node."""
-    seed, step = random_state()
-    bits = apply("random_bits", [seed, step], shape=tuple(shape), stream=next(_streams))
+    bits = apply("random_bits", random_operands(), shape=tuple(shape), stream=next(_streams))
     return cast(bits >> 8, "float32") * 2.0 ** -24
