@@ -287,6 +287,50 @@ def put_along_axis_add(arrays: list, attrs: dict) -> np.ndarray:
     return out
 
 
+def scatter_set(arrays: list, attrs: dict) -> np.ndarray:
+    """The product with a matrix that takes, for each place, its last update, or else x."""
+    x, indices, updates = arrays
+    axis = attrs["axis"]
+    out = np.moveaxis(x, axis, 0).copy()
+    flat = updates.reshape(*x.shape[:axis], indices.size, *x.shape[axis + 1:])
+    given = dict(zip(indices.ravel().tolist(), np.moveaxis(flat, axis, 0)))
+    for at, value in given.items():
+        out[at] = value
+    return np.moveaxis(out, 0, axis)
+
+
+def running(function: Callable) -> Oracle:
+    """A reduction of each prefix along the axis, or of each suffix."""
+    def oracle(arrays: list, attrs: dict) -> np.ndarray:
+        x = np.moveaxis(arrays[0], attrs["axis"], 0)
+        parts = [x[n:] if attrs["reverse"] else x[:n + 1] for n in range(len(x))]
+        out = np.array([function(p, axis=0) for p in parts], x.dtype).reshape(x.shape)
+        return np.moveaxis(out, 0, attrs["axis"])
+    return oracle
+
+
+def linear_recurrence(arrays: list, attrs: dict) -> np.ndarray:
+    """Each element as the sum of all terms before it times the factors between: a triangular matrix."""
+    a, b = (np.moveaxis(x, attrs["axis"], 0) for x in arrays)
+    if attrs["reverse"]:
+        a, b = a[::-1], b[::-1]
+    out = np.zeros_like(b)
+    for t in range(len(b)):
+        for s in range(t + 1):
+            out[t] += np.prod(a[s + 1:t + 1], axis=0) * b[s]
+    return np.moveaxis(out[::-1] if attrs["reverse"] else out, 0, attrs["axis"])
+
+
+def argsort(arrays: list, attrs: dict) -> np.ndarray:
+    """Python's sort of each row, with a sign for falling order."""
+    def row(x: np.ndarray) -> np.ndarray:
+        sign = -1 if attrs["descending"] else 1
+        return np.array(sorted(range(len(x)), key=lambda n: sign * x[n].item()), np.int64)
+
+    x = arrays[0]
+    return np.apply_along_axis(row, attrs["axis"], x) if x.size else np.zeros(x.shape, np.int64)
+
+
 def identity(x: np.ndarray) -> np.ndarray:
     return x
 
@@ -349,4 +393,8 @@ ORACLES: dict[str, Oracle] = {
     "window_sum": window_sum, "window_sum_grad": window_sum_grad,
     "gather": gather, "scatter_add": scatter_add,
     "take_along_axis": take_along_axis, "put_along_axis_add": put_along_axis_add,
+    "scatter_set": scatter_set, "argsort": argsort, "linear_recurrence": linear_recurrence,
+    "cumsum": running(lambda x, axis: np.add.reduce(x, axis=axis, dtype=x.dtype)),
+    "cumprod": running(lambda x, axis: np.multiply.reduce(x, axis=axis, dtype=x.dtype)),
+    "cummax": running(np.maximum.reduce), "cummin": running(np.minimum.reduce),
 }

@@ -15,8 +15,9 @@ from graphflow.compiler.interpret import interpret
 from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.graph import Graph, Node, TensorType, Value
 from graphflow.compiler.kernel.form import Guard
+from graphflow.compiler.kernel.routines import ROUTINES
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.ops.record import Arg, Contract, Op, Pointwise, Sample
+from graphflow.compiler.ops.record import Arg, Contract, Op, Pointwise, Routine, Sample
 from graphflow.compiler.plan.dims import DimLike, evaluate, symbol
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType, as_dtype
 from graphflow.compiler.target import host_target
@@ -238,8 +239,19 @@ def evaluate_lowering(op: Op, node: Node, arrays: Sequence[np.ndarray], result: 
             value = np.asarray(op.lowering.value(p, index, result))
             full = tuple(type.shape) + (1,) * (AXES - type.rank)
             return np.broadcast_to(value, full).reshape(type.shape)
+        if isinstance(op.lowering, Routine):
+            return _evaluate_routine(op.lowering, node, arrays)
         assert isinstance(op.lowering, Contract)
         return _evaluate_contraction(op.lowering, p, type)
+
+
+def _evaluate_routine(lowering: Routine, node: Node, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    out = np.empty(node.types[0].shape, node.types[0].dtype.numpy)
+    form = lowering.form([x.shape for x in (*arrays, out)], node.attrs)
+    routine = ROUTINES[form.routine]
+    given = [x.reshape(shape) for x, shape in zip((*arrays, out), form.shapes)]
+    routine.run({f.name: x for f, x in zip(routine.formals, given)}, form.attrs)
+    return out
 
 
 def _evaluate_contraction(lowering: Contract, p: EagerPoint, type: TensorType) -> np.ndarray:

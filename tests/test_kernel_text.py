@@ -164,7 +164,7 @@ def test_program_round_trip() -> None:
     ("contraction k(x: w f32[]) { m [] }", "expected 'batch', found 'm'"),
     ("contraction k(x: w f32[]) { batch [] m [] n [] k [] a = f32(1.0) b = f32(1.0) x[] = acc let t = acc }",
      "lets and then stores"),
-    ("loop k() {}", "expected a kernel (kernel, contraction), found 'loop'"),
+    ("loop k() {}", "expected a kernel (kernel, contraction, routine), found 'loop'"),
     ("kernel k(x: w f32[]) { x[] = " + "neg(" * 300 + "f32(1.0)" + ")" * 300 + "}", "brackets nest deeper"),
 ])
 def test_malformed_text_is_refused(text: str, message: str) -> None:

@@ -30,7 +30,7 @@ DEVICES = [pytest.param("reference", marks=pytest.mark.reference), pytest.param(
 NO_GRADIENT = set("""
     input state constant array parameter training update check grad fused
     isnan isfinite eq ne lt le gt ge logical_and logical_or logical_not bit_and bit_or bit_xor shift_left
-    shift_right stop_gradient reduce_any reduce_all argmax argmin iota random_bits
+    shift_right stop_gradient reduce_any reduce_all argmax argmin argsort iota random_bits
 """.split())
 """Ops whose results are no floats, that read none, or that stop gradients on purpose."""
 

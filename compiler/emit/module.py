@@ -11,7 +11,8 @@ from __future__ import annotations
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.entry import describe, emit_entry
 from graphflow.compiler.emit.loops import cut, emit_loop_kernel
-from graphflow.compiler.kernel.form import Kernel, LoopKernel
+from graphflow.compiler.emit.routines import emit_routine, routine_scratch, routine_tasks
+from graphflow.compiler.kernel.form import Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.schema import Launch
@@ -35,6 +36,8 @@ def emit_kernel(module: Module, kernel: Kernel, target: Target, note: str = "") 
     """Adds a kernel's function to the module."""
     if isinstance(kernel, LoopKernel):
         emit_loop_kernel(module, kernel, target)
+    elif isinstance(kernel, RoutineKernel):
+        emit_routine(module, kernel, target)
     else:
         from graphflow.compiler.emit.contraction import emit_contraction
 
@@ -45,6 +48,8 @@ def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
     """How many tasks the kernel's work is cut into."""
     if isinstance(kernel, LoopKernel):
         return cut(kernel).count
+    if isinstance(kernel, RoutineKernel):
+        return routine_tasks(kernel, target)
     from graphflow.compiler.emit.tiling import contraction_tasks
 
     return contraction_tasks(kernel, target)
@@ -54,6 +59,8 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
     """Bytes of scratch that each worker needs."""
     if isinstance(kernel, LoopKernel):
         return 0
+    if isinstance(kernel, RoutineKernel):
+        return routine_scratch(kernel, target)
     from graphflow.compiler.emit.tiling import contraction_scratch
 
     return contraction_scratch(kernel, target)

@@ -27,11 +27,13 @@ from graphflow.compiler.kernel.form import (
     Local,
     Loop,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.reach import reach
+from graphflow.compiler.kernel.routines import fault
 from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.kernel.text import print_kernel
 from graphflow.compiler.plan.dims import Dim, DimLike, product, symbols_of
@@ -83,6 +85,9 @@ class _Kernel:
             self.require(a.mode in ("r", "w", "rw"), f"the argument {a.name} has the mode {a.mode!r}")
             self.require(DTYPES.get(a.dtype.name) == a.dtype, f"the argument {a.name} has no known type")
             self.dims(f"the shape of {a.name}", a.shape)
+        if isinstance(k, RoutineKernel):
+            self.require(not fault(k), fault(k))
+            return
         for s in walk.stores(k):
             self.stored.setdefault(s.arg, set()).add(s.index)
         for name, value in k.indirect.items():
@@ -229,7 +234,7 @@ class _Kernel:
 
     def constant(self, e: Const) -> None:
         fits = isinstance(e.value, bool) if e.dtype == BOOL else not isinstance(e.value, bool) and (
-            isinstance(e.value, float) if e.dtype.is_float else isinstance(e.value, int))
+            isinstance(e.value, float) if e.dtype.has_gradient else isinstance(e.value, int))
         self.require(fits, f"the constant {e.value!r} is no {e.dtype}")
         if e.dtype.is_integer:
             bits = 8 * e.dtype.bytes

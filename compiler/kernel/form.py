@@ -1,6 +1,7 @@
 """Level 2: kernels, one form for both back ends.
 
-A kernel is a loop nest over buffers (`LoopKernel`) or a contraction (`ContractionKernel`). Buffers are the
+A kernel is a loop nest over buffers (`LoopKernel`), a contraction (`ContractionKernel`) or a named routine
+(`RoutineKernel`). Buffers are the
 kernel's formal arguments; an index has one quasi-affine `Dim` per axis of the argument, over loop variables,
 symbols and *indirect* integers (loaded from a buffer: gather). Expressions are pure:
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Union
+from typing import Any, Union
 
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import DType
@@ -200,4 +201,21 @@ class ContractionKernel:
     indirect: Mapping[str, Expr] = field(default_factory=dict)
 
 
-Kernel = Union[LoopKernel, ContractionKernel]  # noqa: UP007
+@dataclass(frozen=True)
+class RoutineKernel:
+    """A routine of the table `graphflow.compiler.kernel.routines.ROUTINES`, which says what its arguments and
+    attributes mean. Argument names are the routine's own."""
+
+    name: str
+    arguments: tuple[Argument, ...]
+    routine: str
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+    symbols: tuple[str, ...] = ()
+
+    @property
+    def indirect(self) -> Mapping[str, Expr]:
+        """None: what a routine loads to find its place is its own business."""
+        return {}
+
+
+Kernel = Union[LoopKernel, ContractionKernel, RoutineKernel]  # noqa: UP007

@@ -31,9 +31,11 @@ from graphflow.compiler.kernel.form import (
     Local,
     Loop,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
+from graphflow.compiler.kernel.routines import ROUTINES
 from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.kernel.text import print_kernel
 from graphflow.compiler.plan.dims import DimLike, evaluate, symbols_of
@@ -78,6 +80,8 @@ class _Run:
     def run(self) -> None:
         if isinstance(self.kernel, ContractionKernel):
             self.contraction(self.kernel.contraction)
+        elif isinstance(self.kernel, RoutineKernel):
+            ROUTINES[self.kernel.routine].run(self.arrays, self.kernel.attrs)
         else:
             self.body(self.kernel.body)
 

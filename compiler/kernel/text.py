@@ -7,6 +7,7 @@ it is not what its parts imply, so a faulty kernel shows its fault.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from graphflow.compiler.kernel.form import (
     REDUCTIONS,
@@ -26,6 +27,7 @@ from graphflow.compiler.kernel.form import (
     Loop,
     LoopKernel,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
@@ -34,11 +36,12 @@ from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType
 from graphflow.compiler.plan.plan_text import print_plan, scan_plan
-from graphflow.compiler.plan.text import Scanner, dim_text, name_text, number_text, type_text
+from graphflow.compiler.plan.text import Scanner, dim_text, literal_text, name_text, number_text, type_text
 
 _LOOPS = {"for": "serial", "grid": "grid", "lanes": "lanes"}
 _WORDS = {kind: word for word, kind in _LOOPS.items()}
 _AXES = ("batch", "m", "n", "k")
+_KINDS = {LoopKernel: "kernel", ContractionKernel: "contraction", RoutineKernel: "routine"}
 Axes = tuple[tuple[str, DimLike], ...]
 
 
@@ -104,11 +107,15 @@ class _Printer:
         self.lines: list[str] = []
 
     def kernel(self, kernel: Kernel) -> str:
-        word = "contraction" if isinstance(kernel, ContractionKernel) else "kernel"
+        word = _KINDS[type(kernel)]
         arguments = ", ".join(f"{name_text(a.name)}: {a.mode} {type_text(a.dtype, a.shape, a.layout)}"
                               for a in kernel.arguments)
         symbols = f" symbols [{', '.join(kernel.symbols)}]" if kernel.symbols else ""
         self.lines.append(f"{word} {name_text(kernel.name)}({arguments}){symbols} {{")
+        if isinstance(kernel, RoutineKernel):
+            attrs = ", ".join(f"{name}={literal_text(value)}" for name, value in kernel.attrs.items())
+            self.lines.append(f"  {kernel.routine} [{attrs}]")
+            return "\n".join([*self.lines, "}"]) + "\n"
         for name, value in kernel.indirect.items():
             self.lines.append(f"  index {name} = {self.expression(value)}")
         if isinstance(kernel, ContractionKernel):
@@ -186,12 +193,16 @@ class _Parser:
 
     def kernel(self) -> Kernel:
         s = self.s
-        word = s.word(("kernel", "contraction"), "a kernel")
+        word = s.word(tuple(_KINDS.values()), "a kernel")
         name = s.name()
         arguments = s.sequence("(", self.argument, ")")
         self.types.arguments = {a.name: a.dtype for a in arguments}
         symbols = s.sequence("[", s.name, "]") if s.accept("symbols") else ()
         s.expect("{")
+        if word == "routine":
+            routine, attrs = s.name(), dict(s.sequence("[", self.attribute, "]"))
+            s.expect("}")
+            return RoutineKernel(name, arguments, routine, attrs, symbols)
         indirect: dict[str, Expr] = {}
         while s.peek() == "index" and s.peek(2) == "=":
             s.take()
@@ -232,6 +243,11 @@ class _Parser:
         if body != (*lets, *stores):
             raise s.error("a contraction ends with lets and then stores")
         return Contraction(axes[0], axes[1], axes[2], axes[3], a, b, stores, tile, lets)
+
+    def attribute(self) -> tuple[str, Any]:
+        name = self.s.name()
+        self.s.expect("=")
+        return name, self.s.literal()
 
     def tile_field(self) -> tuple[str, int]:
         name = self.s.name()

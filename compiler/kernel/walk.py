@@ -15,6 +15,7 @@ from graphflow.compiler.kernel.form import (
     Load,
     Loop,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
@@ -44,7 +45,8 @@ def subexpressions(e: Expr) -> Iterator[Expr]:
 
 
 def roots(kernel: Kernel) -> Iterator[Expr]:
-    """The outermost expressions of a kernel: values of lets and stores, operands, indirect integers."""
+    """The outermost expressions of a kernel: values of lets and stores, operands, indirect integers; a
+    routine has none."""
     yield from kernel.indirect.values()
     if isinstance(kernel, ContractionKernel):
         c = kernel.contraction
@@ -52,7 +54,7 @@ def roots(kernel: Kernel) -> Iterator[Expr]:
         yield c.b
         yield from (let.value for let in c.lets)
         yield from (s.value for s in c.stores)
-    else:
+    elif not isinstance(kernel, RoutineKernel):
         for s in statements(kernel.body):
             if isinstance(s, (Let, Store)):
                 yield s.value
@@ -68,6 +70,8 @@ def stores(kernel: Kernel) -> list[Store]:
     """Every store of the kernel."""
     if isinstance(kernel, ContractionKernel):
         return list(kernel.contraction.stores)
+    if isinstance(kernel, RoutineKernel):
+        return []
     return [s for s in statements(kernel.body) if isinstance(s, Store)]
 
 
@@ -77,7 +81,7 @@ def loops(kernel: Kernel) -> list[tuple[str, DimLike]]:
     if isinstance(kernel, ContractionKernel):
         c = kernel.contraction
         found += [*c.batch, *c.m, *c.n, *c.k]
-    else:
+    elif not isinstance(kernel, RoutineKernel):
         found += [(s.var, s.extent) for s in statements(kernel.body) if isinstance(s, Loop)]
     for e in expressions(kernel):
         if isinstance(e, Reduce):

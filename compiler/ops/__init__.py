@@ -9,10 +9,12 @@ from graphflow.compiler.ops import (  # noqa: I001
                                     leaf,
                                     random,
                                     reduce,
+                                    routine,
                                     shape,
+                                    unfold,
                                     window,
 )
 from graphflow.compiler.ops.record import Op
 
-FAMILIES = (leaf, elementwise, reduce, shape, contract, window, indexing, random, control)
+FAMILIES = (leaf, elementwise, reduce, shape, contract, window, unfold, indexing, routine, random, control)
 OPS: dict[str, Op] = {op.name: op for family in FAMILIES for op in family.OPS}

@@ -4,8 +4,8 @@ An index outside its axis is an error of the caller, which the language guards a
 references raise IndexError. The lowerings never leave their buffers: such a read gives 0 and such an addition
 goes nowhere.
 
-Additions have one owner for each element of the result, which looks at every index in turn: no atomics, so
-the order of the additions is fixed. That is size * count work, which `flops` states.
+The additions and `scatter_set` are routines. Each element of the result has one owner, which follows the
+indices in their order: no atomics, and the same bits for any number of threads.
 """
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ from graphflow.compiler.ops.record import (
     Op,
     Point,
     Pointwise,
+    Routine,
+    RoutineForm,
     Sample,
     check_operands,
 )
-from graphflow.compiler.plan.dims import Dim, DimLike, product, symbol
-from graphflow.compiler.plan.dtypes import I32, DType
+from graphflow.compiler.ops.routine import Shapes, around
+from graphflow.compiler.plan.dims import Dim, product
+from graphflow.compiler.plan.dtypes import I32, I64
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 
 
@@ -110,22 +113,55 @@ def _scatter_add_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]
     return [None, b.gather(cotangents[0], node.inputs[0], axis=node.attrs["axis"])]
 
 
-def _scatter_add_value(p: Point, index: Index, result: int) -> Expr:
-    axis, indices = p.node.attrs["axis"], p.node.inputs[0].shape
-
-    def term(at: Index) -> Expr:
-        row = p.indirect(p.operand(0, at))
-        return p.operand(1, (*index[:axis], *at, *index[axis + 1:]), [Guard(row - index[axis], 1)])
-
-    return _sum(p, indices, term)
+def _scatter_add_form(shapes: Shapes, attrs: Attrs) -> RoutineForm:
+    indices, _, result = shapes
+    before, size, behind = around(result, attrs["axis"])
+    count = product(indices)
+    return RoutineForm("scatter_add", {}, ((count,), (before, count, behind), (before, size, behind)))
 
 
-def _sum(p: Point, extents: Sequence[DimLike], term: Any) -> Expr:
-    """The sum of `term(index)` over all indices; no loop along axes of one element."""
-    loops = p.loops(*(e for e in extents if e != 1))
-    variables = iter(loops)
-    at = [0 if e == 1 else symbol(next(variables)[0]) for e in extents]
-    return p.reduce("sum", loops, term(at)) if loops else term(at)
+# --- scatter_set
+
+def _scatter_set_infer(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]
+                       ) -> Sequence[TensorType]:
+    check_operands("scatter_set", types, 3)
+    (x, indices, updates), axis = (t.shape for t in types), attrs["axis"]
+    _check("scatter_set", types, 1, axis, len(x))
+    if updates != (*x[:axis], *indices, *x[axis + 1:]) or types[0].dtype != types[2].dtype:
+        raise ShapeError("scatter_set needs a slice of x for each index", op="scatter_set",
+                         shapes=[x, indices, updates])
+    return [types[0]]
+
+
+def _scatter_set_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorType]) -> Sequence[Any]:
+    x, indices, updates = arrays
+    axis, out = attrs["axis"], x.copy()
+    chosen = _in_range(indices, x.shape[axis])
+    before = (slice(None),) * axis
+    for at in np.ndindex(*indices.shape):
+        out[(*before, chosen[at])] = updates[(*before, *at)]
+    return [out]
+
+
+def _scatter_set_form(shapes: Shapes, attrs: Attrs) -> RoutineForm:
+    x = around(shapes[0], attrs["axis"])
+    count = product(shapes[1])
+    return RoutineForm("scatter_set", {}, (x, (count,), (x[0], count, x[2]), x))
+
+
+def _scatter_set_gradient(b: Any, node: Node, cotangents: Sequence[Any]) -> Sequence[Value | None]:
+    """An update that a later one replaces gets nothing; `last` has the number of each place's last one."""
+    x, indices, updates = node.inputs
+    axis = node.attrs["axis"]
+    size, count = x.shape[axis], product(indices.shape)
+    number = b.reshape(b.iota(shape=(count,), axis=0, dtype=I64), shape=indices.shape)
+    last = b.scatter_set(b.constant(-1, I64, (size,)), indices, number, axis=0)
+    wins = b.eq(b.gather(last, indices, axis=0), number)
+    ends = (1,) * (x.type.rank - 1 - axis)
+    wins = b.broadcast(b.reshape(wins, shape=(*indices.shape, *ends)), updates.shape)
+    taken = b.gather(cotangents[0], indices, axis=axis)
+    return [b.scatter_set(cotangents[0], indices, b.zeros(updates.type), axis=axis), None,
+            b.where(wins, taken, b.zeros(updates.type))]
 
 
 # --- take_along_axis, put_along_axis_add: element by element
@@ -156,7 +192,12 @@ def _take_reference(arrays: Sequence[Any], attrs: Attrs, types: Sequence[TensorT
 
 def _take_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> Sequence[Value | None]:
     (x, indices), axis = node.inputs, node.attrs["axis"]
-    return [b.put_along_axis_add(indices, cotangents[0], axis=axis, size=x.shape[axis]), None]
+    if indices.shape[axis] != 1:
+        return [b.put_along_axis_add(indices, cotangents[0], axis=axis, size=x.shape[axis]), None]
+    # One index in each row (a label): a comparison all along the row, which fuses with what is around it.
+    compared = indices if indices.dtype.bytes >= 4 else b.cast(indices, dtype=I32)
+    here = b.eq(b.broadcast(compared, x.shape), b.iota(shape=x.shape, axis=axis, dtype=compared.dtype))
+    return [b.where(here, b.broadcast(cotangents[0], x.shape), b.zeros(x.type)), None]
 
 
 def _take_value(p: Point, index: Index, result: int) -> Expr:
@@ -189,25 +230,13 @@ def _put_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> Seq
     return [None, b.take_along_axis(cotangents[0], node.inputs[0], axis=node.attrs["axis"])]
 
 
-def _put_value(p: Point, index: Index, result: int) -> Expr:
-    axis = p.node.attrs["axis"]
-    zero = p.const(0, p.node.types[0].dtype)
-
-    def term(at: Index) -> Expr:
-        # A comparison, not a guard: with one index in each row (a label) it is vectorised along the row.
-        source = (*index[:axis], *at, *index[axis + 1:])
-        return p.apply("where", _points_at(p, source, index[axis]), p.operand(1, source), zero)
-
-    return _sum(p, [p.node.inputs[0].shape[axis]], term)
-
-
-def _points_at(p: Point, source: Index, place: DimLike) -> Expr:
-    """Whether the index at `source` is `place`, compared in a type that holds both."""
-    indices: DType = p.node.inputs[0].dtype
-    compared = indices if indices.bytes >= 4 else I32
-    loaded = p.operand(0, source)
-    loaded = loaded if indices == compared else p.apply("cast", loaded, dtype=compared)
-    return p.apply("eq", loaded, p.index(place, compared))
+def _put_form(shapes: Shapes, attrs: Attrs) -> RoutineForm:
+    """Where there is one row only, it is a `scatter_add`, which threads share."""
+    axis = attrs["axis"]
+    given, result = around(shapes[0], axis), around(shapes[2], axis)
+    if given[0] == given[2] == 1:
+        return RoutineForm("scatter_add", {}, ((given[1],), given, result))
+    return RoutineForm("put_add", {}, (given, given, result))
 
 
 # --- samples and records
@@ -250,14 +279,11 @@ def _put_samples() -> list[Sample]:
                          False, False)]
 
 
-def _every_index(node: Node) -> DimLike:
-    """Each element of the result looks at every index."""
-    return product(node.types[0].shape) * product(node.inputs[0].shape)
-
-
-def _every_index_of_the_row(node: Node) -> DimLike:
-    """Each element of the result looks at the indices of its row along the axis."""
-    return product(node.types[0].shape) * node.inputs[0].shape[node.attrs["axis"]]
+def _scatter_set_samples() -> list[Sample]:
+    out = [Sample((Arg(x), _indices(i, x[axis]), Arg((*x[:axis], *i, *x[axis + 1:]))), {"axis": axis})
+           for x, i, axis in _SLICES]
+    bools = (Arg((300,), "bool"), _indices((5,), 300, "i64"), Arg((5,), "bool"))
+    return [*out, Sample(bools, {}, False, False)]
 
 
 OPS: tuple[Op, ...] = (
@@ -270,19 +296,27 @@ OPS: tuple[Op, ...] = (
                  Failure((Arg((4, 3)), Arg((2,), "bool")), {}, "needs integer indices"),
                  Failure((Arg((4, 3)), _indices((2,), 4)), {"axis": 2}, "there is no axis 2 among 2"),
                  Failure((Arg(()), _indices((2,), 4)), {}, "there is no axis 0 among 0"))),
-    Op("scatter_add", "window",
+    Op("scatter_add", "routine",
        "Zeros with `size` slices along `axis`, to which each slice of the updates is added where its index "
        "says; slices "
        "with the same index add up in order. The gradient of `gather`.",
        ("indices", "updates"), _scatter_add_infer, _scatter_add_reference, _scatter_add_gradient,
-       Pointwise(_scatter_add_value), attrs={"axis": 0, "size": REQUIRED}, flops=_every_index,
-       samples=_scatter_add_samples,
+       Routine(_scatter_add_form), attrs={"axis": 0, "size": REQUIRED},
+       flops=lambda node: product(node.inputs[1].shape), samples=_scatter_add_samples,
        failures=(Failure((_indices((4,), 3), Arg((5, 2))), {"size": 3}, "must be those of the indices"),
                  Failure((Arg((4,)), Arg((4, 2))), {"size": 3}, "needs integer indices"),
                  Failure((_indices((4,), 3), Arg((4, 2))), {"size": 3, "axis": 2}, "there is no axis 2 among "
                                                                                    "2"),
                  Failure((_indices((4,), 3), Arg((4, 2))), {"size": -1}, "needs a size >= 0"),
                  Failure((_indices((4,), 3), Arg((4, 2), "bool")), {"size": 3}, "adds numbers, not bool"))),
+    Op("scatter_set", "routine",
+       "x, with the slices of the updates along `axis` where the indices say; of slices with the same index "
+       "the last one stays.",
+       ("x", "indices", "updates"), _scatter_set_infer, _scatter_set_reference, _scatter_set_gradient,
+       Routine(_scatter_set_form), attrs={"axis": 0}, samples=_scatter_set_samples,
+       failures=(Failure((Arg((5, 2)), _indices((4,), 3), Arg((5, 2))), {}, "a slice of x for each index"),
+                 Failure((Arg((5, 2)), Arg((4,)), Arg((4, 2))), {}, "needs integer indices"),
+                 Failure((Arg((5, 2)), _indices((4,), 3), Arg((4, 2))), {"axis": 2}, "there is no axis 2"))),
     Op("take_along_axis", "gather",
        "Reads x along `axis` at the indices, which have x's other axes: out[i, j] = x[i, indices[i, j]] for "
        "axis 1.",
@@ -292,12 +326,13 @@ OPS: tuple[Op, ...] = (
                  Failure((Arg((4, 3)), _indices((5, 1), 3)), {"axis": 1}, "axis 0 is 4 in one operand and 5"),
                  Failure((Arg((4, 3)), Arg((4, 1))), {"axis": 1}, "needs integer indices"),
                  Failure((Arg((4, 3)), _indices((4, 1), 3)), {"axis": -1}, "there is no axis -1"))),
-    Op("put_along_axis_add", "window",
+    Op("put_along_axis_add", "routine",
        "Zeros with `size` elements along `axis`, to which each update is added where its index says. The "
        "gradient of "
        "`take_along_axis`.",
-       ("indices", "updates"), _put_infer, _put_reference, _put_gradient, Pointwise(_put_value),
-       attrs={"axis": REQUIRED, "size": REQUIRED}, flops=_every_index_of_the_row, samples=_put_samples,
+       ("indices", "updates"), _put_infer, _put_reference, _put_gradient, Routine(_put_form),
+       attrs={"axis": REQUIRED, "size": REQUIRED}, flops=lambda node: product(node.inputs[1].shape),
+       samples=_put_samples,
        failures=(Failure((_indices((4, 1), 3), Arg((4, 2))), {"axis": 1, "size": 3},
                          "one index for each update"),
                  Failure((Arg((4, 1)), Arg((4, 1))), {"axis": 1, "size": 3}, "needs integer indices"),

@@ -91,6 +91,21 @@ class Contract:
     parts: Callable[[Point], ContractionParts]
 
 
+class RoutineForm(NamedTuple):
+    """An op as a routine: its name and attributes, and the shapes as which it sees the operands and then the
+    results, each a reshape of the array."""
+    routine: str
+    attrs: Mapping[str, Any]
+    shapes: tuple[tuple[DimLike, ...], ...]
+
+
+@dataclass(frozen=True)
+class Routine:
+    """Lowering of an op of kind "routine", see `graphflow.compiler.kernel.routines`. form(shapes, attrs): the
+    shapes are those of the operands and then of the results."""
+    form: Callable[[Sequence[tuple[DimLike, ...]], Attrs], RoutineForm]
+
+
 class Arg(NamedTuple):
     """An operand of a sample: shape, element type ("float" stands for each float type in turn), range of its
     values. `distinct`: no two elements equal (keeps finite differences away from the kinks of max)."""
@@ -132,7 +147,7 @@ class Op:
     gradient(b, node, cotangents): a cotangent per input (None: no gradient flows), built with the builder
     `b`; a cotangent
         of a result that nothing reads is None. The whole field is None where the op has no gradient anywhere.
-    lowering: Pointwise, Contract, or None for what never reaches a kernel.
+    lowering: Pointwise, Contract, Routine, or None for what never reaches a kernel.
     flops(node): the arithmetic of one evaluation of all results, as a dimension.
     injective: (views) each operand element is read at most once, so inlining a producer repeats no work.
     samples, failures: see Sample, Failure.
@@ -144,7 +159,7 @@ class Op:
     infer: Infer
     reference: Reference | None = None
     gradient: Gradient | None = None
-    lowering: Pointwise | Contract | None = None
+    lowering: Pointwise | Contract | Routine | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     flops: Callable[[Node], DimLike] = lambda node: 0
     injective: bool = False

@@ -25,11 +25,13 @@ from graphflow.compiler.kernel.form import (
     Loop,
     LoopKernel,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
+from graphflow.compiler.kernel.routines import ROUTINES
 from graphflow.compiler.ops import OPS
-from graphflow.compiler.ops.record import Contract
+from graphflow.compiler.ops.record import Contract, Routine
 from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
 from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
@@ -190,6 +192,21 @@ def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction,
     del e.guards[:]
     e.binding = True
     return Contraction(batch, m, n, k, a, b, ()), tuple(parts.out(at_batch, at_m, at_n))
+
+
+def routine_kernel(name: str, node: Node, f: Formals) -> tuple[Kernel, dict[str, str]]:
+    """(the routine's kernel, its argument -> the formal argument of the node that it is)."""
+    region = node.regions[0]
+    anchor = region.results[0].node
+    lowering = OPS[anchor.op].lowering
+    assert isinstance(lowering, Routine)
+    values = (*anchor.inputs, *anchor.results)
+    form = lowering.form([v.shape for v in values], anchor.attrs)
+    names = [*(f.inputs[v] for v in anchor.inputs), *f.outputs]
+    arguments = tuple(Argument(formal.name, v.dtype, shape, formal.mode)
+                      for formal, v, shape in zip(ROUTINES[form.routine].formals, values, form.shapes))
+    kernel = RoutineKernel(name, arguments, form.routine, form.attrs)
+    return replace(kernel, symbols=walk.symbols(kernel)), {a.name: n for a, n in zip(arguments, names)}
 
 
 def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, tuple[DimLike, ...]]:

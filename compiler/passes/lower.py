@@ -159,6 +159,10 @@ class _Lowering:
 
     def _emit(self, node: Node, f: kernels.Formals, actual: dict[str, str], name: str) -> None:
         kind = node.attrs["kind"]
+        if kind == "routine":
+            kernel, names = kernels.routine_kernel(name, node, f)
+            self._add(node, kernel, {a: actual[n] for a, n in names.items()})
+            return
         if kind not in ("map", "row", "contraction"):
             ops = ", ".join(n.op for n in node.regions[0].nodes() if OPS[n.op].kind == "control") or kind
             raise NotImplementedError(f"{ops} has no native code yet; run it on device='reference'")

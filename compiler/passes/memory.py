@@ -15,10 +15,12 @@ from graphflow.compiler.kernel.form import (
     Kernel,
     Load,
     Loop,
+    RoutineKernel,
     Statement,
     Store,
 )
 from graphflow.compiler.kernel.program import KernelProgram
+from graphflow.compiler.kernel.routines import ROUTINES
 from graphflow.compiler.kernel.walk import subexpressions
 from graphflow.compiler.plan.dims import DimLike, symbol
 from graphflow.compiler.plan.errors import CompilerError
@@ -124,6 +126,8 @@ class _Access:
 def reads_before_writing(kernel: Kernel, source: str, target: str) -> bool:
     """Whether the kernel reads every element of `source` before anything writes that element of `target`,
     whatever the order and the threads in which its iterations run: then both can be the same memory."""
+    if isinstance(kernel, RoutineKernel):
+        return source in ROUTINES[kernel.routine].takes_over
     loads: list[_Access] = []
     stores: list[_Access] = []
     early = [*kernel.indirect.values()]

@@ -45,6 +45,7 @@ from graphflow.compiler.kernel.form import (
     Loop,
     LoopKernel,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
@@ -59,7 +60,10 @@ def tile(program: KernelProgram) -> KernelProgram:
 
 
 def tile_kernel(kernel: Kernel) -> Kernel:
-    """One kernel: loops collapsed, then the lanes chosen. A contraction's tile is left to the emitter."""
+    """One kernel: loops collapsed, then the lanes chosen. A contraction's tile and a routine are left to the
+    emitter."""
+    if isinstance(kernel, RoutineKernel):
+        return kernel
     kernel = collapse(kernel)
     if not isinstance(kernel, LoopKernel):
         return kernel
