@@ -5,17 +5,14 @@ import contextlib
 import os
 import secrets
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
+from graphflow.compiler.plan.dtypes import DTYPES, DType
 from graphflow.compiler.plan.errors import CheckpointError
 
-_DTYPES: dict[str, np.dtype[Any]] = {
-           "F32": np.dtype(np.float32), "F64": np.dtype(np.float64), "I32": np.dtype(np.int32),
-           "I64": np.dtype(np.int64), "U8": np.dtype(np.uint8), "U32": np.dtype(np.uint32),
-           "BOOL": np.dtype(np.bool_)}
-_DTYPE_NAMES = ", ".join(dtype.name for dtype in _DTYPES.values())
+_DTYPES: dict[str, DType] = {dtype.name.upper(): dtype for dtype in DTYPES.values()}
+_DTYPE_NAMES = ", ".join(dtype.full_name for dtype in _DTYPES.values())
 
 
 def save_checkpoint(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray],
@@ -66,10 +63,10 @@ def _checked_arrays(target: str, tensors: Mapping[str, np.ndarray], metadata: Ma
         if not isinstance(name, str) or name == "__metadata__":
             raise CheckpointError(f"{target}: {name!r} cannot name a tensor of a checkpoint")
         array = np.asarray(tensor)
-        if array.dtype.newbyteorder("=") not in _DTYPES.values():
+        if array.dtype.name not in [dtype.full_name for dtype in _DTYPES.values()]:
             raise CheckpointError(f"{target}: tensor '{name}' is {array.dtype.name}: no checkpoint holds it",
                                   hint=f"dtypes of a checkpoint: {_DTYPE_NAMES}")
-        little = array.astype(array.dtype.newbyteorder("<"), copy=False)
+        little = array if array.dtype.kind == "V" else array.astype(array.dtype.newbyteorder("<"), copy=False)
         arrays[name] = np.ascontiguousarray(little).reshape(array.shape)
     return arrays
 
@@ -104,8 +101,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray]
                 if dtype not in _DTYPES:
                     raise CheckpointError(f"{name}: tensor '{key}' has dtype {dtype}, which graphflow lacks",
                                           hint=f"dtypes of a checkpoint: {_DTYPE_NAMES}")
+                wanted = _DTYPES[dtype].numpy          # before the reader asks for it: it may load a package
                 # A copy: the reader may hand out views of the mapped file.
-                tensors[key] = np.array(file.get_tensor(key), _DTYPES[dtype])
+                tensors[key] = np.array(file.get_tensor(key), wanted)
             return tensors, dict(file.metadata() or {})
     except (OSError, SafetensorError, ValueError, OverflowError) as error:
         raise CheckpointError(f"{name}: not a whole checkpoint: {error}",

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from graphflow.compiler.plan.errors import CheckpointError
 from graphflow.runtime.checkpoint import load_checkpoint, save_checkpoint
 
-DTYPES = ["float32", "float64", "int32", "int64", "uint8", "bool", "uint32"]
+DTYPES = ["float32", "float64", "int32", "int64", "uint8", "bool", "uint32", "float16"]
 
 
 def example(seed: int = 0) -> dict[str, np.ndarray]:
@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, place: str, reason: int)
 
 
 @pytest.mark.parametrize("name, array", [
-    ("half", np.zeros(3, np.float16)), ("complex", np.zeros(3, complex)), ("text", np.array(["a"])),
+    ("complex", np.zeros(3, complex)), ("text", np.array(["a"])),
     ("objects", np.array([None])), ("record", np.zeros(2, "i4,f4")), ("short", np.zeros(2, np.int16))])
 def test_dtypes_that_no_checkpoint_holds(tmp_path: Path, name: str, array: np.ndarray) -> None:
     with pytest.raises(CheckpointError, match=f"tensor '{name}' is") as caught:
@@ -207,7 +207,7 @@ def test_malformed_files_are_refused_by_name(tmp_path: Path, content: bytes) -> 
     assert str(path) in caught.value.message
 
 
-@pytest.mark.parametrize("dtype, size", [("F16", 2), ("BF16", 2), ("I16", 2), ("U64", 8)])
+@pytest.mark.parametrize("dtype, size", [("F8_E5M2", 1), ("I16", 2), ("U64", 8)])
 def test_dtypes_of_others_are_refused_by_name(tmp_path: Path, dtype: str, size: int) -> None:
     (tmp_path / "a").write_bytes(encode({"w": entry(dtype, (4,), 0, 4 * size)}, bytes(4 * size)))
     with pytest.raises(CheckpointError, match=f"tensor 'w' has dtype {dtype}"):

@@ -120,12 +120,16 @@ class _Check:
     def types(self, node: Node) -> None:
         """The types are those that the op's record infers; layouts are the schedule's business."""
         from graphflow.compiler.ops import OPS
+        from graphflow.compiler.ops.half import rounded_to
         if node.op not in OPS:
             raise _wrong(f"there is no op {node.op!r}", node)
         record = OPS[node.op]
         if tuple(node.attrs) != tuple(record.attrs):
             raise _wrong(f"{node.op} has the attributes {list(node.attrs)}, not {list(record.attrs)}", node)
         given = [v.type for v in node.inputs]
+        if rounded_to(record, [t.dtype for t in given]) is not None:
+            raise _wrong(f"{node.op} computes with {[str(t) for t in given]}: halves are cast to float32 for "
+                         f"arithmetic", node)
         if node.op != "fused":
             given = [_plain(t) for t in given]
         try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
+from graphflow.compiler.ops.half import passes_float32
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
 from graphflow.compiler.plan.dtypes import DType
 
@@ -175,6 +176,8 @@ def _cast(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
     if inner is None or not np.can_cast(inner.inputs[0].dtype.numpy, inner.types[0].dtype.numpy, "safe"):
         return None
     source, between = inner.inputs[0].dtype, inner.types[0].dtype
+    if passes_float32(source, node.types[0].dtype):
+        return None
     if source.kind in "iu" and between.is_float and source.bytes >= between.bytes:
         return None                                           # NumPy calls int64 to float64 safe
     return b.cast(inner.inputs[0], dtype=node.types[0].dtype)
