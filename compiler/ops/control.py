@@ -16,15 +16,21 @@ SAVES = ("values", "carries")
 
 
 def _infer_grad(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
-    if len(types) < 2:
+    count = attrs["cotangents"]
+    if len(types) < (2 * count or 1) + 1:
         raise UseError("grad takes a scalar and at least one value to differentiate it by", op="grad")
-    loss, *wrt = types
-    if loss.shape:
+    for output, cotangent in zip(types[:count], types[count:2 * count]):
+        if output != cotangent:
+            raise ShapeError(f"the cotangent of a value of type {output} is {cotangent}", op="grad",
+                             shapes=[output.shape, cotangent.shape])
+    loss, wrt = types[0], types[2 * count or 1:]
+    if not count and loss.shape:
         raise UseError(f"grad differentiates one number, but this is an array {loss}", op="grad",
                        shapes=[loss.shape], hint="reduce it to a scalar, e.g. with mean() or sum()")
-    if not loss.dtype.is_float:
-        raise UseError(f"grad differentiates a float, but this is {loss.dtype.full_name}", op="grad",
-                       hint="convert it with cast before the arithmetic")
+    for t in types[:count or 1]:
+        if not t.dtype.is_float:
+            raise UseError(f"grad differentiates a float, but this is {t.dtype.full_name}", op="grad",
+                           hint="convert it with cast before the arithmetic")
     for i, t in enumerate(wrt):
         if not t.dtype.has_gradient:
             raise UseError(f"grad by value number {i}, which is {t}: only floats have gradients", op="grad",
@@ -169,12 +175,15 @@ def _region_flops(node: Node) -> DimLike:
 
 
 OPS: tuple[Op, ...] = (
-    Op("grad", "grad", "The gradients of a scalar by values that it is computed from; autodiff expands it.",
-       ("scalar", "*wrt"), _infer_grad,
+    Op("grad", "grad", "The gradients of a scalar by values that it is computed from; autodiff expands it. "
+       "With `cotangents` n > 0 it takes n values in the scalar's place, then a cotangent of each (of its "
+       "type), and gives the cotangents of the rest: no gradient flows through those given.",
+       ("scalar", "*wrt"), _infer_grad, attrs={"cotangents": 0},
        failures=[Failure((Arg(()),), {}, "at least one value"),
                  Failure((Arg((3,)), Arg((3,))), {}, "reduce it to a scalar"),
                  Failure((Arg((), "i32"), Arg((3,))), {}, "differentiates a float"),
-                 Failure((Arg(()), Arg((3,)), Arg((3,), "i64")), {}, "by value number 1, which is i64[3]")]),
+                 Failure((Arg(()), Arg((3,)), Arg((3,), "i64")), {}, "by value number 1, which is i64[3]"),
+                 Failure((Arg((3,)), Arg((2,)), Arg((3,))), {"cotangents": 1}, "the cotangent of a value")]),
     Op("scan", "control", "Runs the body `length` times, from the last step to the first if `reverse`. "
        "Operands: `carries` values that each step replaces, then `steps` arrays of which step i sees element "
        "i of axis 0, then constants; the body's parameters stand for them in this order. The body returns "

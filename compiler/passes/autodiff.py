@@ -1,9 +1,9 @@
 """The autodiff stage: replaces every `grad` node by the nodes that compute the gradient.
 
-Reverse mode. Only nodes on a path from what is differentiated with respect to, to the scalar, are visited,
+Reverse mode. Only nodes on a path from what is differentiated with respect to, to the outputs, are visited,
 users before operands; each op's record says how a cotangent goes through it. Cotangents of a value are added
 in the order in which the graph meets them, so the result has the same bits every time. Gradients inside
-gradients come out innermost first, because a `grad` whose scalar needs another one comes after it.
+gradients come out innermost first, because a `grad` whose output needs another one comes after it.
 
 Assumes: a checked graph. Guarantees: no `grad` node is left; gradient nodes carry the origins of their
 forward node. """
@@ -29,25 +29,40 @@ def expand_gradients(graph: Graph) -> Graph:
         if node in pinned:
             return builder.keep(node, inputs, pinned[node])
         if node.op == "grad":
-            return gradients(b, inputs[0], inputs[1:])
+            return _expand(b, inputs, node.attrs["cotangents"])
         return b.copy(node, inputs).results
 
     return rebuild(graph, make, builder)
 
 
+def _expand(b: Builder, inputs: Sequence[Value], count: int) -> list[Value]:
+    """What stands for a `grad` node with these operands and so many cotangents given."""
+    if not count:
+        return gradients(b, inputs[0], inputs[1:])
+    return pullback(b, inputs[:count], inputs[count:2 * count], inputs[2 * count:])
+
+
 def gradients(b: Builder, scalar: Value, wrt: Sequence[Value]) -> list[Value]:
-    """The derivative of `scalar` with respect to each value, made of nodes of the builder; zeros where
-    `scalar` does not depend on it."""
-    order = topological([scalar.node])
+    """The derivative of `scalar` with respect to each value, made of nodes of the builder."""
+    return pullback(b, [scalar], [b.constant(1, scalar.dtype, scalar.shape)], wrt)
+
+
+def pullback(b: Builder, outputs: Sequence[Value], given: Sequence[Value], wrt: Sequence[Value]
+             ) -> list[Value]:
+    """The cotangents of the values `wrt` for those `given` of the outputs, made of nodes of the builder;
+    zeros where no output depends on a value."""
+    order = topological([v.node for v in outputs])
     active = _active(order, wrt)
     cotangents: dict[Value, Value] = {}
-    if scalar in active:
-        cotangents[scalar] = b.constant(1, scalar.dtype, scalar.shape)
+    for output, cotangent in zip(outputs, given):
+        if output in active:
+            before = cotangents.get(output)
+            cotangents[output] = cotangent if before is None else b.add(before, cotangent)
     for node in reversed(order):
-        given = [cotangents.get(v) for v in node.results]
-        if any(given) and any(v in active for v in node.inputs):
+        flowing = [cotangents.get(v) for v in node.results]
+        if any(flowing) and any(v in active for v in node.inputs):
             with b.origin(node.origins):
-                _through(b, node, given, active, cotangents)
+                _through(b, node, flowing, active, cotangents)
     return [cotangents[v] if v in cotangents else b.zeros(v.type) for v in wrt]
 
 

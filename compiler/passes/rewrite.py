@@ -91,7 +91,7 @@ def pinned_results(graph: Graph) -> dict[Node, tuple[int, ...]]:
     out: dict[Node, tuple[int, ...]] = {}
     for node in walk(graph.nodes()):
         if node.op == "grad":
-            for v in node.inputs[1:]:
+            for v in node.inputs[2 * node.attrs["cotangents"] or 1:]:
                 out[v.node] = tuple(dict.fromkeys((*out.get(v.node, ()), v.index)))
     return out
 
