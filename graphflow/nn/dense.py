@@ -4,6 +4,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from graphflow import init
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.errors import ShapeError
@@ -32,7 +34,7 @@ def dense(x: Tensor, units: int, activation: Activation = None, use_bias: bool =
     naming = Naming.of(name, "dense")
     weights = layer_parameter(naming, "W", (features, units), weight_init, x.dtype)
     if mask is not None:
-        connected = variable(naming, "mask", (features, units), mask, "bool", "statistic")
+        connected = variable(naming, "mask", (features, units), np.asarray(mask, bool), "bool", "statistic")
         weights = elementwise("where", connected, weights, 0.0)
     rows = x if x.ndim == 2 else reshape(x, (product(x.shape[:-1]), features))
     out = apply("matmul", [rows, weights])

@@ -102,7 +102,7 @@ def adaptive_avg_pool(x: Tensor, size: PerAxis) -> Tensor:
     spatial = _spatial("adaptive_avg_pool", x)
     for axis, count in zip(spatial, per_axis("size", size, len(spatial))):
         length = extent(x.shape[axis], "int64")
-        part, place = reshape(arange(count, "int64"), (count, 1)), arange(x.shape[axis], "int64")
+        part, place = reshape(arange(count, dtype="int64"), (count, 1)), arange(x.shape[axis], dtype="int64")
         low, high = part * length // count, ((part + 1) * length + (count - 1)) // count
         weights = cast((place >= low) & (place < high), x.dtype) / cast(high - low, x.dtype)
         x = _along(x, axis, weights)
