@@ -20,6 +20,7 @@ struct Position { unsigned x, y, z; };
 static Position threadIdx, blockIdx, blockDim, gridDim;
 
 static float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); return value; }
+static int __float_as_int(float value) { int bits; memcpy(&bits, &value, 4); return bits; }
 static double __longlong_as_double(long long bits) { double value; memcpy(&value, &bits, 8); return value; }
 
 namespace host {

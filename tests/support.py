@@ -72,7 +72,7 @@ def dtype_of(arg: Arg, float_dtype: DType) -> DType:
 def make_operand(arg: Arg, float_dtype: DType, rng: np.random.Generator) -> np.ndarray:
     """An array such as the sample's operand asks for."""
     dtype = dtype_of(arg, float_dtype)
-    if dtype.is_float:
+    if dtype.has_gradient:
         values = rng.uniform(arg.low, arg.high, arg.shape)
         if arg.distinct:
             grid = np.linspace(arg.low, arg.high, values.size) if values.size != 1 else values

@@ -19,6 +19,7 @@ import re
 
 import numpy as np
 
+from graphflow.compiler.emit.half import half_bits
 from graphflow.compiler.kernel.form import (
     Apply,
     Const,
@@ -38,11 +39,11 @@ from graphflow.compiler.kernel.form import (
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.walk import expressions, statements, subexpressions
 from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, product
-from graphflow.compiler.plan.dtypes import BOOL, F32, F64, I32, I64, U8, U32, DType
+from graphflow.compiler.plan.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U8, U32, DType
 from graphflow.compiler.plan.schema import Launch
 
 C_TYPES = {F32: "float", F64: "double", I32: "int", I64: "long long", U32: "unsigned int",
-           U8: "unsigned char", BOOL: "bool"}
+           U8: "unsigned char", BOOL: "bool", F16: "unsigned short", BF16: "unsigned short"}
 WARP, THREADS = 32, 256
 
 PRELUDE = """\
@@ -55,6 +56,33 @@ _INLINE = "static __device__ __forceinline__"
 _TEMPLATE = f"template <class T> {_INLINE}"
 
 HELPERS = {
+    "gf_from_f16": f"""\
+// halves are their bits
+{_INLINE} float gf_from_f16(unsigned short x)
+{{
+  const unsigned magnitude = (x & 0x7fffu) << 13;
+  const float scaled = __int_as_float((int)magnitude) * 0x1p112f;
+  const unsigned bits = magnitude >= 0x7c00u << 13 ? magnitude | 0x7f800000u : (unsigned)__float_as_int(scaled);
+  return __int_as_float((int)(bits | (x & 0x8000u) << 16));
+}}""",
+    "gf_to_f16": f"""\
+{_INLINE} unsigned short gf_to_f16(float x)
+{{
+  const unsigned bits = (unsigned)__float_as_int(x), magnitude = bits & 0x7fffffffu;
+  unsigned out = (magnitude + 0xfffu - (112u << 23) + (magnitude >> 13 & 1u)) >> 13;
+  if (magnitude < 0x38800000u)  // a denormal: the addition rounds it
+    out = (unsigned)__float_as_int(__int_as_float((int)magnitude) + 0.5f) - 0x3f000000u;
+  if (magnitude >= 0x477ff000u) out = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  return (unsigned short)(out | (bits ^ magnitude) >> 16);
+}}""",
+    "gf_from_bf16": f"""\
+{_INLINE} float gf_from_bf16(unsigned short x) {{ return __int_as_float((int)((unsigned)x << 16)); }}""",
+    "gf_to_bf16": f"""\
+{_INLINE} unsigned short gf_to_bf16(float x)
+{{
+  const unsigned bits = (unsigned)__float_as_int(x);
+  return (unsigned short)(x == x ? (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16 : bits >> 16 | 0x40u);
+}}""",
     "gf_floordiv": f"// for b > 0\n{_INLINE} i64 gf_floordiv(i64 a, i64 b) {{ return a / b - (a % b < 0); }}",
     "gf_floormod": f"""\
 // for b > 0
@@ -169,6 +197,8 @@ def literal(value: float | int | bool, dtype: DType) -> str:
     """A C expression with exactly this value."""
     if dtype is BOOL:
         return "true" if value else "false"
+    if dtype.is_half:
+        return f"((unsigned short){half_bits(value, dtype)})"
     if not dtype.is_float:
         number = f"{int(value)}LL" if value > -2**63 else f"({-2**63 + 1}LL - 1)"
         return f"(({C_TYPES[dtype]}){number})"
@@ -375,6 +405,8 @@ def apply(function: str, args: list[str], operand: DType, result: DType) -> str:
         return f"(({C_TYPES[result]})({operation}))"
     if function in _INFIX:
         text = f"({args[0]} {_INFIX[function]} {args[1]})"
+    elif function == "cast" and (operand.is_half or result.is_half):
+        text = f"gf_from_{operand}({args[0]})" if operand.is_half else f"gf_to_{result}({args[0]})"
     elif function == "cast":
         nonzero = f"({args[0]} != {literal(0, operand)})"
         text = nonzero if result is BOOL else f"(({C_TYPES[result]}){args[0]})"
