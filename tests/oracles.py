@@ -69,22 +69,28 @@ def pad(arrays: list, attrs: dict) -> np.ndarray:
 
 
 def threefry(arrays: list, attrs: dict) -> np.ndarray:
+    """The first words of Threefry-2x32-20 at (element, stream); each index makes a new key first."""
+    key = [int(arrays[0]), int(arrays[1])]
+    for index in arrays[2:]:
+        key = threefry_block(key, [int(index), 2 ** 32 - 1])
+    counters = ([element, attrs["stream"]] for element in range(math.prod(attrs["shape"])))
+    words = [threefry_block(key, counter)[0] for counter in counters]
+    return np.array(words, np.uint32).reshape(attrs["shape"])
+
+
+def threefry_block(key: list[int], counter: list[int]) -> list[int]:
     """Threefry-2x32-20 with Python's integers, after the paper's definition."""
-    size, mask = math.prod(attrs["shape"]), 2 ** 32 - 1
-    keys = [int(arrays[0]), int(arrays[1])]
-    keys.append(0x1BD11BDA ^ keys[0] ^ keys[1])
-    out = []
-    for element in range(size):
-        x = [(element + keys[0]) & mask, (attrs["stream"] + keys[1]) & mask]
-        for r in range(20):
-            turn = (13, 15, 26, 6, 17, 29, 16, 24)[r % 8]
-            x[0] = (x[0] + x[1]) & mask
-            x[1] = (((x[1] << turn) | (x[1] >> (32 - turn))) & mask) ^ x[0]
-            if r % 4 == 3:
-                s = r // 4 + 1
-                x = [(x[0] + keys[s % 3]) & mask, (x[1] + keys[(s + 1) % 3] + s) & mask]
-        out.append(x[0])
-    return np.array(out, np.uint32).reshape(attrs["shape"])
+    mask = 2 ** 32 - 1
+    keys = [*key, 0x1BD11BDA ^ key[0] ^ key[1]]
+    x = [(counter[0] + keys[0]) & mask, (counter[1] + keys[1]) & mask]
+    for r in range(20):
+        turn = (13, 15, 26, 6, 17, 29, 16, 24)[r % 8]
+        x[0] = (x[0] + x[1]) & mask
+        x[1] = (((x[1] << turn) | (x[1] >> (32 - turn))) & mask) ^ x[0]
+        if r % 4 == 3:
+            s = r // 4 + 1
+            x = [(x[0] + keys[s % 3]) & mask, (x[1] + keys[(s + 1) % 3] + s) & mask]
+    return x
 
 
 def cast(arrays: list, attrs: dict) -> np.ndarray:
