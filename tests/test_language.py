@@ -362,8 +362,8 @@ def test_scopes_and_lines_are_remembered() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_random_numbers_follow_from_seed_and_step(device: str) -> None:
     def build() -> gf.Program:
-        u = gf.nn.random_uniform((1000,))
-        v = gf.nn.random_uniform((1000,))
+        u = gf.random.uniform((1000,))
+        v = gf.random.uniform((1000,))
         w = gf.parameter((), 0.0)
         return gf.function([], [u, v], {w: w + 1}, device=device, store=gf.Store(7))
     first, second = build(), build()

@@ -19,7 +19,7 @@ from graphflow.nn.conv import (
     depthwise_conv2d,
 )
 from graphflow.nn.dense import dense, flatten
-from graphflow.nn.dropout import alpha_dropout, dropout, random_uniform, spatial_dropout
+from graphflow.nn.dropout import alpha_dropout, dropout, spatial_dropout
 from graphflow.nn.embedding import embedding
 from graphflow.nn.norm import (
     batch_norm,
@@ -52,7 +52,7 @@ __all__ = ["adaptive_avg_pool", "alpha_dropout", "avg_pool1d", "avg_pool2d", "av
            "depthwise_conv2d", "dropout", "embedding", "flatten", "global_avg_pool", "global_max_pool",
            "group_norm", "inception", "instance_norm", "layer_norm", "local_response_norm", "log_softmax",
            "max_pool1d", "max_pool2d", "max_pool3d", "max_pool_with_switches", "max_unpool",
-           "random_uniform", "relu", "residual", "rms_norm", "sequential", "shared", "sigmoid", "softmax",
+           "relu", "residual", "rms_norm", "sequential", "shared", "sigmoid", "softmax",
            "spatial_dropout", "tanh", "upsample", "weight_norm"]
 
 relu, sigmoid, tanh = op_function("relu"), op_function("sigmoid"), op_function("tanh")

@@ -1,17 +1,14 @@
-"""Dropout, and the random numbers that it is made of."""
+"""Dropout."""
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.nn.geometry import check_float
+from graphflow.random import uniform
 from graphflow.scope import here
-from graphflow.state import random_operands
-from graphflow.tensor import Tensor, apply, cast, elementwise
-
-_streams = itertools.count()
+from graphflow.tensor import Tensor, apply, elementwise
 
 _SELU_LEAST = -1.7580993408473766
 """What selu approaches at -infinity: -scale · alpha."""
@@ -49,7 +46,7 @@ def alpha_dropout(x: Tensor, rate: float) -> Tensor:
     if _rate("alpha_dropout", x, rate) == 0:
         return x
     scale = ((1 - rate) * (1 + rate * _SELU_LEAST ** 2)) ** -0.5
-    kept = random_uniform(x.shape) >= rate
+    kept = uniform(x.shape) >= rate
     out = elementwise("where", kept, x, _SELU_LEAST) * scale - scale * rate * _SELU_LEAST
     return elementwise("where", apply("training", []), out, x)
 
@@ -58,7 +55,7 @@ def _dropped(op: str, x: Tensor, rate: float, shape: Sequence[Any]) -> Tensor:
     """`x` without what a mask of the shape drops."""
     if _rate(op, x, rate) == 0:
         return x
-    kept = random_uniform(shape) >= rate
+    kept = uniform(shape) >= rate
     out = elementwise("where", kept, x * (1 / (1 - rate)), 0.0)
     return elementwise("where", apply("training", []), out, x)
 
@@ -68,9 +65,3 @@ def _rate(op: str, x: Tensor, rate: float) -> float:
         raise UseError(f"the rate of {op} is {rate!r}", op=op, shapes=[x.shape], where=here(),
                        hint="use a probability from 0 to below 1")
     return rate
-
-
-def random_uniform(shape: Sequence[Any]) -> Tensor:
-    """Numbers in [0, 1), multiples of 2**-24 in float32, fresh in every training step and for every node."""
-    bits = apply("random_bits", random_operands(), shape=tuple(shape), stream=next(_streams))
-    return cast(bits >> 8, "float32") * 2.0 ** -24
