@@ -13,7 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphflow import data, functions, init, loss, metrics, nn, optim
+from graphflow import data, functions, init, loss, metrics, nn, optim, random
+from graphflow.autocast import autocast
 from graphflow.callbacks import Callback, EarlyStopping
 from graphflow.checkpoints import Checkpoints
 from graphflow.compiler.plan.errors import (
@@ -31,23 +32,26 @@ from graphflow.compiler.plan.errors import (
 )
 from graphflow.control import checkpoint, cond, scan, step_index, while_loop
 from graphflow.function import Program, function
-from graphflow.gradient import grad
+from graphflow.gradient import check_gradient, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
 from graphflow.history import History
 from graphflow.model import Model
+from graphflow.optim.parameters import freeze, unfreeze
 from graphflow.products import matmul
 from graphflow.runtime.store import Store
 from graphflow.scope import scope
 from graphflow.state import input, parameter  # noqa: A004
+from graphflow.substitute import substitute
 from graphflow.tensor import Tensor, cast, constant, dim
 
 __version__ = "0.1.0"
 
 __all__ = ["Callback", "CheckpointError", "Checkpoints", "CompilerError", "DTypeError", "DataError",
-           "DeviceError", "EarlyStopping", "FeedError",
-           "GraphflowError", "History", "Model", "Program", "ShapeError", "Store", "Tensor", "TrainingError",
-           "UseError", "UserError", "cast", "checkpoint", "cond", "constant", "data", "dim", "function",
-           "functions", "grad", "init", "input", "loss", "matmul", "metrics", "nn", "optim", "parameter",
-           "scan", "scope", "step_index", "while_loop"]
+           "DeviceError", "EarlyStopping", "FeedError", "GraphflowError", "History", "Model", "Program",
+           "ShapeError", "Store", "Tensor", "TrainingError", "UseError", "UserError", "autocast", "cast",
+           "check_gradient", "checkpoint", "cond", "constant", "data", "dim", "freeze", "function",
+           "functions", "grad", "hessian", "hvp", "init", "input", "jacobian", "jvp", "loss", "matmul",
+           "metrics", "nn", "optim", "parameter", "random", "scan", "scope", "step_index", "substitute",
+           "unfreeze", "value_and_grad", "vjp", "while_loop"]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,9 +12,11 @@ from typing import Any, Union
 
 import numpy as np
 
+from graphflow.autocast import autocast_type
 from graphflow.compiler.ir.graph import Node, TensorType, Value
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.half import passes_float32, rounded_to
+from graphflow.compiler.ops.record import Op
 from graphflow.compiler.plan.dims import Dim, DimLike, symbol
 from graphflow.compiler.plan.dtypes import BOOL, F32, I32, I64, DType, as_dtype, promote
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError, UserError
@@ -291,27 +293,35 @@ def apply(op: str, inputs: Sequence[Tensor], regions: Sequence[Any] = (), **attr
     The node remembers the user's line; errors of its type rule come out there, with the op and the shapes.
     """
     record = OPS[op]
+    wanted = autocast_type(record)
+    if wanted is not None:
+        inputs = [cast(t, wanted) if t.dtype.is_half or t.dtype == F32 else t for t in inputs]
     rounded = rounded_to(record, [t.dtype for t in inputs])
-    if rounded is not None:                                    # halves: float32 between casts
+    if rounded is None:
+        results = _node(record, inputs, regions, attrs)
+    else:                                                      # halves: float32 between casts
         wide = [cast(t, F32) if t.dtype.is_half else t for t in inputs]
-        made = apply(op, wide, regions, **attrs)
         results = tuple(cast(t, rounded) if t.dtype == F32 else t
-                        for t in (made if isinstance(made, tuple) else (made,)))
-        return results if len(results) != 1 else results[0]
+                        for t in _node(record, wide, regions, attrs))
+    return results if len(results) != 1 else results[0]
+
+
+def _node(record: Op, inputs: Sequence[Tensor], regions: Sequence[Any], attrs: dict[str, Any]
+          ) -> tuple[Tensor, ...]:
     where = here()
     try:
         full = record.complete(attrs)
         types = tuple(record.infer([t.value.type for t in inputs], full, regions))
     except UserError as error:
-        error.op = error.op or op
+        error.op = error.op or record.name
         if error.shapes is None:
             error.shapes = tuple(t.shape for t in inputs)
         raise error.with_location(where) from None
-    node = Node(op, tuple(t.value for t in inputs), full, tuple(regions), types, (where,) if where else ())
+    operands = tuple(t.value for t in inputs)
+    node = Node(record.name, operands, full, tuple(regions), types, (where,) if where else ())
     note(node)
     checks = tuple(dict.fromkeys(check for t in inputs for check in t.checks))
-    results = tuple(Tensor(v, checks) for v in node.results)
-    return results if len(results) != 1 else results[0]
+    return tuple(Tensor(v, checks) for v in node.results)
 
 
 def with_check(x: Tensor, holds: Tensor, message: str, feed: str = "") -> Tensor:

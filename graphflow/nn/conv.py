@@ -15,7 +15,7 @@ from graphflow.scope import here
 from graphflow.shapes import flip as reverse
 from graphflow.shapes import reshape
 from graphflow.state import Naming
-from graphflow.tensor import Tensor, apply
+from graphflow.tensor import Tensor, apply, cast
 
 
 def conv1d(x: Tensor, channels: int, window: PerAxis, stride: PerAxis = 1, padding: Padding = "valid",
@@ -169,5 +169,5 @@ def _finish(out: Tensor, naming: Naming, channels: int, use_bias: bool, bias_ini
             activation: Callable[[Tensor], Tensor] | None) -> Tensor:
     if use_bias:
         bias = layer_parameter(naming, "b", (channels,), bias_init, out.dtype)
-        out = out + reshape(bias, (channels, *(1,) * (out.ndim - 2)))
+        out = out + reshape(cast(bias, out.dtype), (channels, *(1,) * (out.ndim - 2)))
     return activation(out) if activation else out

@@ -14,7 +14,7 @@ from graphflow.nn.parameters import layer_parameter
 from graphflow.scope import here
 from graphflow.shapes import reshape
 from graphflow.state import Naming, variable
-from graphflow.tensor import Tensor, apply, elementwise
+from graphflow.tensor import Tensor, apply, cast, elementwise
 
 Activation = Callable[[Tensor], Tensor] | None
 
@@ -39,7 +39,7 @@ def dense(x: Tensor, units: int, activation: Activation = None, use_bias: bool =
     rows = x if x.ndim == 2 else reshape(x, (product(x.shape[:-1]), features))
     out = apply("matmul", [rows, weights])
     if use_bias:
-        out = out + layer_parameter(naming, "b", (units,), bias_init, x.dtype)
+        out = out + cast(layer_parameter(naming, "b", (units,), bias_init, x.dtype), out.dtype)
     out = out if x.ndim == 2 else reshape(out, (*x.shape[:-1], units))
     return activation(out) if activation else out
 

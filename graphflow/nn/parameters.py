@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+from graphflow.autocast import master_type
 from graphflow.compiler.plan.errors import DTypeError, ShapeError
 from graphflow.scope import here
 from graphflow.state import Naming, Sharing, variable
@@ -16,7 +17,8 @@ R = TypeVar("R")
 
 def layer_parameter(naming: Naming, part: str, shape: tuple[int, ...], init: Any, dtype: Any) -> Tensor:
     """The parameter ``naming.part`` of a layer, with initial values by `init`; or `init` itself if it is a
-    Tensor, which must have the shape and the element type."""
+    Tensor, which must have the shape and the element type. Under `gf.autocast` parameters are float32."""
+    dtype = master_type(dtype)
     if not isinstance(init, Tensor):
         return variable(naming, part, shape, init, dtype)
     if init.shape != shape:
