@@ -3,15 +3,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from graphflow.arguments import as_axis, as_tensor
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import I64
-from graphflow.compiler.plan.errors import DTypeError, UseError
+from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 from graphflow.creation import arange, extent
 from graphflow.reductions import all as every
 from graphflow.scope import here
-from graphflow.shapes import expand_dims
-from graphflow.tensor import Operand, Tensor, apply, as_array, cast, constant, with_check
+from graphflow.shapes import expand_dims, reshape
+from graphflow.tensor import (
+    Operand,
+    Tensor,
+    apply,
+    as_array,
+    broadcast_shapes,
+    cast,
+    constant,
+    stretch,
+    with_check,
+)
 
 
 def one_hot(indices: Operand, classes: int, dtype: Any = "float32") -> Tensor:
@@ -27,7 +39,8 @@ def matches(indices: Tensor, classes: DimLike) -> Tensor:
     if not indices.dtype.is_integer:
         raise DTypeError(f"indices are integers, not {indices.dtype.full_name}", op="one_hot",
                          shapes=[indices.shape], where=here(), hint="convert them with gf.cast(x, 'int32')")
-    return expand_dims(indices, -1) == arange(classes, dtype=indices.dtype if indices.dtype.bytes > 1 else "int32")
+    line = arange(classes, dtype=indices.dtype if indices.dtype.bytes > 1 else "int32")
+    return expand_dims(indices, -1) == line
 
 
 def feed_name(x: Tensor) -> str:
@@ -50,33 +63,51 @@ def check_range(indices: Tensor, size: DimLike, what: str) -> Tensor:
     return with_check(indices, holds, f"{what} must lie in 0..{size - 1}", feed_name(indices))
 
 
-def take(x: Operand, indices: Operand, axis: int = 0) -> Tensor:
-    """The slices of `x` along the axis that the integers `indices` name; their axes stand in the axis's
-    place.
+def take(x: Operand, indices: Operand, axis: int | None = 0) -> Tensor:
+    """The slices of `x` along the axis (None: the elements in row-major order) that the integers `indices`
+    name; their axes stand in the place of that axis.
 
-    Every call checks that they are in 0..extent-1; negative ones are refused.
+    Every call checks that they are in 0..extent-1; negative ones are refused unless they are constants.
     """
     x = as_tensor(x)
-    at = as_axis(x, axis, "take")
-    return apply("gather", [x, _checked(indices, x, at)], axis=at)
+    x = reshape(x, -1) if axis is None else x
+    at = as_axis(x, 0 if axis is None else axis, "take")
+    return apply("gather", [x, checked_indices(indices, x, at)], axis=at)
 
 
 def take_along_axis(x: Operand, indices: Operand, axis: int) -> Tensor:
     """The elements of `x` at the integers `indices` along the axis: with axis 1, out[i, j] = x[i, indices[i,
     j]].
 
-    The other axes must be equal. Every call checks that the indices are in 0..extent-1.
+    The other axes must be equal, or 1 in `indices` or `x`. Every call checks that the indices are in
+    0..extent-1.
     """
     x = as_tensor(x)
     at = as_axis(x, axis, "take_along_axis")
-    return apply("take_along_axis", [x, _checked(indices, x, at)], axis=at)
+    given = checked_indices(indices, x, at)
+    if given.ndim != x.ndim:
+        raise ShapeError("take_along_axis needs as many axes of indices as of elements, got "
+                         f"{given.ndim} and {x.ndim}", op="take_along_axis",
+                         shapes=[x.shape, given.shape], where=here(), hint="insert one with gf.expand_dims")
+    others = broadcast_shapes("take_along_axis", [(*t.shape[:at], 1, *t.shape[at + 1:]) for t in (x, given)])
+    x, given = (stretch(t, (*others[:at], t.shape[at], *others[at + 1:])) for t in (x, given))
+    return apply("take_along_axis", [x, given], axis=at)
 
 
-def _checked(indices: Operand, x: Tensor, axis: int) -> Tensor:
+def checked_indices(indices: Operand, x: Tensor, axis: int) -> Tensor:
+    """Indices along an axis, all within it: constants are checked here, others by every call."""
     size = x.shape[axis]
     if isinstance(indices, Tensor):
         return check_range(indices, size, "the indices")
     array = as_array(indices)
-    if array.size and isinstance(size, int) and (array.min() < 0 or array.max() >= size):
+    array = array if array.size else array.astype("int32")
+    if array.dtype.kind not in "iu":
+        raise DTypeError("indices are integers", op="gather", shapes=[x.shape], where=here())
+    if not isinstance(size, int):
+        if (array < 0).any():
+            raise UseError("an axis whose extent the call decides takes no negative index", op="gather",
+                           shapes=[x.shape], where=here(), hint="reverse the axis with gf.flip")
+        return check_range(constant(array), size, "the indices")
+    if ((array < -size) | (array >= size)).any():
         raise UseError(f"an index is outside 0..{size - 1}", op="gather", shapes=[x.shape], where=here())
-    return constant(array if array.size else array.astype("int32"))
+    return constant(np.where(array < 0, array + size, array).astype(array.dtype))

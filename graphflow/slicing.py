@@ -1,5 +1,5 @@
-"""Indexing with NumPy's basic keys: integers, slices with any step, None, Ellipsis; and one integer
-Tensor."""
+"""Indexing with NumPy's basic keys (integers, slices with any step, None, Ellipsis) and one array of integers
+among them."""
 from __future__ import annotations
 
 from typing import Any
@@ -7,21 +7,69 @@ from typing import Any
 import numpy as np
 
 from graphflow.compiler.plan.dims import Dim, DimLike
+from graphflow.compiler.plan.dtypes import BOOL
 from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.scope import here
 from graphflow.tensor import Tensor, apply
 
 
 def take_slice(x: Tensor, key: Any) -> Tensor:
-    """``x[key]``. An integer Tensor as the whole key chooses slices of axis 0, as `gf.take` does.
+    """``x[key]``. One of the keys may be an array of integers (a Tensor, a NumPy array or a list): its axes
+    stand in the place of the axis that it chooses from, as in `gf.take`.
 
     On an axis whose extent the call decides nothing is clipped: a bound that a call exceeds refuses that
     call.
     """
-    if isinstance(key, (Tensor, np.ndarray, list)):
-        from graphflow.indexing import take
-        return take(x, key, axis=0)
     keys = _full_key(x, key if isinstance(key, tuple) else (key,))
+    arrays = [place for place, entry in enumerate(keys) if _is_array(entry)]
+    if not arrays:
+        return _sliced(x, keys)
+    from graphflow.indexing import take
+    _check_array(x, keys, arrays)
+    place = arrays[0]
+    chosen = take(x, _integers(x, keys[place]), sum(entry is not None for entry in keys[:place]))
+    whole = (slice(None),) * (chosen.ndim - x.ndim + 1)
+    return _sliced(chosen, [*keys[:place], *whole, *keys[place + 1:]])
+
+
+def _is_array(entry: Any) -> bool:
+    return isinstance(entry, (Tensor, np.ndarray, list))
+
+
+def _check_array(x: Tensor, keys: list[Any], arrays: list[int]) -> None:
+    """UseError for keys with which NumPy does more than choose along one axis."""
+    if len(arrays) > 1:
+        raise UseError("only one of the keys may be an array of integers", op="slice", shapes=[x.shape],
+                       where=here(), hint="for pairs of indices use gf.take on the two axes reshaped to one; "
+                       "for all combinations index twice: x[rows][:, columns]")
+    place = arrays[0]
+    for other, entry in enumerate(keys):
+        low, high = sorted((place, other))
+        if _is_index(entry) and any(k is None or isinstance(k, slice) for k in keys[low:high]):
+            raise UseError("an integer and an array of integers with other keys between them are ambiguous",
+                           op="slice", shapes=[x.shape], where=here(),
+                           hint="index twice: first by the integer, then by the array")
+
+
+def _integers(x: Tensor, entry: Any) -> Any:
+    """The index array; a constant mask as the positions where it holds."""
+    if isinstance(entry, Tensor):
+        if entry.dtype == BOOL:
+            raise UseError("a mask can't choose elements: how many there are would depend on values",
+                           op="slice", shapes=[x.shape, entry.shape], where=here(),
+                           hint="use gf.where(mask, x, 0), or a reduction of it")
+        return entry
+    array = np.asarray(entry)
+    if array.dtype != bool:
+        return array if array.size else array.astype(np.int64)
+    if array.ndim != 1:
+        raise UseError("a mask of constants has one axis", op="slice", shapes=[x.shape, array.shape],
+                       where=here())
+    return np.flatnonzero(array)
+
+
+def _sliced(x: Tensor, keys: list[Any]) -> Tensor:
+    """`x` by keys that are integers, slices and None."""
     starts: list[DimLike] = []
     stops: list[DimLike] = []
     steps: list[int] = []
@@ -63,9 +111,6 @@ def _reshaped(x: Tensor, keys: list[Any], shape: list[DimLike | None]) -> Tensor
 
 def _full_key(x: Tensor, key: tuple[Any, ...]) -> list[Any]:
     """The key with one entry for each axis, beside the Nones."""
-    if any(isinstance(entry, (Tensor, np.ndarray, list)) for entry in key):
-        raise UseError("an index array stands alone: x[indices]", op="slice", shapes=[x.shape], where=here(),
-                       hint="choose along another axis with gf.take(x, indices, axis)")
     used = sum(entry is not None and entry is not Ellipsis for entry in key)
     dots = sum(entry is Ellipsis for entry in key)
     if dots > 1 or used > x.ndim:
@@ -81,7 +126,7 @@ def _full_key(x: Tensor, key: tuple[Any, ...]) -> list[Any]:
 
 def _text(entry: Any) -> str:
     if not isinstance(entry, slice):
-        return "..." if entry is Ellipsis else str(entry)
+        return "..." if entry is Ellipsis else "an array" if _is_array(entry) else str(entry)
     parts = ["" if p is None else str(p) for p in (entry.start, entry.stop, entry.step)]
     return ":".join(parts if entry.step is not None else parts[:2])
 
@@ -94,7 +139,7 @@ def _position(x: Tensor, entry: Any, extent: DimLike, axis: int) -> DimLike:
     """Where an integer key points, counted from the front."""
     if not _is_index(entry):
         raise UseError(f"{entry!r} is no index", op="slice", shapes=[x.shape], where=here(),
-                       hint="use integers, slices, None and ...")
+                       hint="use integers, slices, None, ... and one array of integers")
     at = entry if isinstance(entry, Dim) else int(entry)
     if isinstance(at, int) and at < 0:
         at = extent + at
