@@ -36,7 +36,7 @@ class Metric:
         """The metric of one batch as a Tensor; UseError if its result is not made of arithmetic alone."""
         try:
             return f.as_tensor(self.result(*(cast(t, "float32") for t in self.sums.values())))
-        except (TypeError, AttributeError) as error:
+        except (TypeError, AttributeError, UseError) as error:
             raise UseError("this metric's result is computed by NumPy after the last batch", where=here(),
                            hint="give the Metric to gf.Model(metrics=...), or take its sums") from error
 

@@ -124,7 +124,7 @@ class Affine:
         moved = draws.uniform(-self.shift, self.shift, (2,))
         cos, sin = np.cos(angle) / factor, np.sin(angle) / factor
         # from a pixel of the result to the place in the image that it shows; rows count downwards
-        matrix = np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+        matrix = np.stack([np.stack([cos, sin], 1), np.stack([-sin, cos], 1)], 1)
         middle = (np.array(images.shape[2:]) - 1) / 2
         offset = middle - np.einsum("nij,nj->ni", matrix, middle + moved)
         return sampled(images, matrix, offset, self.fill)
