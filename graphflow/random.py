@@ -86,7 +86,7 @@ def gumbel(shape: Shape = (), dtype: Any = "float32") -> Tensor:
 
 def normal(shape: Shape = (), mean: float = 0.0, std: float = 1.0, dtype: Any = "float32") -> Tensor:
     """The normal distribution, by its inverse distribution function. Its error is 4e-7 of the number
-    (float64: 2e-15) as far as the tails go, which is 6.3 deviations (float64: 8.2): one chance in 2**32 (2**53).
+    (float64: 2e-15) as far as the tails go: to 6.3 deviations (float64: 8.2), one chance in 2**32 (2**53).
 
     Wichura, "Algorithm AS 241: the percentage points of the normal distribution" (Applied Statistics 37,
     1988), with its coefficients for 7 (16) digits.
