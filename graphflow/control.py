@@ -324,7 +324,12 @@ def _sort_checks(results: Sequence[Tensor], inside: Callable[[Node], bool]
                  ) -> tuple[list[Node], tuple[Node, ...]]:
     """(checks made in a body, which must be lifted out of it; the others)."""
     checks = list(dict.fromkeys(check for t in results for check in t.checks))
-    lifted = [c for c in checks if inside(c.inputs[0].node)]
+    lifted = [c for c in checks if any(inside(v.node) for v in c.inputs)]
+    for note in lifted:
+        if note.op == "print":
+            line = f"\n{note.origins[0].describe()}" if note.origins else ""
+            raise NotImplementedError("a body can't print: return the values as outputs, and print these "
+                                      f"outside{line}")
     return lifted, tuple(c for c in checks if c not in lifted)
 
 

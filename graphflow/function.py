@@ -21,6 +21,7 @@ from graphflow.compiler.plan.errors import (
     UseError,
 )
 from graphflow.compiler.plan.schema import Buffer, EntryGuard, Plan
+from graphflow.debug import OUTPUT, Printed, prints_among, show
 from graphflow.runtime.feeds import FeedChecker
 from graphflow.runtime.store import STEP, Store
 from graphflow.scope import here
@@ -49,10 +50,10 @@ def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates |
     if not isinstance(name, str) or not name.isidentifier():
         raise UseError(f"{name!r} is no name for a program", hint="use letters, digits and _", where=here())
     chosen = find_device(device)
-    graph, bound = trace(name, listed, named, dict(updates or {}),
-                         bool(updates) if training is None else training,
-                         store)
-    return Program(graph, structure, chosen.name, bound, threads)
+    graph, bound, prints = trace(name, listed, named, dict(updates or {}),
+                                 bool(updates) if training is None else training,
+                                 store)
+    return Program(graph, structure, chosen.name, bound, threads, prints)
 
 
 def _named_outputs(outputs: Any) -> tuple[dict[str, Tensor], Any]:
@@ -69,14 +70,18 @@ def _named_outputs(outputs: Any) -> tuple[dict[str, Tensor], Any]:
     for key, value in named.items():
         if not isinstance(value, Tensor):
             raise UseError(f"the output {key!r} is {value!r}, not a Tensor", where=here())
+        if key.startswith(OUTPUT):
+            raise UseError(f"the output {key!r} has the name of a printed value", where=here(),
+                           hint=f"names that begin with {OUTPUT!r} are taken")
     return named, dict if isinstance(outputs, Mapping) else list
 
 
 # --- tracing
 
 def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], updates: dict[Tensor, Tensor],
-          training: bool, store: Store | None) -> tuple[Graph, Store]:
-    """The graph that computes the outputs and updates, its state named, and the Store that it belongs to."""
+          training: bool, store: Store | None) -> tuple[Graph, Store, list[Printed]]:
+    """The graph that computes the outputs and updates, its state named; the Store that it belongs to; and
+    what it prints: these values are further outputs, behind the others."""
     _check_inputs(inputs)
     if training:
         computed = topological([t.value.node for t in (*outputs.values(), *updates.values())])
@@ -84,9 +89,11 @@ def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], up
     targets = [variable_of(target) for target in updates]
     _check_updates(targets, list(updates.values()))
     values = [*outputs.values(), *updates.values()]
-    checks = dict.fromkeys(check for t in values for check in t.checks)
+    notes = dict.fromkeys(note for t in values for note in t.checks)
+    printed = list(prints_among(notes))
+    outputs = {**outputs, **{name: Tensor(v) for p, node in printed for name, v in zip(p.names, node.inputs)}}
     step = random_state()[1].value.node.inputs[0]
-    effects: list[Node] = list(checks)
+    effects = [note for note in notes if note.op == "check"]
     made = [apply("update", [value], name="") for value in updates.values()]
     effects += [t.value.node for t in made]
     if updates:                                       # the Store counts the calls that train
@@ -96,7 +103,7 @@ def trace(name: str, inputs: Sequence[Tensor], outputs: Mapping[str, Tensor], up
     _check_needed(draft, outputs, updates)
     bound = _bind_variables(variables_in((*draft.nodes(), *targets)), store)
     names = {t.value.node: v.name for t, v in zip(made, targets)}
-    return _finish(draft, names, training), bound
+    return _finish(draft, names, training), bound, [p for p, _ in printed]
 
 
 def _check_inputs(inputs: Sequence[Tensor]) -> None:
@@ -214,18 +221,21 @@ class Program:
     `graph`, `dump`, `explain`, `plan`, `peak_bytes`.
     """
 
-    def __init__(self, graph: Graph, structure: Any, device: str, store: Store, threads: int | None) -> None:
+    def __init__(self, graph: Graph, structure: Any, device: str, store: Store, threads: int | None,
+                 prints: Sequence[Printed] = ()) -> None:
         self.traced, self.device, self.store, self.threads = graph, device, store, threads
         self.name = graph.name
         self.inputs = [str(v.node.attrs["name"]) for v in graph.inputs]
-        self.outputs = list(graph.outputs)
+        self._prints = prints
+        hidden = {name for p in prints for name in p.names}
+        self.outputs = [name for name in graph.outputs if name not in hidden]
         self._structure = structure
         self._compilation: Any = None
         self._runner: Any = None
 
     def __repr__(self) -> str:
         takes = ", ".join(f"{v.node.attrs['name']}: {v.type}" for v in self.traced.inputs)
-        gives = ", ".join(f"{k}: {v.type}" for k, v in self.traced.outputs.items())
+        gives = ", ".join(f"{k}: {self.traced.outputs[k].type}" for k in self.outputs)
         return f"<Program {self.name}({takes}) -> {gives} on {self.device}>"
 
     def __call__(self, *args: Any, **feeds: Any) -> Any:
@@ -235,6 +245,10 @@ class Program:
         has changed.
         """
         results = self.runner.run(self._arranged(args, feeds))
+        if self._prints:
+            if self.device != "null":
+                show(self._prints, results[len(self.outputs):])
+            results = results[:len(self.outputs)]
         if self._structure is None:
             return results[0]
         return results if self._structure is list else dict(zip(self.outputs, results))
