@@ -1,4 +1,5 @@
-"""Runs kernel programs with the CUDA C of their loop kernels, compiled for the CPU over `cuda_host.h`.
+"""Runs kernel programs with the CUDA C of their loop kernels and routines, compiled for the CPU over
+`cuda_host.h`.
 
 Contractions, which have no CUDA form yet, are run by the kernel interpreter. Every kernel runs twice, its
 lanes in rising and in falling order, and must give the same bits; every buffer lies between canaries.
@@ -21,7 +22,7 @@ import numpy as np
 from graphflow.compiler.driver import Compilation
 from graphflow.compiler.emit.cuda import C_TYPES, emit_cuda
 from graphflow.compiler.ir.graph import Graph
-from graphflow.compiler.kernel.form import ContractionKernel, LoopKernel
+from graphflow.compiler.kernel.form import ContractionKernel, Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.interpret import run_kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import evaluate
@@ -31,6 +32,7 @@ from graphflow.compiler.target import host_target
 HEADER = Path(__file__).with_name("cuda_host.h")
 COMPILER = shutil.which("g++")
 BLOCKS, THREADS, PIECES = 2, 64, 4
+Native = LoopKernel | RoutineKernel
 CANARY = 256
 """Bytes on both sides of each buffer."""
 
@@ -43,18 +45,18 @@ def lowered(graph: Graph) -> KernelProgram:
 def united(programs: Iterable[KernelProgram]) -> KernelProgram:
     """The loop kernels of all programs, under names of their own; equal ones are one."""
     kernels = {}
-    for kernel in (k for p in programs for k in p.kernels.values() if isinstance(k, LoopKernel)):
+    for kernel in (k for p in programs for k in p.kernels.values() if not isinstance(k, ContractionKernel)):
         name = kernel_name(kernel)
         kernels[name] = replace(kernel, name=name)
     return KernelProgram(Plan("united", "none", (), (), (), (), (), (), ()), kernels)
 
 
-def kernel_name(kernel: LoopKernel) -> str:
+def kernel_name(kernel: Native) -> str:
     """A name made from what the kernel is."""
     return "k_" + hashlib.sha256(repr(replace(kernel, name="")).encode()).hexdigest()[:16]
 
 
-def launcher(kernel: LoopKernel) -> str:
+def launcher(kernel: Native) -> str:
     """A C function that launches the kernel on the simulated device; it returns what went wrong, or null."""
     pointers = [f"({C_TYPES[a.dtype]}*)a[{i}]" for i, a in enumerate(kernel.arguments)]
     symbols = [f"s[{i}]" for i in range(len(kernel.symbols))]
@@ -83,7 +85,7 @@ class HostKernels:
                 self.functions[name].restype = ctypes.c_char_p
 
     @staticmethod
-    def _compile(kernels: Mapping[str, LoopKernel], path: Path) -> Path:
+    def _compile(kernels: Mapping[str, Native], path: Path) -> Path:
         program = KernelProgram(Plan("piece", "none", (), (), (), (), (), (), ()), kernels)
         launchers = "".join(launcher(k) for k in kernels.values())
         path.write_text(f'#include "{HEADER}"\n{emit_cuda(program)}\n{launchers}')
@@ -103,7 +105,7 @@ class HostKernels:
         assert done.returncode == 0, done.stderr[:3000]
         return path.with_suffix(".so")
 
-    def launch(self, kernel: LoopKernel, arrays: list[np.ndarray], symbols: Mapping[str, int]) -> None:
+    def launch(self, kernel: Native, arrays: list[np.ndarray], symbols: Mapping[str, int]) -> None:
         """Runs the kernel in both orders of lanes and checks that they agree to the bit."""
         before = [np.copy(a) for a in {id(a): a for a in arrays}.values()]
         unique = list({id(a): a for a in arrays}.values())
@@ -116,7 +118,7 @@ class HostKernels:
             assert array.tobytes() == first.tobytes(), f"{kernel.name} depends on the order of lanes"
 
     def _call(
-        self, kernel: LoopKernel, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
+        self, kernel: Native, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
     ) -> None:
         addresses = (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays))
         sizes = (ctypes.c_longlong * max(1, len(kernel.symbols)))(*(symbols[s] for s in kernel.symbols))
@@ -159,9 +161,9 @@ class HostKernels:
         return outputs, {plan.buffer(id).name: memory[id] for id in plan.written}
 
     def _item(
-        self, kernel: LoopKernel | ContractionKernel, arrays: list[np.ndarray], symbols: Mapping[str, int]
+        self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int]
     ) -> None:
-        if isinstance(kernel, LoopKernel):
+        if not isinstance(kernel, ContractionKernel):
             self.launch(kernel, arrays, symbols)
             return
         shapes = [tuple(evaluate(d, symbols) for d in a.shape) for a in kernel.arguments]

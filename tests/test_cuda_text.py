@@ -30,7 +30,7 @@ from graphflow.compiler.plan.dtypes import BOOL, COMPUTED, DTYPES, F32, F64, I32
 from graphflow.compiler.plan.errors import UserError
 
 SIZES = (1, 3, 17, 33, 100)
-LOOP_KINDS = ("elementwise", "view", "gather", "window", "reduce")
+LOOP_KINDS = ("elementwise", "view", "gather", "window", "reduce", "routine")
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ on the PATH to compile the text for the CPU")
 

@@ -1,4 +1,5 @@
-"""CUDA C for loop kernels: fused elementwise chains, windows, reductions and rows.
+"""CUDA C for loop kernels: fused elementwise chains, windows, reductions and rows; `cuda_routines` has the
+routines.
 
 The text is a complete translation unit: the helpers that it uses, then one ``__global__`` function per
 kernel. There are two forms of parallelism:
@@ -16,6 +17,7 @@ Contractions need templates of their own and are not emitted here.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from graphflow.compiler.kernel.form import (
     Loop,
     LoopKernel,
     Reduce,
+    RoutineKernel,
     Statement,
     Store,
 )
@@ -136,9 +139,10 @@ HELPERS = {
 }
 """Device functions by name, each emitted where something uses it; those that use another come later."""
 
-_FLOAT_FUNCTIONS = {"sqrt": "sqrt", "exp": "exp", "expm1": "expm1", "log": "log", "log1p": "log1p",
-                    "tanh": "tanh", "erf": "erf", "sin": "sin", "cos": "cos", "floor": "floor",
-                    "ceil": "ceil", "round": "rint", "pow": "pow", "abs": "fabs", "fma": "fma"}
+_FLOAT_FUNCTIONS = {**{name: name for name in (
+    "sqrt", "cbrt", "hypot", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "sin", "cos", "tan",
+    "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv",
+    "floor", "ceil", "trunc", "copysign", "fma")}, "round": "rint", "abs": "fabs"}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
           "gt": ">", "ge": ">=", "and": "&&", "or": "||", "bit_and": "&", "bit_or": "|", "bit_xor": "^",
           "shift_left": "<<", "shift_right": ">>"}
@@ -151,7 +155,10 @@ _COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum",
 
 
 def emit_cuda(program: KernelProgram) -> str:
-    """The translation unit of the program's loop kernels; contractions are named in a comment."""
+    """The translation unit of the program's loop kernels and routines; contractions are named in
+    comments."""
+    from graphflow.compiler.emit.cuda_routines import routine_text
+
     launches: dict[str, Launch] = {}
     for item in program.plan.body:
         if isinstance(item, Launch):
@@ -160,8 +167,9 @@ def emit_cuda(program: KernelProgram) -> str:
     for kernel in program.kernels.values():
         if isinstance(kernel, ContractionKernel):
             parts.append(f"// {kernel.name}: a contraction, which has no CUDA template yet\n")
-        else:
-            parts.append(_comment(program, kernel, launches.get(kernel.name)) + _Emitter(kernel).text())
+            continue
+        body = routine_text(kernel) if isinstance(kernel, RoutineKernel) else _Emitter(kernel).text()
+        parts.append(_comment(program, kernel, launches.get(kernel.name)) + body)
     return "\n".join([PRELUDE, *_helpers("".join(parts)), *parts])
 
 
@@ -175,13 +183,14 @@ def _helpers(text: str) -> list[str]:
     return used[::-1]
 
 
-def _comment(program: KernelProgram, kernel: LoopKernel, launch: Launch | None) -> str:
+def _comment(program: KernelProgram, kernel: LoopKernel | RoutineKernel, launch: Launch | None) -> str:
     """What the kernel computes and, for its first launch, for whom."""
     applied = dict.fromkeys(e.function for e in expressions(kernel) if isinstance(e, Apply))
     reduced = dict.fromkeys(e.kind for e in expressions(kernel) if isinstance(e, Reduce))
     work = [f"{verb} {', '.join(names)}" for verb, names in (("applies", applied), ("reduces by", reduced))
             if names]
-    lines = [f"// {kernel.name}: {'; '.join(work) or 'moves elements'}"]
+    what = f"routine {kernel.routine}" if isinstance(kernel, RoutineKernel) else "moves elements"
+    lines = [f"// {kernel.name}: {'; '.join(work) or what}"]
     if launch is not None:
         buffers = [program.plan.buffer(id) for id in launch.buffers]
         for argument, b in zip(kernel.arguments, buffers):
@@ -215,6 +224,32 @@ def _name(name: str) -> str:
     return "v_" + name.replace(".", "_").replace("'", "_q")
 
 
+def dimension(d: DimLike, name: Callable[[str], str] = _name) -> str:
+    """64-bit C for a dimension, as an operand of any operator; `name` gives that of a symbol."""
+    if not isinstance(d, Dim):
+        return f"{d}LL" if d >= 0 else f"({d}LL)"
+    terms = []
+    for atoms, coefficient in d.terms:
+        factors = [] if coefficient == 1 and atoms else [dimension(coefficient)]
+        for atom in atoms:
+            if isinstance(atom, Symbol):
+                factors.append(name(atom.name))
+            else:
+                function = "gf_floormod" if atom.rest else "gf_floordiv"
+                factors.append(f"{function}({dimension(atom.inner, name)}, {atom.by}LL)")
+        terms.append(" * ".join(factors))
+    text = " + ".join(terms)
+    return f"({text})" if len(terms) > 1 or " * " in text else text
+
+
+def signature(kernel: LoopKernel | RoutineKernel) -> str:
+    """The head of the kernel's function: its arguments, then its symbols."""
+    arguments = [f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}* {a.name}" for a in kernel.arguments]
+    arguments += [f"i64 {_name(s)}" for s in kernel.symbols]
+    return (f'extern "C" __global__ void __launch_bounds__({THREADS}) '
+            f"{kernel.name}({', '.join(arguments)})")
+
+
 class _Emitter:
     """Writes one kernel. Expressions become text; what needs statements (a reduction) is written before its
     user."""
@@ -232,13 +267,10 @@ class _Emitter:
         k = self.kernel
         grid, body = _grid(k.body)
         by_row = _has_lanes(body)
-        arguments = [f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}* {a.name}" for a in k.arguments]
-        arguments += [f"i64 {_name(s)}" for s in k.symbols]
         if all(extent != 0 for _, extent in grid):           # else there is nothing to do
             self.points(grid, body, by_row)
         form = "one warp per row" if by_row else "one thread per element"
-        head = f'extern "C" __global__ void __launch_bounds__({THREADS}) {k.name}({", ".join(arguments)})'
-        lines = [f"// Launch with {THREADS} threads a block, {form}.", head, "{", *self.lines, "}"]
+        lines = [f"// Launch with {THREADS} threads a block, {form}.", signature(k), "{", *self.lines, "}"]
         return "\n".join(lines) + "\n"
 
     def points(self, grid: list[tuple[str, DimLike]], body: tuple[Statement, ...], by_row: bool) -> None:
@@ -304,21 +336,10 @@ class _Emitter:
 
     def dim(self, d: DimLike) -> str:
         """An index expression in 64-bit C, as an operand of any operator."""
-        if not isinstance(d, Dim):
-            return f"{d}LL" if d >= 0 else f"({d}LL)"
-        terms = []
-        for atoms, coefficient in d.terms:
-            factors = [] if coefficient == 1 and atoms else [self.dim(coefficient)]
-            for atom in atoms:
-                if isinstance(atom, Symbol):
-                    loaded = self.kernel.indirect.get(atom.name)
-                    factors.append(_name(atom.name) if loaded is None else f"((i64){self.expr(loaded)})")
-                else:
-                    function = "gf_floormod" if atom.rest else "gf_floordiv"
-                    factors.append(f"{function}({self.dim(atom.inner)}, {atom.by}LL)")
-            terms.append(" * ".join(factors))
-        text = " + ".join(terms)
-        return f"({text})" if len(terms) > 1 or " * " in text else text
+        def name(symbol: str) -> str:
+            loaded = self.kernel.indirect.get(symbol)
+            return _name(symbol) if loaded is None else f"((i64){self.expr(loaded)})"
+        return dimension(d, name)
 
     def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
         flat: DimLike = 0
