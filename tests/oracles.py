@@ -327,6 +327,25 @@ def linear_recurrence(arrays: list, attrs: dict) -> np.ndarray:
     return np.moveaxis(out[::-1] if attrs["reverse"] else out, 0, attrs["axis"])
 
 
+def unfold(arrays: list, attrs: dict) -> np.ndarray:
+    """The windows one by one."""
+    x = np.moveaxis(arrays[0], attrs["axis"], -1)
+    reach = attrs["dilation"] * (attrs["size"] - 1)
+    starts = range(0, x.shape[-1] - reach, attrs["stride"])
+    windows = [x[..., start:start + reach + 1:attrs["dilation"]] for start in starts]
+    return np.moveaxis(np.stack(windows, -2), -2, attrs["axis"])
+
+
+def fold(arrays: list, attrs: dict) -> np.ndarray:
+    """The windows' elements added one window after another."""
+    x = np.moveaxis(arrays[0], attrs["axis"], -2)
+    out = np.zeros((*x.shape[:-2], attrs["extent"]), x.dtype)
+    for p in range(x.shape[-2]):
+        at = p * attrs["stride"] + np.arange(x.shape[-1]) * attrs["dilation"]
+        out[..., at] += x[..., p, :]
+    return np.moveaxis(out, -1, attrs["axis"])
+
+
 def argsort(arrays: list, attrs: dict) -> np.ndarray:
     """Python's sort of each row, with a sign for falling order."""
     def row(x: np.ndarray) -> np.ndarray:
@@ -347,6 +366,10 @@ ORACLES: dict[str, Oracle] = {
     "update": plain(identity),
     "add": plain(lambda x, y: x + y), "sub": plain(lambda x, y: x - y), "mul": plain(lambda x, y: x * y),
     "div": plain(lambda x, y: x / y), "mod": plain(modulo), "floordiv": plain(divide_down),
+    "hypot": plain(lambda x, y: np.abs(x + 1j * y.astype(np.float64))),
+    "atan2": plain(lambda y, x: np.angle(x + 1j * y.astype(np.float64))),
+    "copysign": plain(lambda x, y: np.abs(x) * np.where(np.signbit(y), -1, 1)),
+    "logaddexp": plain(lambda x, y: np.log(np.exp(x.astype(np.float64)) + np.exp(y))),
     "pow": plain(lambda x, y: np.exp(y * np.log(x.astype(np.float64)))),
     "minimum": plain(lambda x, y: np.where(x < y, x, y)),
     "maximum": plain(lambda x, y: np.where(x > y, x, y)),
@@ -361,9 +384,23 @@ ORACLES: dict[str, Oracle] = {
     "log1p": plain(lambda x: special.xlog1py(np.ones_like(x), x)),
     "tanh": plain(lambda x: 1 - 2 / (1 + np.exp(2 * x.astype(np.float64)))), "sigmoid": plain(special.expit),
     "softplus": plain(lambda x: -special.log_expit(-x)), "erf": plain(special.erf),
+    "erfc": plain(special.erfc), "erfinv": plain(special.erfinv),
+    "exp2": plain(special.exp2), "cbrt": plain(special.cbrt),
+    "log2": plain(lambda x: np.log(x.astype(np.float64)) / np.log(2)),
+    "log10": plain(lambda x: np.log(x.astype(np.float64)) / np.log(10)),
+    "sinh": plain(lambda x: (np.exp(x.astype(np.float64)) - np.exp(-x.astype(np.float64))) / 2),
+    "cosh": plain(lambda x: (np.exp(x.astype(np.float64)) + np.exp(-x.astype(np.float64))) / 2),
+    "tan": plain(lambda x: np.tan(x.astype(np.complex128)).real),
+    "asin": plain(lambda x: np.arcsin(x.astype(np.complex128)).real),
+    "acos": plain(lambda x: np.arccos(x.astype(np.complex128)).real),
+    "atan": plain(lambda x: np.arctan(x.astype(np.complex128)).real),
+    "asinh": plain(lambda x: np.arcsinh(x.astype(np.complex128)).real),
+    "acosh": plain(lambda x: np.arccosh(x.astype(np.complex128)).real),
+    "atanh": plain(lambda x: np.arctanh(x.astype(np.complex128)).real),
     "sin": plain(lambda x: np.exp(1j * x.astype(np.float64)).imag),
     "cos": plain(lambda x: np.exp(1j * x.astype(np.float64)).real),
     "floor": plain(lambda x: x // 1), "ceil": plain(lambda x: -(-x // 1)), "round": plain(np.around),
+    "trunc": plain(np.fix),
     "isnan": plain(lambda x: x != x), "isfinite": plain(lambda x: np.abs(x) < np.inf),
     "eq": plain(lambda x, y: x == y), "ne": plain(lambda x, y: x != y), "lt": plain(lambda x, y: x < y),
     "le": plain(lambda x, y: x <= y), "gt": plain(lambda x, y: x > y), "ge": plain(lambda x, y: x >= y),
@@ -398,6 +435,7 @@ ORACLES: dict[str, Oracle] = {
     "max_pool": max_pool, "unpool": unpool, "pool_take": pool_take,
     "window_sum": window_sum, "window_sum_grad": window_sum_grad,
     "gather": gather, "scatter_add": scatter_add,
+    "unfold": unfold, "fold": fold,
     "take_along_axis": take_along_axis, "put_along_axis_add": put_along_axis_add,
     "scatter_set": scatter_set, "argsort": argsort, "linear_recurrence": linear_recurrence,
     "cumsum": running(lambda x, axis: np.add.reduce(x, axis=axis, dtype=x.dtype)),
