@@ -69,8 +69,10 @@ def test_the_batches_are_the_same_for_any_number_of_workers(number: int) -> None
 
 
 def test_transforms_follow_the_row_not_its_batch() -> None:
-    by_size = [{int(y): x for batch in made(Minibatches(DATA, size, seed=3, transforms=CHAIN, shuffle=shuffle), 2)
-                for x, y in zip(batch["x"], batch["y"])} for size, shuffle in ((5, True), (8, True), (37, False))]
+    by_size = []
+    for size, shuffle in ((5, True), (8, True), (37, False)):
+        batches = made(Minibatches(DATA, size, seed=3, transforms=CHAIN, shuffle=shuffle), 2)
+        by_size.append({int(y): x for batch in batches for x, y in zip(batch["x"], batch["y"])})
     for other in by_size[1:]:
         for row, image in by_size[0].items():
             np.testing.assert_array_equal(image, other[row])
@@ -80,7 +82,8 @@ def test_transforms_follow_the_row_not_its_batch() -> None:
 @pytest.mark.parametrize("batches", [
     Minibatches(DATA, 5), Minibatches(DATA, 5, shuffle=False), Minibatches(DATA, 5, drop_last=True),
     Minibatches(DATA, 5, transforms=CHAIN), Minibatches(DATA, 5, workers=2, lengths=np.arange(37) % 7),
-    TextWindows(np.arange(60), 2, 5), Stream(lambda epoch: ({"x": np.full(2, i + epoch)} for i in range(99)), 7)],
+    TextWindows(np.arange(60), 2, 5),
+    Stream(lambda epoch: ({"x": np.full(2, i + epoch)} for i in range(99)), 7)],
     ids=lambda b: type(b).__name__)
 def test_an_epoch_goes_on_from_any_batch(batches: Batches) -> None:
     whole = made(batches, 3)

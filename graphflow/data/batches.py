@@ -171,10 +171,12 @@ class Stream:
 
         def following(number: int) -> Batch:
             try:
-                return next(source)
+                batch = next(source)
             except StopIteration:
                 raise DataError(f"the stream ended after {number} batches of epoch {epoch}; an epoch has "
                                 f"{self.length}") from None
+            # made ahead, a batch must outlive the next one, which may use the same memory
+            return {name: np.array(array) for name, array in batch.items()} if self.prefetch else batch
 
         made = prefetched(following, range(self.length), 1 if self.prefetch else 0)
         try:
