@@ -23,6 +23,19 @@ static float __int_as_float(int bits) { float value; memcpy(&value, &bits, 4); r
 static int __float_as_int(float value) { int bits; memcpy(&bits, &value, 4); return bits; }
 static double __longlong_as_double(long long bits) { double value; memcpy(&value, &bits, 8); return value; }
 
+// The C library has no erfinv: Newton's method on erf, from where it converges.
+static double erfinv(double x) {
+  if (!(fabs(x) < 1)) return fabs(x) == 1 ? x * INFINITY : NAN;
+  const double c = 2 / (M_PI * 0.147) + log1p(-x * x) / 2;
+  double y = fabs(x) < 1e-6 ? fabs(x) * 0.886226925452758 : sqrt(sqrt(c * c - log1p(-x * x) / 0.147) - c);
+  for (int i = 0; i < 8; i++) {
+    const double error = fabs(x) < 0.5 ? erf(y) - fabs(x) : 1 - fabs(x) - erfc(y);
+    y -= error * exp(y * y) * 0.886226925452758;
+  }
+  return copysign(y, x);
+}
+static float erfinvf(float x) { return (float)erfinv(x); }
+
 namespace host {
 
 enum { WARP = 32, STACK = 1 << 16 };

@@ -32,6 +32,7 @@ from graphflow.compiler.plan.errors import DTypeError, ShapeError
 
 _KINDS = {"f": "floats", "h": "halves", "i": "signed integers", "u": "unsigned integers", "b": "bools"}
 _SHAPES: tuple[tuple[int, ...], ...] = ((), (7,), (1,), (0,), (2, 3), (3, 1, 2), (2, 1, 3, 2))
+_FEW_SHAPES: tuple[tuple[int, ...], ...] = ((), (7,), (0,), (3, 1, 2))      # for the many unary functions
 
 
 def check_kind(op: str, dtype: DType, kinds: str) -> None:
@@ -82,7 +83,7 @@ def _flops(function: str) -> Callable[[Node], Any]:
 def _samples(kinds: str, ranges: Sequence[tuple[float, float]], smooth: bool) -> list[Sample]:
     out = []
     if "f" in kinds:
-        for shape in _SHAPES:
+        for shape in _SHAPES if len(ranges) > 1 else _FEW_SHAPES:
             args = tuple(Arg(shape, low=low, high=high) for low, high in ranges)
             out.append(Sample(args, smooth=smooth, second=smooth and shape in ((), (7,))))
     for dtype in DTYPES.values():
@@ -112,7 +113,7 @@ def _failures(count: int, kinds: str) -> list[Failure]:
 
 def _row(name: str, count: int, kinds: str, doc: str, gradient: Callable | None = None, *,
          ranges: Sequence[tuple[float, float]] | None = None, function: str | None = None,
-         result: DType | None = None) -> Op:
+         result: DType | None = None, names: tuple[str, ...] = ("x", "y")) -> Op:
     """One op. gradient(b, g, y, *operands): a cotangent per operand; ranges: the domain, per operand."""
     function = function or name
     compute = SCALARS[function].numpy
@@ -122,7 +123,7 @@ def _row(name: str, count: int, kinds: str, doc: str, gradient: Callable | None 
         def rule(b: Any, node: Node, cotangents: Sequence[Value | None]) -> Sequence[Value | None]:
             found = gradient(b, cotangents[0], node.result(), *node.inputs)
             return found if isinstance(found, list) else [found]
-    return Op(name, "elementwise", doc, ("x", "y")[:count], _infer(name, count, kinds, result),
+    return Op(name, "elementwise", doc, names[:count], _infer(name, count, kinds, result),
               lambda arrays, attrs, types: [compute(*arrays)], rule, _lower(function, count),
               flops=_flops(function),
               samples=lambda: _samples(kinds, spans, gradient is not None), failures=_failures(count, kinds))
@@ -159,7 +160,36 @@ def _extreme_gradient(wins: str) -> Callable:
     return gradient
 
 
+def _unless_zero(b: Any, x: Value) -> Value:
+    """x with 1 for 0: a divisor whose quotients by 0 are not used, or are to be 0."""
+    return b.where(b.eq(x, 0), b.constant(1, x.dtype, x.shape), x)
+
+
+def _atan2_gradient(b: Any, g: Value, angle: Value, y: Value, x: Value) -> list[Value]:
+    r = _unless_zero(b, b.hypot(x, y))                # twice: its square may overflow
+    part = b.div(g, r)
+    return [b.mul(part, b.div(x, r)), b.neg(b.mul(part, b.div(y, r)))]
+
+
+def _hypot_gradient(b: Any, g: Value, r: Value, x: Value, y: Value) -> list[Value]:
+    r = _unless_zero(b, r)
+    return [b.mul(g, b.div(x, r)), b.mul(g, b.div(y, r))]
+
+
+def _copysign_gradient(b: Any, g: Value, result: Value, x: Value, y: Value) -> list[Value | None]:
+    return [b.mul(g, b.mul(b.sign(x), b.copysign(b.constant(1, y.dtype, y.shape), y))), None]
+
+
+def _one_minus_square(b: Any, x: Value) -> Value:
+    return b.mul(b.sub(1, x), b.add(x, 1))            # x² would be rounded before what it cancels with
+
+
+def _arccosh_gradient(b: Any, g: Value, y: Value, x: Value) -> Value:
+    return b.mul(g, b.mul(b.rsqrt(b.sub(x, 1)), b.rsqrt(b.add(x, 1))))
+
+
 _POSITIVE = [(0.1, 3.0)]
+_INSIDE = [(-0.8, 0.8)]
 _DIVISOR = [(-2.0, 2.0), (0.5, 2.0)]
 _NUMBERS = "fiu"
 
@@ -174,6 +204,12 @@ _ARITHMETIC = (
          ranges=[(-9.0, 9.0), (1.0, 4.0)]),
     _row("pow", 2, "f", "x ** y of floats. With y = 0 the derivative by x is 0, with x = 0 that by y is.",
          _pow_gradient, ranges=[(0.2, 2.0), (-2.0, 2.0)]),
+    _row("hypot", 2, "f", "√(x² + y²), without overflow. Its gradient at the origin is 0.", _hypot_gradient,
+         ranges=_DIVISOR),
+    _row("atan2", 2, "f", "The angle of the point (x, y), in [-π, π]. Its gradient at the origin is 0.",
+         _atan2_gradient, ranges=_DIVISOR, names=("y", "x")),
+    _row("copysign", 2, "f", "|x| with y's sign, that of a zero too. The gradient by x at 0 is 0.",
+         _copysign_gradient, ranges=_DIVISOR),
     _row("minimum", 2, _NUMBERS, "The smaller; NaN if either is. Where they are equal, each gets half of the "
          "gradient (as in PyTorch and JAX).", _extreme_gradient("lt")),
     _row("maximum", 2, _NUMBERS, "The larger; NaN if either is. Where they are equal, each gets half of the "
@@ -187,21 +223,49 @@ _FUNCTIONS = (
     _row("sqrt", 1, "f", "The square root.", lambda b, g, y, x: b.div(b.mul(g, 0.5), y), ranges=_POSITIVE),
     _row("rsqrt", 1, "f", "1 / sqrt(x), rounded twice.",
          lambda b, g, y, x: b.mul(g, b.mul(b.div(y, x), -0.5)), ranges=_POSITIVE),
+    _row("cbrt", 1, "f", "The cube root, of negative numbers too.",
+         lambda b, g, y, x: b.div(g, b.mul(b.mul(y, y), 3)), ranges=[(0.2, 4.0)]),
     _row("exp", 1, "f", "e ** x.", lambda b, g, y, x: b.mul(g, y)),
+    _row("exp2", 1, "f", "2 ** x.", lambda b, g, y, x: b.mul(g, b.mul(y, math.log(2)))),
     _row("expm1", 1, "f", "exp(x) - 1, exact near 0.", lambda b, g, y, x: b.mul(g, b.add(y, 1))),
     _row("log", 1, "f", "The natural logarithm.", lambda b, g, y, x: b.div(g, x), ranges=_POSITIVE),
+    _row("log2", 1, "f", "The logarithm to the base 2.",
+         lambda b, g, y, x: b.mul(b.div(g, x), 1 / math.log(2)), ranges=_POSITIVE),
+    _row("log10", 1, "f", "The logarithm to the base 10.",
+         lambda b, g, y, x: b.mul(b.div(g, x), 1 / math.log(10)), ranges=_POSITIVE),
     _row("log1p", 1, "f", "log(1 + x), exact near 0.", lambda b, g, y, x: b.div(g, b.add(x, 1)),
          ranges=[(-0.8, 2.0)]),
+    _row("sinh", 1, "f", "The hyperbolic sine.", lambda b, g, y, x: b.mul(g, b.cosh(x))),
+    _row("cosh", 1, "f", "The hyperbolic cosine.", lambda b, g, y, x: b.mul(g, b.sinh(x))),
     _row("tanh", 1, "f", "The hyperbolic tangent.", lambda b, g, y, x: b.mul(g, b.sub(1, b.mul(y, y)))),
     _row("sigmoid", 1, "f", "1 / (1 + exp(-x)), without overflow.",
          lambda b, g, y, x: b.mul(g, b.mul(y, b.sub(1, y)))),
     _row("softplus", 1, "f", "log(1 + exp(x)), without overflow.", lambda b, g, y, x: b.mul(g, b.sigmoid(x))),
     _row("erf", 1, "f", "The error function.",
          lambda b, g, y, x: b.mul(g, b.mul(b.exp(b.neg(b.mul(x, x))), 2 / math.sqrt(math.pi)))),
+    _row("erfc", 1, "f", "1 - erf(x), accurate where that is tiny.",
+         lambda b, g, y, x: b.mul(g, b.mul(b.exp(b.neg(b.mul(x, x))), -2 / math.sqrt(math.pi)))),
+    _row("erfinv", 1, "f", "The inverse of erf on [-1, 1]; NaN outside.",
+         lambda b, g, y, x: b.mul(g, b.mul(b.exp(b.mul(y, y)), math.sqrt(math.pi) / 2)), ranges=_INSIDE),
     _row("sin", 1, "f", "The sine; x in radians.", lambda b, g, y, x: b.mul(g, b.cos(x))),
     _row("cos", 1, "f", "The cosine; x in radians.", lambda b, g, y, x: b.neg(b.mul(g, b.sin(x)))),
+    _row("tan", 1, "f", "The tangent; x in radians.", lambda b, g, y, x: b.mul(g, b.add(b.mul(y, y), 1)),
+         ranges=[(-1.2, 1.2)]),
+    _row("asin", 1, "f", "The inverse of sin, in [-π/2, π/2]; NaN outside [-1, 1].",
+         lambda b, g, y, x: b.mul(g, b.rsqrt(_one_minus_square(b, x))), ranges=_INSIDE),
+    _row("acos", 1, "f", "The inverse of cos, in [0, π]; NaN outside [-1, 1].",
+         lambda b, g, y, x: b.neg(b.mul(g, b.rsqrt(_one_minus_square(b, x)))), ranges=_INSIDE),
+    _row("atan", 1, "f", "The inverse of tan, in [-π/2, π/2].",
+         lambda b, g, y, x: b.div(g, b.add(b.mul(x, x), 1))),
+    _row("asinh", 1, "f", "The inverse of sinh.",
+         lambda b, g, y, x: b.div(g, b.hypot(x, b.constant(1, x.dtype, x.shape)))),
+    _row("acosh", 1, "f", "The inverse of cosh, at least 0; NaN below 1.", _arccosh_gradient,
+         ranges=[(1.2, 3.0)]),
+    _row("atanh", 1, "f", "The inverse of tanh; NaN outside [-1, 1].",
+         lambda b, g, y, x: b.div(g, _one_minus_square(b, x)), ranges=_INSIDE),
     _row("floor", 1, "f", "Rounded down. Its gradient is 0.", _flat),
     _row("ceil", 1, "f", "Rounded up. Its gradient is 0.", _flat),
+    _row("trunc", 1, "f", "Rounded towards 0. Its gradient is 0.", _flat),
     _row("round", 1, "f", "Rounded to the nearest integer, halves to the even one. Its gradient is 0.",
          _flat),
     _row("isnan", 1, "f", "Whether x is NaN.", result=BOOL),
@@ -255,14 +319,14 @@ def _lower_relu(p: Point, index: Index, result: int) -> Expr:
 def _infer_cast(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
     check_operands("cast", types, 1)
     if passes_float32(types[0].dtype, attrs["dtype"]):
-        raise DTypeError(f"cast takes {types[0].dtype.full_name} to {attrs['dtype'].full_name} by float32 only",
-                         op="cast", hint="cast to float32 first")
+        raise DTypeError(f"cast takes {types[0].dtype.full_name} to {attrs['dtype'].full_name} by float32 "
+                         "only", op="cast", hint="cast to float32 first")
     return [TensorType(attrs["dtype"], types[0].shape)]
 
 
 def _cast_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> list[Value | None]:
-    source = node.inputs[0].dtype
-    return [b.cast(cotangents[0], dtype=source) if source.has_gradient and node.types[0].dtype.has_gradient else None]
+    source, target = node.inputs[0].dtype, node.types[0].dtype
+    return [b.cast(cotangents[0], dtype=source) if source.has_gradient and target.has_gradient else None]
 
 
 def _lower_cast(p: Point, index: Index, result: int) -> Expr:
@@ -277,7 +341,8 @@ def _cast_samples() -> list[Sample]:
             for source in ("float", "i32", "i64", "u32", "u8", "bool") for target in DTYPES.values()
             if not target.is_half]
     out += [Sample((Arg((3, 5), source, -70000, 70000),), {"dtype": target}, smooth=False)
-            for half in (F16, BF16) for source, target in (("f32", half), (half.name, F32), (half.name, half))]
+            for half in (F16, BF16)
+            for source, target in (("f32", half), (half.name, F32), (half.name, half))]
     return out
 
 
@@ -286,7 +351,27 @@ def _where_samples() -> list[Sample]:
     return [*out, Sample((Arg((4,), "bool", 0, 1), Arg((4,), "i64"), Arg((4,), "i64")), smooth=False)]
 
 
+def _lower_logaddexp(p: Point, index: Index, result: int) -> Expr:
+    """The greater one plus log1p(exp(-|x - y|)); equal infinities have the difference 0."""
+    dtype = p.node.types[0].dtype
+    x, y = p.bind(p.operand(0, index)), p.bind(p.operand(1, index))
+    gap = p.apply("where", p.apply("eq", x, y, dtype=BOOL), p.const(0.0, dtype),
+                  p.apply("abs", p.apply("sub", x, y, dtype=dtype), dtype=dtype), dtype=dtype)
+    rest = p.apply("log1p", p.apply("exp", p.apply("neg", gap, dtype=dtype), dtype=dtype), dtype=dtype)
+    return p.apply("add", p.apply("maximum", x, y, dtype=dtype), rest, dtype=dtype)
+
+
+def _logaddexp_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> list[Value]:
+    g, (x, y) = cotangents[0], node.inputs
+    gap = b.where(b.eq(x, y), b.zeros(x.type), b.sub(x, y))
+    return [b.mul(g, b.sigmoid(gap)), b.mul(g, b.sigmoid(b.neg(gap)))]
+
+
 _SPECIAL = (
+    Op("logaddexp", "elementwise", "log(exp(x) + exp(y)), without overflow.", ("x", "y"),
+       _infer("logaddexp", 2, "f", None), lambda arrays, attrs, types: [np.logaddexp(*arrays)],
+       _logaddexp_gradient, Pointwise(_lower_logaddexp), flops=_flops("softplus"),
+       samples=lambda: _samples("f", [(-2.0, 2.0)] * 2, True), failures=_failures(2, "f")),
     Op("where", "elementwise", "x where the condition holds, else y.", ("condition", "x", "y"), _infer_where,
        lambda arrays, attrs, types: [np.where(*arrays)], _where_gradient, _lower("where", 3),
        flops=_flops("where"),

@@ -12,14 +12,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
+from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.half import passes_float32
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
 from graphflow.compiler.plan.dtypes import DType
 
 _ELEMENTWISE = tuple(name for name, op in OPS.items() if op.kind == "elementwise")
-APPROXIMATE = frozenset(("pow", "exp", "expm1", "log", "log1p", "tanh", "sigmoid", "softplus", "erf", "sin",
-                         "cos", "mod", "floordiv"))
+APPROXIMATE = frozenset(name for name, s in SCALARS.items() if not s.exact) | {"logaddexp"}
 """Functions whose last bits a device decides: literals of them are left to it."""
 _VIEWS = ("broadcast_to", "reshape", "transpose", "slice", "flip")
 _LARGEST_POWER = 126              # 2 ** -126 and 2 ** 126 are normal in every float type

@@ -121,9 +121,15 @@ def _reciprocal(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resul
     return None if inner is None else b.sigmoid(b.neg(inner.inputs[0]))
 
 
-def _square(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
-    """x ** 2 = x * x, rounded once."""
-    return b.mul(inputs[0], inputs[0]) if b.is_constant(inputs[1], 2) else None
+def _power(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
+    """x ** 2 = x * x, x ** 0.5 = sqrt(x), x ** -1 = 1 / x, each rounded once. As in NumPy's operator, the
+    root of -inf is NaN."""
+    x, exponent = inputs
+    if b.is_constant(exponent, 2):
+        return b.mul(x, x)
+    if b.is_constant(exponent, 0.5):
+        return b.sqrt(x)
+    return b.div(1, x) if b.is_constant(exponent, -1) else None
 
 
 STABLE: tuple[Rule, ...] = (
@@ -136,7 +142,7 @@ STABLE: tuple[Rule, ...] = (
     Rule("exp(x) - 1", "sub", _expm1, "tolerance"),
     Rule("log1p(exp(x))", "log1p", _softplus, "tolerance"),
     Rule("1 / sqrt(x), 1 / (1 + exp(x))", "div", _reciprocal, "tolerance"),
-    Rule("x ** 2", "pow", _square, "tolerance"),
+    Rule("x ** 2, x ** 0.5, x ** -1", "pow", _power, "tolerance"),
 )
 """The table. Stated cost: the number of logs, exps and quotients whose operand may overflow, underflow or
 cancel."""
