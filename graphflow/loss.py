@@ -13,7 +13,8 @@ from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import I64
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 from graphflow.creation import extent
-from graphflow.indexing import feed_name, matches
+from graphflow.ctc import log_likelihood
+from graphflow.indexing import check_range, feed_name, matches
 from graphflow.reductions import all as every
 from graphflow.reductions import log_softmax, mean, sum
 from graphflow.scope import here
@@ -174,6 +175,30 @@ def _class_weights(op: str, class_weights: Any, scores: Tensor) -> Tensor:
         raise ShapeError(f"{op} needs one weight for each class", op=op,
                          shapes=[scores.shape, given.shape], where=here())
     return broadcast_to(given, scores.shape)
+
+
+def ctc(logits: Tensor, labels: Tensor, lengths: Tensor, label_lengths: Tensor, *, blank: int = 0,
+        weights: Any = None, reduction: str = "mean") -> Tensor:
+    """-log of the probability of each label sequence, summed over all its alignments with the steps
+    (connectionist temporal classification: Graves, Fernández, Gomez and Schmidhuber, ICML 2006).
+
+    logits: [T, N, classes], before the softmax; labels: integers [N, L], of which the first
+    ``label_lengths[n]`` count; lengths: integers [N], how many of the T steps count. `blank`: the class that
+    stands for no label. The loss is infinite where too few steps are left for the labels.
+    """
+    shapes = [logits.shape, labels.shape, lengths.shape, label_lengths.shape]
+    if logits.ndim != 3 or labels.ndim != 2 or not labels.shape[:1] == logits.shape[1:2] == lengths.shape \
+            == label_lengths.shape:
+        raise ShapeError("ctc takes logits [T, N, classes], labels [N, L] and the lengths [N] of both",
+                         op="ctc", shapes=shapes, where=here())
+    for x in (labels, lengths, label_lengths):
+        if not x.dtype.is_integer:
+            raise DTypeError(f"ctc: labels and lengths are integers, not {x.dtype.full_name}", op="ctc",
+                             shapes=shapes, where=here(), hint="declare them as 'int64'")
+    labels = check_range(labels, logits.shape[2], "the labels")
+    lengths = check_range(lengths, logits.shape[0] + 1, "the lengths")
+    label_lengths = check_range(label_lengths, labels.shape[1] + 1, "the label lengths")
+    return _reduced("ctc", -log_likelihood(logits, labels, lengths, label_lengths, blank), reduction, weights)
 
 
 def binary_cross_entropy_from_logits(logits: Tensor, targets: Tensor, *, pos_weight: Any = None,
