@@ -13,6 +13,9 @@ from graphflow.compiler.plan.errors import CheckpointError
 Rename = Mapping[str, str | None] | Callable[[str], str | None]
 Choice = str | Sequence[str] | Callable[[str], bool]
 
+SEPARATORS = "/."
+"""What stands between the parts of an entry's name: scopes, then the parts of a layer."""
+
 SHOWN = 12
 """Names that a message lists at most."""
 
@@ -55,8 +58,9 @@ def shortened(lines: Sequence[str]) -> list[str]:
 def renamed(tensors: Mapping[str, np.ndarray], rename: Rename | None) -> dict[str, np.ndarray]:
     """The tensors under the names that `rename` gives; those without one are left out.
 
-    A mapping's keys are whole names or beginnings of names up to a dot (the longest counts): {"encoder":
-    "body"} makes encoder.W body.W; None leaves out. CheckpointError if two get one name.
+    A mapping's keys are whole names or beginnings of names up to a "/" or dot (the longest counts):
+    {"encoder": "body"} makes encoder/dense.W body/dense.W; None leaves out. CheckpointError if two get one
+    name.
     """
     if rename is None:
         return dict(tensors)
@@ -73,12 +77,11 @@ def renamed(tensors: Mapping[str, np.ndarray], rename: Rename | None) -> dict[st
 
 
 def _by_prefix(name: str, rename: Mapping[str, str | None]) -> str | None:
-    parts = name.split(".")
-    for count in range(len(parts), 0, -1):
-        head = ".".join(parts[:count])
-        if head in rename:
-            new = rename[head]
-            return None if new is None else ".".join([new, *parts[count:]])
+    ends = [len(name), *(i for i in range(len(name) - 1, -1, -1) if name[i] in SEPARATORS)]
+    for end in ends:
+        if name[:end] in rename:
+            new = rename[name[:end]]
+            return None if new is None else new + name[end:]
     return name
 
 

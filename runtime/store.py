@@ -199,12 +199,12 @@ class Store:
         """Replaces entries by the tensors of a checkpoint file; returns which, and the file's metadata
         (`plan`: the hash given when it was saved).
 
-        rename: the entry's name for a tensor's name, by a mapping of names (or their beginnings up to a dot)
-        or a function; None leaves the tensor out. only: the entries meant, by patterns such as "conv*" or a
-        function of the name; all else stays as it is. strict: CheckpointError, and nothing changed, where one
-        is missing, surplus or of another shape or type; without it what fits is loaded, floats converted to
-        the entry's type, and the rest reported. Files that other programs wrote are taken
-        without `strict` alone.
+        rename: the entry's name for a tensor's name, by a mapping of names (or their beginnings up to a "/"
+        or dot) or a function; None leaves the tensor out. only: the entries meant, by patterns such as
+        "conv*" or a function of the name; all else stays as it is. strict: CheckpointError, and nothing
+        changed, where one is missing, surplus or of another shape or type; without it what fits is loaded,
+        floats converted to the entry's type, and the rest reported. Files that other programs wrote are
+        taken without `strict` alone.
         """
         from graphflow.runtime.checkpoint import load_checkpoint
         tensors, metadata = load_checkpoint(path)
