@@ -55,9 +55,36 @@ def adam(p: np.ndarray) -> Iterator[np.ndarray]:
         yield p
 
 
+def lion(p: np.ndarray) -> Iterator[np.ndarray]:
+    m = np.zeros(4)
+    while True:
+        g = gradient(p)
+        p = p - 0.05 * 0.3 * p - 0.05 * np.sign(0.9 * m + 0.1 * g)
+        m = 0.99 * m + 0.01 * g
+        yield p
+
+
+def penalised(p: np.ndarray) -> Iterator[np.ndarray]:
+    while True:
+        p = p - 0.05 * (gradient(p) + 0.3 * p + 0.2 * np.sign(p))
+        yield p
+
+
+def thresholded(p: np.ndarray) -> Iterator[np.ndarray]:
+    """One number starts so near to 0 that it stays there."""
+    while True:
+        p = p - 0.05 * gradient(p)
+        p = np.sign(p) * np.maximum(np.abs(p) - 0.05 * 1.2, 0)
+        yield p
+
+
 CASES = [(gf.optim.SGD(0.05), sgd(START)), (gf.optim.SGD(0.05, 0.9), momentum(START)),
          (gf.optim.SGD(0.05, 0.9, nesterov=True), momentum(START, True)),
-         (gf.optim.RMSprop(0.05, 0.95), rmsprop(START)), (gf.optim.Adam(0.05), adam(START))]
+         (gf.optim.RMSprop(0.05, 0.95), rmsprop(START)), (gf.optim.Adam(0.05), adam(START)),
+         (gf.optim.Lion(0.05, weight_decay=0.3), lion(START)),
+         (gf.optim.SGD(0.05, l1=0.2, l2=0.3), penalised(START)),
+         (gf.optim.SGD(0.05, l1_proximal=1.2), thresholded(START))]
+NAMES = ["sgd", "momentum", "nesterov", "rmsprop", "adam", "lion", "penalties", "proximal"]
 
 
 def minimised(optimizer: gf.optim.Optimizer, device: str, dtype: str = "float32",
@@ -71,7 +98,7 @@ TRACKS = [[next(formula) for _ in range(STEPS)] for _, formula in CASES]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", range(len(CASES)), ids=["sgd", "momentum", "nesterov", "rmsprop", "adam"])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=NAMES)
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 2e-5), ("float64", 1e-6)])
 def test_optimizers_follow_their_formulas(device: str, case: int, dtype: str, tolerance: float) -> None:
     step = minimised(CASES[case][0], device, dtype)
@@ -130,6 +157,28 @@ def test_two_optimizers_on_one_parameter_keep_slots_of_their_own() -> None:
     (lambda: gf.optim.SGD(0.1, nesterov=True), "needs a momentum"), (lambda: gf.optim.Adam(beta2=2),
                                                                      "beta2 is 2"),
     (lambda: gf.optim.RMSprop(decay=-0.1), "decay is -0.1"),
+    (lambda: gf.optim.SGD("fast"), "the learning rate is 'fast'"),
+    (lambda: gf.optim.SGD(gf.constant([0.1])), "the learning rate is one number"),
+    (lambda: gf.optim.SGD(lambda t: gf.stack([t, t])).minimize(gf.sum(gf.parameter((2,), 0.0))),
+     "the learning rate is one number"),
+    (lambda: gf.optim.SGD(0.1, 0.9, True, dampening=0.1), "has no dampening"),
+    (lambda: gf.optim.Rprop(gf.constant(0.1)), "where its steps start"),
+    (lambda: gf.optim.Rprop(growth=0.9), "grows by 0.9"), (lambda: gf.optim.Adam(l2=-1), "l2 is -1"),
+    (lambda: gf.optim.Adam(accumulate=0), "accumulate is 0"),
+    (lambda: gf.optim.SGD(0.1, groups=[([], {"momentun": 0.9})]), "SGD has no 'momentun'"),
+    (lambda: gf.optim.SGD(0.1, groups=[([], {"lr": -0.9})]), "the learning rate is -0.9"),
+    (lambda: gf.optim.EMA(1.0), "the decay is 1.0"), (lambda: gf.optim.PolyakAverage(-1), "start is -1"),
+    (lambda: gf.optim.EMA(0.9).of(gf.constant(1.0)), "of no parameters yet"),
+    (lambda: gf.optim.clip.by_norm(0), "the limit is 0"), (lambda: gf.optim.max_norm(0), "the limit is 0"),
+    (lambda: gf.optim.clip.global_norm([]), "at least one tensor"),
+    (lambda: gf.optim.clip.global_norm([gf.constant(1.0)], -1), "there is no norm -1"),
+    (lambda: gf.freeze(gf.input("x", ())), "computed from no parameter"),
+    (lambda: gf.optim.schedule.cosine(0.1, 0), "updates is 0"),
+    (lambda: gf.optim.schedule.cosine_restarts(0.1, 5, 1.5), "factor is 1.5"),
+    (lambda: gf.optim.schedule.one_cycle(0.1, 10, rising=1.0), "can't rise for 1.0"),
+    (lambda: gf.optim.schedule.piecewise([3, 2], [1, 2, 3]), "3 parts for the boundaries"),
+    (lambda: gf.substitute(gf.constant(1.0), {gf.constant(1.0): gf.constant([1.0])}), "another shape"),
+    (lambda: gf.substitute(gf.constant(1.0), {gf.constant(1.0): gf.constant(1)}), "int32 can't replace"),
     (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,)))), "computed from no parameter"),
     (lambda: gf.optim.SGD(0.1).minimize(gf.parameter((2,), 0.0)), "differentiates one number"),
     (lambda: gf.optim.SGD(0.1).minimize(gf.sum(gf.input("x", (2,))), [gf.input("x", (2,))]),

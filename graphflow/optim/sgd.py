@@ -69,9 +69,9 @@ class Rprop(Optimizer):
     ICNN 1993, in the variant that PyTorch uses.
     """
 
-    def __init__(self, lr: float = 0.01, shrink: float = 0.5, growth: float = 1.2, smallest: float = 1e-6,
-                 largest: float = 50.0, **common: Any) -> None:
-        if isinstance(lr, Tensor) or callable(lr):
+    def __init__(self, lr: Hyperparameter = 0.01, shrink: float = 0.5, growth: float = 1.2,
+                 smallest: float = 1e-6, largest: float = 50.0, **common: Any) -> None:
+        if not isinstance(lr, (int, float)):
             raise UseError("Rprop's learning rate is where its steps start: a number", where=here())
         super().__init__({"lr": lr, "shrink": shrink, "growth": growth, "smallest": smallest,
                           "largest": largest}, **common)
