@@ -7,6 +7,7 @@ written as a user writes them, the batch is a symbolic dimension, and every step
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -87,7 +88,40 @@ def alexnet(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
     return gf.loss.softmax_cross_entropy(gf.nn.dense(h, 1000, name="fc8"), y)
 
 
-NETS = {f.__name__: f for f in (logreg, mlp, autoenc, traffic, lenet, inception, alexnet)}
+def resnet(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """ResNet-20 for small images: three stages of three residual blocks."""
+    def conv(h: gf.Tensor, channels: int, window: int, stride: int, name: str) -> gf.Tensor:
+        return gf.nn.conv2d(h, channels, window, stride, window // 2, use_bias=False, name=name)
+
+    def normalised(h: gf.Tensor, channels: int, stride: int, name: str) -> gf.Tensor:
+        return gf.nn.batch_norm(conv(h, channels, 3, stride, name), name=name)
+
+    h, width = gf.relu(normalised(x, 16, 1, "stem")), 16
+    for stage, channels in enumerate((16, 32, 64)):
+        for block in range(3):
+            name, stride = f"s{stage}b{block}", 1 if width == channels else 2
+            short = h if stride == 1 else conv(h, channels, 1, stride, f"{name}.p")
+            inner = gf.relu(normalised(h, channels, stride, f"{name}.n1"))
+            h, width = gf.relu(normalised(inner, channels, 1, f"{name}.n2") + short), channels
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(h.mean((2, 3)), 10, name="fc"), y)
+
+
+def charrnn(x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
+    """Two layers of LSTM over characters."""
+    h = gf.one_hot(x, workloads.VOCAB)
+    for name in ("l1", "l2"):
+        h, _ = gf.nn.lstm(h, workloads.HIDDEN, name=name)
+    return gf.loss.softmax_cross_entropy(gf.nn.dense(h, workloads.VOCAB, name="fc"), y)
+
+
+def stored_as(key: str) -> str:
+    """The Store's name of what the workload calls `key`: parts of names are words, and a batch norm's g is
+    its scale."""
+    return re.sub(r"\.([0-9])\.", r".n\1.", key).removesuffix(".g") + ".scale" * key.endswith(".g")
+
+
+NETS = {f.__name__: f for f in (logreg, mlp, autoenc, traffic, lenet, inception, alexnet,
+                               resnet, charrnn)}
 
 
 Arrays = dict[str, np.ndarray]
@@ -97,7 +131,12 @@ def training_step(name: str, data: Arrays, threads: int) -> gf.Program:
     """The workload's step, for any number of rows; `data` is a batch like those that it will get."""
     rows = gf.dim("N")
     feeds = [gf.input(key, (rows, *array.shape[1:]), str(array.dtype)) for key, array in data.items()]
+    if name == "charrnn":                                  # [time, batch]: the batch is the second axis
+        feeds = [gf.input(key, (len(array), rows), str(array.dtype)) for key, array in data.items()]
     loss = NETS[name](*feeds)
+    if name == "charrnn":
+        optimizer: gf.optim.Optimizer = gf.optim.RMSprop(workloads.LEARNING_RATE[name], decay=0.95)
+        return gf.function(feeds, loss, optimizer.minimize(loss), name=name, threads=threads)
     momentum = 0.0 if name in PLAIN else 0.9
     optimizer = gf.optim.SGD(workloads.LEARNING_RATE[name], momentum=momentum, nesterov=name in NESTEROV)
     return gf.function(feeds, loss, optimizer.minimize(loss), name=name, threads=threads)
@@ -106,7 +145,7 @@ def training_step(name: str, data: Arrays, threads: int) -> gf.Program:
 def try_another_batch(step: gf.Program, data: Arrays) -> None:
     """Runs one step on a row less and puts the Store back: a new size needs no new compile."""
     runner, before = step.runner, {key: step.store[key] for key in step.store}
-    loss = step(**{key: array[:-1] for key, array in data.items()})
+    loss = step(**{key: array[:, :-1] if step.name == "charrnn" else array[:-1] for key, array in data.items()})
     if not np.isfinite(loss) or step.runner is not runner:
         sys.exit(f"benchmarks/worker.py: {step.name} on a smaller batch gave {loss}, or compiled anew")
     for key, value in before.items():
@@ -130,12 +169,12 @@ def main() -> None:
         if not made:  # compiling belongs to the first step
             made.append(training_step(name, batches[0], threads))
             for key, value in initial.items():
-                made[0].store[key] = value
+                made[0].store[stored_as(key)] = value
             try_another_batch(made[0], batches[0])
         return made[0](**batches[index % 2])
 
     def read_norms() -> dict[str, float]:
-        return {key: float(np.linalg.norm(made[0].store[key])) for key in initial}
+        return {key: float(np.linalg.norm(made[0].store[stored_as(key)])) for key in initial}
 
     protocol.serve(step, float, read_norms)
 
