@@ -11,12 +11,13 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from graphflow import creation, indexing, products, reductions, shapes, sorting, windows
+from graphflow import contraction, creation, indexing, products, reductions, shapes, sorting, windows
 from graphflow.arguments import as_tensor
 from graphflow.compiler.ops import OPS
 from graphflow.tensor import Operand, Tensor, apply, element_type, elementwise
 
-MODULES: tuple[ModuleType, ...] = (shapes, creation, reductions, products, indexing, sorting, windows)
+MODULES: tuple[ModuleType, ...] = (shapes, creation, reductions, products, contraction, indexing, sorting,
+                                   windows)
 """The functions that these define are found here, and as ``gf.NAME``. Sources of the package import them from
 the modules themselves."""
 

@@ -1,10 +1,18 @@
-"""Products of arrays that sum over axes."""
+"""Products of arrays that sum over axes, by NumPy's names and rules."""
 from __future__ import annotations
 
-from graphflow.compiler.plan.errors import ShapeError
+from collections.abc import Sequence
+from typing import Any
+
+from graphflow.arguments import as_axis
+from graphflow.compiler.plan.dims import product
+from graphflow.compiler.plan.errors import ShapeError, UseError
+from graphflow.contraction import Labelled, contract
 from graphflow.scope import here
-from graphflow.shapes import reshape
+from graphflow.shapes import expand_dims, moveaxis, reshape
 from graphflow.tensor import Operand, Tensor, apply, as_tensors, broadcast_shapes, stretch
+
+Pairs = int | Sequence[int] | Sequence[Sequence[int]]
 
 
 def matmul(x: Operand, y: Operand) -> Tensor:
@@ -16,17 +24,97 @@ def matmul(x: Operand, y: Operand) -> Tensor:
                          shapes=[a.shape, b.shape], where=here(), hint="multiply by a number with *")
     left = reshape(a, (1, *a.shape)) if a.ndim == 1 else a
     right = reshape(b, (*b.shape, 1)) if b.ndim == 1 else b
-    if left.shape[-1] == right.shape[-2] and left.shape[:-2] != right.shape[:-2]:
-        batch = broadcast_shapes("matmul", [left.shape[:-2], right.shape[:-2]])
-        left, right = stretch(left, (*batch, *left.shape[-2:])), stretch(right, (*batch, *right.shape[-2:]))
-    out = apply("matmul", [left, right])
+    out = _matrix_product(left, right)
     if a.ndim > 1 and b.ndim > 1:
         return out
     shape = out.shape[:-2] + (out.shape[-2:-1] if a.ndim > 1 else ()) + (out.shape[-1:] if b.ndim > 1 else ())
     return reshape(out, shape)
 
 
+def _matrix_product(left: Tensor, right: Tensor) -> Tensor:
+    if left.shape[-1] != right.shape[-2]:
+        return apply("matmul", [left, right])                    # which says what is wrong
+    if right.ndim == 2 and left.ndim > 2:                        # one product of all rows
+        rows = product(left.shape[:-1])
+        out = _matrix_product(reshape(left, (rows, left.shape[-1])), right)
+        return reshape(out, (*left.shape[:-1], right.shape[-1]))
+    batch = broadcast_shapes("matmul", [left.shape[:-2], right.shape[:-2]])
+    left, right = stretch(left, (*batch, *left.shape[-2:])), stretch(right, (*batch, *right.shape[-2:]))
+    if left.dtype.has_gradient:
+        return apply("matmul", [left, right])
+    shape = (*batch, left.shape[-2], left.shape[-1], right.shape[-1])
+    terms = stretch(expand_dims(left, -1), shape) * stretch(expand_dims(right, -3), shape)
+    return apply("reduce_sum", [terms], axes=(terms.ndim - 2,))
+
+
 def dot(x: Operand, y: Operand) -> Tensor:
-    """The product of a number with an array, else the matrix product `matmul`."""
+    """The product of a number with an array; of arrays the sum over the last axis of `x` and the last but
+    one of `y` (the only one of a vector), for all combinations of the other axes."""
     a, b = as_tensors([x, y])
-    return a * b if not a.shape or not b.shape else matmul(a, b)
+    if not a.shape or not b.shape:
+        return a * b
+    return matmul(a, b) if b.ndim <= 2 else tensordot(a, b, ([-1], [-2]))
+
+
+def tensordot(x: Operand, y: Operand, axes: Pairs = 2) -> Tensor:
+    """The sum over pairs of axes, for all combinations of the others: first those of `x`, then of `y`.
+
+    `axes`: how many of the last axes of `x` go with the first of `y`; or (axes of `x`, axes of `y`).
+    """
+    a, b = as_tensors([x, y])
+    if isinstance(axes, int):
+        if not 0 <= axes <= min(a.ndim, b.ndim):
+            raise ShapeError(f"tensordot: the arrays do not both have {axes} axes", op="tensordot",
+                             shapes=[a.shape, b.shape], where=here())
+        pairs: Any = (range(a.ndim - axes, a.ndim), range(axes))
+    else:
+        pairs = [list(given) if isinstance(given, (tuple, list)) else [given] for given in axes]
+    if len(pairs) != 2 or len(pairs[0]) != len(pairs[1]):
+        raise UseError(f"tensordot: {axes!r} does not pair axes", op="tensordot", shapes=[a.shape, b.shape],
+                       where=here(), hint="use a number, or ([axes of x], [axes of y])")
+    first = [as_axis(a, axis, "tensordot") for axis in pairs[0]]
+    second = [as_axis(b, axis, "tensordot") for axis in pairs[1]]
+    for i, j in zip(first, second):
+        if a.shape[i] != b.shape[j]:
+            raise ShapeError(f"tensordot: axis {i} of the first array is {a.shape[i]}, axis {j} of the "
+                             f"second {b.shape[j]}", op="tensordot", shapes=[a.shape, b.shape], where=here())
+    x_labels = tuple(f"s{first.index(i)}" if i in first else f"x{i}" for i in range(a.ndim))
+    y_labels = tuple(f"s{second.index(j)}" if j in second else f"y{j}" for j in range(b.ndim))
+    kept = {label for label in (*x_labels, *y_labels) if label[0] != "s"}
+    return contract(Labelled(a, x_labels), Labelled(b, y_labels), kept).tensor
+
+
+def inner(x: Operand, y: Operand) -> Tensor:
+    """The sum over the last axis of both, for all combinations of the others."""
+    a, b = as_tensors([x, y])
+    return a * b if not a.shape or not b.shape else tensordot(a, b, ([-1], [-1]))
+
+
+def outer(x: Operand, y: Operand) -> Tensor:
+    """The matrix of all products of an element of `x` with one of `y`, both in row-major order."""
+    a, b = as_tensors([x, y])
+    return reshape(a, (-1, 1)) * reshape(b, (1, -1))
+
+
+def vecdot(x: Operand, y: Operand, axis: int = -1) -> Tensor:
+    """The sum of x * y over one axis; the others are broadcast."""
+    a, b = as_tensors([x, y])
+    if not a.shape or not b.shape:
+        raise ShapeError("vecdot takes vectors: arrays of at least one axis", op="vecdot",
+                         shapes=[a.shape, b.shape], where=here())
+    a, b = (moveaxis(t, as_axis(t, axis, "vecdot"), -1) for t in (a, b))
+    if a.shape[-1] != b.shape[-1]:
+        raise ShapeError(f"vecdot: the vectors have {a.shape[-1]} and {b.shape[-1]} elements", op="vecdot",
+                         shapes=[a.shape, b.shape], where=here())
+    terms = a * b
+    return apply("reduce_sum", [terms], axes=(terms.ndim - 1,))
+
+
+def kron(x: Operand, y: Operand) -> Tensor:
+    """Kronecker's product: each element of `x` replaced by its product with `y`. Missing axes in front are
+    1."""
+    a, b = as_tensors([x, y])
+    rank = max(a.ndim, b.ndim)
+    a, b = (reshape(t, ((1,) * (rank - t.ndim) + t.shape)) for t in (a, b))
+    blocks = expand_dims(a, tuple(range(1, 2 * rank, 2))) * expand_dims(b, tuple(range(0, 2 * rank, 2)))
+    return reshape(blocks, tuple(m * n for m, n in zip(a.shape, b.shape)))
