@@ -265,10 +265,11 @@ def track(statistic: Tensor, reader: Tensor, rule: Rule) -> None:
 def tracked(nodes: Sequence[Node]) -> dict[Tensor, Tensor]:
     """The running statistics that a training program of these nodes updates, with their new values."""
     computed, updates = set(nodes), {}
+    in_regions = {v.node for n in nodes if n.regions for v in n.inputs}
     for v in variables_in(nodes):
         rules = [rule for reader, rule in v.rules.items() if reader in computed]
-        if v.rules and not rules:
-            raise UseError(f"the running statistic {v.name} is read only inside a loop or a branch, where it "
+        if v.rules and v in in_regions:
+            raise UseError(f"the running statistic {v.name} is read inside a loop or a branch, where it "
                            "can't be updated", where=v.origins[0] if v.origins else here(),
                            hint="normalise outside, or by layer_norm or group_norm, which keep no statistics")
         new = v.tensor

@@ -10,6 +10,7 @@ from typing import Any
 
 from graphflow.arguments import as_axes
 from graphflow.compiler.plan.dims import DimLike, product
+from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.creation import extent
 from graphflow.nn.geometry import check_count, check_float, fixed_extent
@@ -19,7 +20,7 @@ from graphflow.reductions import sum as total
 from graphflow.scope import here
 from graphflow.shapes import reshape
 from graphflow.state import Naming, track, variable
-from graphflow.tensor import Tensor, apply, elementwise
+from graphflow.tensor import Tensor, apply, cast, elementwise
 
 
 def batch_norm(x: Tensor, *, momentum: float = 0.1, eps: float = 1e-5, affine: bool = True,
@@ -28,7 +29,8 @@ def batch_norm(x: Tensor, *, momentum: float = 0.1, eps: float = 1e-5, affine: b
 
     In training programs mean and variance are the batch's, and the running statistics ``NAME.mean`` and
     ``NAME.variance`` move towards them with every call: r = (1 - momentum) r + momentum · new, where the
-    variance is the unbiased one, as in PyTorch. Other programs use the running statistics.
+    variance is the unbiased one, as in PyTorch. Other programs use the running statistics. Inside a loop or a
+    branch they can't be updated, so a training program refuses that.
     Ioffe and Szegedy, "Batch normalization", ICML 2015.
     """
     check_float("batch_norm", x)
@@ -36,7 +38,7 @@ def batch_norm(x: Tensor, *, momentum: float = 0.1, eps: float = 1e-5, affine: b
     if not 0 <= momentum <= 1:
         raise UseError(f"momentum is {momentum!r}", op="batch_norm", shapes=[x.shape], where=here(),
                        hint="use a number from 0 to 1: how far the running statistics move in one step")
-    naming = Naming.of(name, "batch_norm")
+    naming, dtype, x = Naming.of(name, "batch_norm"), x.dtype, _widened(x)
     axes, wide = (0, *range(2, x.ndim)), (1, channels, *(1,) * (x.ndim - 2))
     running_mean = variable(naming, "mean", (channels,), 0.0, x.dtype, "statistic")
     running_variance = variable(naming, "variance", (channels,), 1.0, x.dtype, "statistic")
@@ -54,9 +56,9 @@ def batch_norm(x: Tensor, *, momentum: float = 0.1, eps: float = 1e-5, affine: b
     if affine:
         factor = factor * layer_parameter(naming, "scale", (channels,), scale_init, x.dtype)
     out = centred * reshape(factor, wide)
-    if not affine:
-        return out
-    return out + reshape(layer_parameter(naming, "b", (channels,), bias_init, x.dtype), wide)
+    if affine:
+        out = out + reshape(layer_parameter(naming, "b", (channels,), bias_init, x.dtype), wide)
+    return cast(out, dtype)
 
 
 def layer_norm(x: Tensor, axis: int | Sequence[int] = -1, *, eps: float = 1e-5, affine: bool = True,
@@ -68,8 +70,9 @@ def layer_norm(x: Tensor, axis: int | Sequence[int] = -1, *, eps: float = 1e-5, 
     """
     check_float("layer_norm", x)
     axes = as_axes(x, axis, "layer_norm")
-    out = _normalised(x, axes, eps)
-    return _affine("layer_norm", out, axes, affine, affine and use_bias, scale_init, bias_init, name)
+    out = _normalised(_widened(x), axes, eps)
+    out = _affine("layer_norm", out, axes, affine, affine and use_bias, scale_init, bias_init, name)
+    return cast(out, x.dtype)
 
 
 def rms_norm(x: Tensor, axis: int | Sequence[int] = -1, *, eps: float = 1e-6, affine: bool = True,
@@ -80,8 +83,9 @@ def rms_norm(x: Tensor, axis: int | Sequence[int] = -1, *, eps: float = 1e-6, af
     """
     check_float("rms_norm", x)
     axes = as_axes(x, axis, "rms_norm")
-    out = x * elementwise("rsqrt", mean(x * x, axes, keepdims=True) + eps)
-    return _affine("rms_norm", out, axes, affine, False, scale_init, 0.0, name)
+    wide = _widened(x)
+    out = wide * elementwise("rsqrt", mean(wide * wide, axes, keepdims=True) + eps)
+    return cast(_affine("rms_norm", out, axes, affine, False, scale_init, 0.0, name), x.dtype)
 
 
 def group_norm(x: Tensor, groups: int, *, eps: float = 1e-5, affine: bool = True, scale_init: Any = 1.0,
@@ -115,10 +119,11 @@ def local_response_norm(x: Tensor, size: int, *, alpha: float = 1e-4, beta: floa
     if x.ndim < 2:
         raise ShapeError("local_response_norm takes [N, C, ...]", op="local_response_norm", shapes=[x.shape],
                          where=here())
-    across = reshape(x, (x.shape[0], 1, x.shape[1], product(x.shape[2:])))
+    wide = _widened(x)
+    across = reshape(wide, (x.shape[0], 1, x.shape[1], product(x.shape[2:])))
     squares = apply("window_sum", [across * across], window=(size, 1), stride=(1, 1),
                     padding=((size // 2, (size - 1) // 2), (0, 0)))
-    return x * reshape(elementwise("pow", squares * (alpha / size) + k, -beta), x.shape)
+    return cast(wide * reshape(elementwise("pow", squares * (alpha / size) + k, -beta), x.shape), x.dtype)
 
 
 def weight_norm(direction: Tensor, axis: int, *, scale_init: Any = 1.0, name: str | None = None) -> Tensor:
@@ -139,6 +144,10 @@ def weight_norm(direction: Tensor, axis: int, *, scale_init: Any = 1.0, name: st
     return direction * reshape(scale / length, wide)
 
 
+def _widened(x: Tensor) -> Tensor:
+    return cast(x, F32) if x.dtype.is_half else x
+
+
 def _normalised(x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
     centred = x - mean(x, axes, keepdims=True)
     return centred * elementwise("rsqrt", mean(centred * centred, axes, keepdims=True) + eps)
@@ -152,9 +161,9 @@ def _group_norm(op: str, x: Tensor, groups: int, eps: float, affine: bool, scale
     if channels % groups:
         raise ShapeError(f"{channels} channels cannot be split into {groups} groups", op=op, shapes=[x.shape],
                          where=here())
-    grouped = reshape(x, (x.shape[0], groups, channels // groups * product(x.shape[2:])))
+    grouped = reshape(_widened(x), (x.shape[0], groups, channels // groups * product(x.shape[2:])))
     out = reshape(_normalised(grouped, (2,), eps), x.shape)
-    return _affine(op, out, (1,), affine, affine, scale_init, bias_init, name)
+    return cast(_affine(op, out, (1,), affine, affine, scale_init, bias_init, name), x.dtype)
 
 
 def _affine(op: str, x: Tensor, axes: tuple[int, ...], scaled: bool, biased: bool, scale_init: Any,
