@@ -68,6 +68,18 @@ def test_the_batches_are_the_same_for_any_number_of_workers(number: int) -> None
     assert not workers()
 
 
+def test_a_row_is_changed_otherwise_in_every_epoch_and_by_every_seed() -> None:
+    def images(seed: int, epoch: int) -> np.ndarray:
+        batches = Minibatches({"x": IMAGES}, 37, seed=seed, shuffle=False, transforms={"x": [Noise(0.1)]})
+        return made(batches, epoch)[0]["x"] - IMAGES
+
+    different = [images(3, 0), images(3, 1), images(4, 0), images(3, 0)[::-1]]
+    for i, one in enumerate(different):
+        for other in different[:i]:
+            assert np.abs(np.corrcoef(one.ravel(), other.ravel())[0, 1]) < 0.1
+    np.testing.assert_array_equal(images(3, 0), different[0])
+
+
 def test_transforms_follow_the_row_not_its_batch() -> None:
     by_size = []
     for size, shuffle in ((5, True), (8, True), (37, False)):

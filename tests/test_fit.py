@@ -287,6 +287,26 @@ def test_a_callback_may_stop_training_and_fail() -> None:
         model.fit((X, Y), 1, callbacks=At(int(model.store["rng.step"]) + 1, stop))
 
 
+def test_an_epoch_in_which_training_was_stopped_is_finished_after_an_interruption(tmp_path: Path) -> None:
+    class StopThenFail(gf.Callback):
+        def __init__(self, fails: bool) -> None:
+            self.fails = fails
+
+        def on_step_end(self, training: Training) -> None:
+            if training.step == 3:
+                training.stop()
+            if training.step == 5 and self.fails:
+                raise Stop
+
+    whole, broken, again = (build() for _ in range(3))
+    expected = whole.fit((X, Y), 3, 9, callbacks=StopThenFail(False))
+    every = gf.Checkpoints(tmp_path, every_steps=1)
+    with pytest.raises(Stop):
+        broken.fit((X, Y), 3, 9, callbacks=StopThenFail(True), checkpoints=every)
+    history = again.fit((X, Y), 3, 9, callbacks=StopThenFail(False), checkpoints=every)
+    assert measured(history) == measured(expected) and history.epochs == 1 and state(again) == state(whole)
+
+
 def test_a_state_that_no_checkpoint_keeps(tmp_path: Path) -> None:
     class Odd(gf.Callback):
         def state(self) -> dict[str, Any]:
@@ -320,6 +340,25 @@ def losses(values: list[float], stopping: gf.EarlyStopping) -> tuple[int, int]:
 def test_early_stopping_keeps_the_best(
         values: list[float], options: dict[str, Any], expected: tuple[int, int]) -> None:
     assert losses(values, gf.EarlyStopping(2, "pretended", **options)) == expected
+
+
+@pytest.mark.parametrize("values, epochs", [([5, 1, 3, 3, 3, 3, 0], 5), ([5, 4, 3, 2, 3, 3, 1], 7)])
+def test_early_stopping_goes_on_from_a_checkpoint(values: list[float], epochs: int, tmp_path: Path) -> None:
+    def pretend(training: Training) -> None:
+        training.history["pretended"] = values[:training.history.epochs]
+
+    def train(model: gf.Model, step: int, folder: str) -> gf.History:
+        callbacks = [pretend, gf.EarlyStopping(3, "pretended"), At(step, stop)]
+        return model.fit((X, Y), 7, 35, callbacks=callbacks, checkpoints=tmp_path / folder)
+
+    whole = build()
+    assert train(whole, -1, "whole").epochs == epochs
+    for step in range(3, 2 * epochs):
+        with pytest.raises(Stop):
+            train(build(), step, str(step))
+        again = build()
+        assert train(again, -1, str(step)).epochs == epochs
+        assert state(again) == state(whole)
 
 
 def test_early_stopping_watches_validation_if_there_is_any() -> None:
