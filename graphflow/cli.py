@@ -99,7 +99,7 @@ def _run(args: argparse.Namespace) -> None:
     from graphflow.runtime.device import device
     device(args.device)                               # before any data is read
     if args.device == "null":
-        print("device null plans and counts but computes nothing: results below are zeros")
+        print("device null plans and counts but computes nothing: the results below mean nothing")
     _example(args.example).main(args)
 
 

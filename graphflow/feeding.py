@@ -62,7 +62,7 @@ class Feeds:
 
 def closing(feeds: Feeds, epoch: int = 0, start: int = 0) -> contextlib.closing:
     """The batches of an epoch as a context that ends the threads which make them."""
-    return contextlib.closing(feeds.batches(epoch, start))  # type: ignore[type-var]
+    return contextlib.closing(feeds.batches(epoch, start))
 
 
 def as_feeds(data: Data, tensors: Sequence[Tensor], batch_size: int | None, shuffle: bool, seed: int,

@@ -5,22 +5,19 @@ Each function here returns a `Metric`, for ``gf.Model(..., metrics={"accuracy": 
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Any
 
 import numpy as np
 
 from graphflow import functions as f
+from graphflow.compiler.plan.dims import Dim, DimLike
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 from graphflow.scope import here
 from graphflow.tensor import Tensor, cast, elementwise
 
-Result = Callable[..., Any]
 
-
-@dataclass(frozen=True)
 class Metric:
     """What is measured over many batches.
 
@@ -28,8 +25,13 @@ class Metric:
     function of their totals (float64 arrays, in this order) that gives a number or an array. `value` is the
     result for one batch alone, as a Tensor, for a program of one's own.
     """
-    sums: Mapping[str, Tensor]
-    result: Result
+
+    def __init__(self, sums: Mapping[str, Tensor], result: Callable[..., Any]) -> None:
+        self.sums, self.result = dict(sums), result
+        for name, t in self.sums.items():
+            if not isinstance(t, Tensor):
+                raise UseError(f"the sum {name!r} of a metric is {t!r}, not a Tensor", where=here())
+            _fixed(f"the sum {name!r} of a metric has one shape for all batches", t.shape)
 
     @property
     def value(self) -> Tensor:
@@ -51,7 +53,7 @@ class Totals:
     def __init__(self, measures: Mapping[str, Tensor | Metric]) -> None:
         self.measures = measures
         self.count = 0
-        self.totals = {key: np.zeros(tuple(t.shape)) for key, t in outputs_of(measures).items()}
+        self.totals = {key: np.zeros(_fixed(key, t.shape)) for key, t in outputs_of(measures).items()}
 
     def add(self, results: Mapping[str, Any], count: int) -> None:
         """Adds the outputs of a program for a batch of `count` samples."""
@@ -250,7 +252,7 @@ def _weights(op: str, like: Tensor, mask: Tensor | None) -> Tensor:
 def _of_classes(op: str, scores: Tensor, labels: Tensor, mask: Tensor | None, average: str | int | None,
                 measure: Callable[[Any, Any, Any], Any]) -> Metric:
     matrix = _confusions(op, scores, labels, mask)
-    classes = matrix.shape[0]
+    classes, _ = _fixed(op, matrix.shape)
     if not (average in ("macro", "micro", None) or isinstance(average, int) and 0 <= average < classes):
         raise UseError(f"{op}: average is {average!r}", op=op, where=here(),
                        hint="use 'macro', 'micro', None or the number of a class")
@@ -271,17 +273,26 @@ def _ratio(part: Any, whole: Any) -> Any:
 
 def _confusions(op: str, scores: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
     """The matrix of counts as one product of one-hot matrices: exact up to 2²⁴ samples a batch."""
+    classes = 2
     if scores.shape == labels.shape:
-        found, wanted, classes = cast(scores > 0, "int64"), cast(labels > 0.5, "int64"), 2
+        found, wanted = cast(scores > 0, "int64"), cast(labels > 0.5, "int64")
     else:
         _check(op, scores, labels)
         if not labels.dtype.is_integer:
             raise DTypeError(f"{op}: labels are integers, not {labels.dtype.full_name}", op=op, where=here(),
                              shapes=[scores.shape, labels.shape])
-        found, wanted, classes = f.argmax(scores, -1), labels, scores.shape[-1]
+        found, wanted = f.argmax(scores, -1), labels
+        classes, = _fixed(f"{op}: the number of classes is fixed", scores.shape[-1:])
     weights = f.reshape(_weights(op, labels, mask), (-1, 1))
     rows = f.one_hot(f.reshape(wanted, (-1,)), classes) * weights
     return f.matmul(f.transpose(rows), f.one_hot(f.reshape(found, (-1,)), classes))
+
+
+def _fixed(what: str, shape: Sequence[DimLike]) -> tuple[int, ...]:
+    if any(isinstance(d, Dim) for d in shape):
+        raise ShapeError(what, shapes=[shape], where=here(),
+                         hint="reduce it over the axes that a call decides")
+    return tuple(map(int, shape))
 
 
 def _check(op: str, scores: Tensor, labels: Tensor) -> None:

@@ -191,6 +191,10 @@ def test_ones_own_metric() -> None:
      "confusion_matrix: labels are integers, not float32"),
     (lambda s, y, z, m: gf.metrics.f1(s, y, average="mean"), "f1: average is 'mean'"),
     (lambda s, y, z, m: gf.metrics.f1(s, y, average=CLASSES), "f1: average is 5"),
+    (lambda s, y, z, m: gf.metrics.confusion_matrix(gf.stack([z, z]), y[:2]),
+     "the number of classes is fixed"),
+    (lambda s, y, z, m: Metric({"a": z}, max), "the sum 'a' of a metric has one shape for all batches"),
+    (lambda s, y, z, m: Metric({"a": 3}, max), "the sum 'a' of a metric is 3"),  # type: ignore[dict-item]
     (lambda s, y, z, m: gf.metrics.auc(s, z), "auc compares tensors of one shape"),
     (lambda s, y, z, m: gf.metrics.auc(z, z, bins=1), "auc: 1 bins"),
     (lambda s, y, z, m: gf.metrics.r_squared(s, z), "r_squared compares tensors of one shape")])
