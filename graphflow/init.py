@@ -86,7 +86,7 @@ def identity(gain: float = 1.0) -> Initializer:
     """The matrix that keeps its input, times `gain`: 1 where both positions are equal."""
     def draw(generator: np.random.Generator, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         _check_rank("identity", shape, 2, "2 axes", 2)
-        return (gain * np.eye(*shape)).astype(dtype)
+        return (gain * np.eye(shape[0], shape[1])).astype(dtype)
     return draw
 
 

@@ -76,8 +76,7 @@ def max_pool_with_switches(x: Tensor, window: PerAxis, stride: PerAxis | None = 
 
 
 def max_unpool(x: Tensor, switches: Tensor, window: PerAxis, stride: PerAxis | None = None,
-               padding: PerAxis | Sequence[Sequence[int]] = 0, size: Sequence[DimLike] | None = None
-               ) -> Tensor:
+               padding: Padding = "valid", size: Sequence[DimLike] | None = None) -> Tensor:
     """Puts each element back to where its switch points in its window, with zeros elsewhere; where windows
     overlap, they add up. x, switches: [N, C, ...], as from `max_pool_with_switches` with the same windows.
 
