@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from graphflow.compiler.cache import cache_key, program_cache
 from graphflow.compiler.ir.check import check_graph
-from graphflow.compiler.ir.graph import Graph
+from graphflow.compiler.ir.graph import Graph, walk
 from graphflow.compiler.ir.text import parse_graph, print_graph
 from graphflow.compiler.kernel.check import check_program
 from graphflow.compiler.kernel.program import KernelProgram
@@ -258,11 +258,16 @@ class Compilation:
         return written
 
     def explain(self) -> str:
-        """What was not fused or not done in place, and why: a line for each, with the user's lines."""
+        """What was not fused or not done in place, and why, and what loops keep for their gradients: a line
+        for each, with the user's lines."""
         self.result("fuse")
+        kept = []
+        if self.first <= stage_index("autodiff"):
+            scans = [n for n in walk(self.result("autodiff").nodes()) if n.op == "scan" and n.attrs["note"]]
+            kept = [(n.origins, f"scan {n.attrs['note']}") for n in scans]
         lines = [
             f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
-            for origins, reason in self.context.refusals
+            for origins, reason in [*kept, *self.context.refusals]
         ]
         return "\n".join(lines) + "\n" if lines else "nothing was refused\n"
 

@@ -77,7 +77,8 @@ def depends_on(parameters: Sequence[Value]) -> Callable[[Node], bool]:
 
 def close(parts: Sequence[Part], inside: Callable[[Node], bool]) -> tuple[list[Region], list[Value]]:
     """Regions for the parts, made of copies of the nodes that are `inside`, and the values from outside that
-    any of them reads: these are the last parameters of each region, in this order. Numbers are copied."""
+    any of them reads: these are the last parameters of each region, in this order. Numbers are copied, and so
+    are broadcasts of what is outside: inside they cost nothing, as an operand they would lie in memory."""
     numbers: dict[Node, bool] = {}
 
     def is_number(node: Node) -> bool:
@@ -88,7 +89,7 @@ def close(parts: Sequence[Part], inside: Callable[[Node], bool]) -> tuple[list[R
     orders, captured = [], dict[Value, None]()
     for parameters, results in parts:
         own = {p.node for p in parameters}
-        order, outside = _reach(results, own, lambda n: inside(n) or is_number(n))
+        order, outside = _reach(results, own, lambda n: inside(n) or is_number(n) or n.op == "broadcast_to")
         orders.append(order)
         captured.update(outside)
     return [_copy(part, order, list(captured)) for part, order in zip(parts, orders)], list(captured)

@@ -181,14 +181,6 @@ def test_scan_refuses_what_does_not_fit() -> None:
         assert message in str(caught.value)
 
 
-def test_scan_says_that_it_has_no_gradient() -> None:
-    from graphflow.compiler.passes.autodiff import gradients
-    b = Builder()
-    node = scan_of_sums(b, feed(b, "x", (T, 2)))
-    with pytest.raises(NotImplementedError, match="unroll the loop in Python"):
-        gradients(b, b.reduce_sum(node.result(0), axes=(0,)), [node.inputs[0]])
-
-
 def test_fused_runs_its_region_and_ignores_what_it_comes_after() -> None:
     b = Builder()
     x, y = feed(b, "x", (N,)), feed(b, "y", ())

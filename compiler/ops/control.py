@@ -3,7 +3,7 @@ and `grad`, which autodiff replaces."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from graphflow.compiler.ir.graph import Attrs, Node, Region, TensorType, Value
 from graphflow.compiler.ops.record import REQUIRED, Arg, Failure, Op
@@ -93,8 +93,9 @@ def _infer_scan(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
     return results[:carries] + [TensorType(t.dtype, (length, *t.shape)) for t in results[carries:]]
 
 
-def _no_gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> NoReturn:
-    raise NotImplementedError(f"{node.op} has no gradient yet: to differentiate, unroll the loop in Python")
+def _gradient(b: Any, node: Node, cotangents: Sequence[Value | None]) -> Sequence[Value | None]:
+    from graphflow.compiler.passes.control_gradient import control_gradient
+    return control_gradient(b, node, cotangents, [v.dtype.has_gradient for v in node.inputs])
 
 
 def _infer_cond(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Region]) -> list[TensorType]:
@@ -190,7 +191,7 @@ OPS: tuple[Op, ...] = (
        "the carries and what is to be stacked along a new axis 0, at the step's own place. Results: the last "
        "carries, the stacked arrays. `save` says what the gradient keeps of each step: the values that are "
        "dear to compute, or the carries alone; `note` what it did keep.",
-       ("*operands",), _infer_scan, gradient=_no_gradient,
+       ("*operands",), _infer_scan, gradient=_gradient,
        attrs={"length": REQUIRED, "carries": REQUIRED, "steps": REQUIRED, "reverse": False, "save": "values",
               "note": ""},
        flops=lambda node: _region_flops(node) * node.attrs["length"],
@@ -198,12 +199,12 @@ OPS: tuple[Op, ...] = (
     Op("cond", "control", "The results of the region `then` if the predicate holds, else those of "
        "`otherwise`; the other region does not run. The parameters of both stand for the operands after the "
        "predicate.",
-       ("predicate", "*operands"), _infer_cond, gradient=_no_gradient, flops=_region_flops,
+       ("predicate", "*operands"), _infer_cond, gradient=_gradient, flops=_region_flops,
        failures=[Failure((Arg((), "bool"),), {}, "2 regions (then, otherwise)")]),
     Op("while_loop", "control", "Runs the body as long as the condition holds, at most `limit` times. "
        "Operands: `carries` values that each step replaces, then constants; the parameters of both regions "
        "(condition, body) stand for all of them. Results: the last carries.",
-       ("*operands",), _infer_while, gradient=_no_gradient,
+       ("*operands",), _infer_while, gradient=_gradient,
        attrs={"carries": REQUIRED, "limit": REQUIRED},
        flops=lambda node: _region_flops(node) * node.attrs["limit"],
        failures=[Failure((Arg(()),), {"carries": 1, "limit": 9}, "2 regions (condition, body)")]),
@@ -211,7 +212,7 @@ OPS: tuple[Op, ...] = (
        "gradient: its parameters are the operands, the results, and the cotangents of the float results; it "
        "returns a cotangent for each float operand, in order. `name` is what the user calls the op. The "
        "autodiff stage uses `backward` and puts `forward` in the node's place.",
-       ("*operands",), _infer_custom, gradient=_no_gradient, attrs={"name": REQUIRED},
+       ("*operands",), _infer_custom, gradient=_gradient, attrs={"name": REQUIRED},
        flops=_region_flops,
        failures=[Failure((Arg(()),), {"name": "mine"}, "2 regions (forward, backward)")]),
     Op("fused", "fused", "A kernel in the making: the region's ops run as one. The last `after` operands are "

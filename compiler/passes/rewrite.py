@@ -73,7 +73,7 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     table: dict[str, list[Rule]] = {}
     for rule in rules:
         table.setdefault(rule.op, []).append(rule)
-    pinned = pinned_results(graph)
+    pinned = pinned_results(graph.nodes())
     b = RewriteBuilder()
     sweep = _Sweep(b, table)
 
@@ -86,10 +86,10 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     return rebuild(graph, make, b)
 
 
-def pinned_results(graph: Graph) -> dict[Node, tuple[int, ...]]:
+def pinned_results(nodes: Iterable[Node]) -> dict[Node, tuple[int, ...]]:
     """The nodes with results that some `grad` differentiates with respect to, and which results these are."""
     out: dict[Node, tuple[int, ...]] = {}
-    for node in walk(graph.nodes()):
+    for node in walk(nodes):
         if node.op == "grad":
             for v in node.inputs[2 * node.attrs["cotangents"] or 1:]:
                 out[v.node] = tuple(dict.fromkeys((*out.get(v.node, ()), v.index)))
