@@ -228,3 +228,18 @@ def test_the_parameters_of_an_average_are_replaced_behind_checks_too() -> None:
     assert gf.function([], checked, device="reference")() == 2
     with pytest.raises(gf.FeedError, match="p is small"):
         gf.function([], replaced, device="reference")()
+
+
+@pytest.mark.cpu
+def test_both_updates_of_a_weight_join_the_kernel_of_its_gradient() -> None:
+    """Lion's momentum and its step both read the gradient, and neither reads the other."""
+    x = gf.input("x", (None, 16))
+    w = gf.parameter((16, 8), 0.1, "w")
+    loss = gf.sum(gf.square(x @ w))
+    step = gf.function(x, loss, gf.optim.Lion().minimize(loss))
+    lines = step.text("plan").splitlines()
+    states = {line.split()[3]: line.split()[1] for line in lines if " state " in line}
+    (writer,) = [line for line in lines if " launch " in line and
+                 states["w"] in line.split("writes [")[1].split("]")[0].split(", ")]
+    assert states["w.momentum"] in writer.split("writes [")[1].split("]")[0].split(", ")
+    assert "matmul" in writer

@@ -286,8 +286,8 @@ def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
 
 def _unite(f: Fusion, first: Group, then: Group) -> None:
     """Makes one kernel of two where the second walks the same elements or rows as the first, whose values it
-    reads."""
-    if first is then or {first.kind, then.kind} - {"map", "row"}:
+    reads; a contraction takes a map like that as a part of its epilogue."""
+    if first is then or {first.kind, then.kind} - {"map", "row"} and not _is_epilogue(first, then):
         return
     if first.shape == then.shape and "map" in (first.kind, then.kind) or _same_rows(first, then):
         down = False
@@ -311,9 +311,16 @@ def _unite(f: Fusion, first: Group, then: Group) -> None:
     if any(_reaches(f, [g for g in _readers_of(f, first) if g is not then], other) for other in others):
         return
     first.level.update(at)
-    first.kind, first.reduced = ("row" if reduced else "map"), reduced
+    if first.kind != "contraction":
+        first.kind, first.reduced = ("row" if reduced else "map"), reduced
     for node in then.level:
         f.group_of[node] = first
+
+
+def _is_epilogue(first: Group, then: Group) -> bool:
+    """Whether a contraction can compute the map `then` where it has its results at hand."""
+    return (first.kind, then.kind) == ("contraction", "map") and all(
+        level == "full" and OPS[n.op].kind == "elementwise" for n, level in then.level.items())
 
 
 def _same_rows(first: Group, then: Group) -> bool:
