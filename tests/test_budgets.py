@@ -24,7 +24,7 @@ ENGINE_LINES = 20_000
 NO_CODE = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
            tokenize.ENDMARKER)
 IMPORT_SECONDS = 0.3
-LAZY_MODULES = ("llvmlite", "networkx", "pycuda", "safetensors", "tqdm", "matplotlib", "ml_dtypes")
+LAZY_MODULES = ("llvmlite", "networkx", "pycuda", "safetensors", "tqdm", "matplotlib", "ml_dtypes", "PIL")
 
 
 def sources(folders: tuple[str, ...]) -> list[Path]:

@@ -20,11 +20,11 @@ from graphflow.data.augment import (
     Normalize,
     Shift,
     ToFloat,
-    Transform,
     rotate,
     sampled,
     zoom,
 )
+from graphflow.data.draws import Transform
 
 RNG = np.random.default_rng(4)
 IMAGES = RNG.random((40, 3, 9, 12)).astype(np.float32)

@@ -29,11 +29,11 @@ LIBRARIES = {
     "graphflow.compiler": {"numpy", "networkx", "llvmlite"},
     "graphflow.runtime": {"numpy", "llvmlite", "safetensors", "pycuda", "ml_dtypes"},
     "graphflow.examples": {"numpy", "matplotlib", "tqdm"},
-    "graphflow": {"numpy", "networkx", "tqdm", "matplotlib", "safetensors", "ml_dtypes"},
+    "graphflow": {"numpy", "networkx", "tqdm", "matplotlib", "safetensors", "ml_dtypes", "PIL"},
 }
 
 # Libraries that only a function may import, when it is called.
-ON_DEMAND = {"pycuda", "matplotlib", "ml_dtypes"}
+ON_DEMAND = {"pycuda", "matplotlib", "ml_dtypes", "PIL"}
 
 IMPORTERS = ("import_module", "__import__")
 

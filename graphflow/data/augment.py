@@ -10,7 +10,6 @@ they take floats: put `ToFloat` before them.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +17,6 @@ from numpy.typing import ArrayLike
 
 from graphflow.compiler.plan.errors import DataError, UseError
 from graphflow.data.draws import Draws
-
-Transform = Callable[[np.ndarray, Draws], np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from graphflow.compiler.plan.errors import DataError, UseError
-from graphflow.data.augment import Transform
-from graphflow.data.draws import Draws
+from graphflow.data.draws import Draws, Transform
 from graphflow.data.prefetch import prefetched
 from graphflow.data.sets import Arrays, Batch, as_dataset, shuffled
 

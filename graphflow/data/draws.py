@@ -1,6 +1,7 @@
 """Random numbers for the rows of a batch that follow from (seed, epoch, number of the row) alone."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -51,3 +52,7 @@ class Draws:
         for row, word in zip(out, (first << np.uint64(32)) | second):
             np.random.Generator(np.random.PCG64(int(word))).standard_normal(out=row, dtype=dtype)
         return out
+
+
+Transform = Callable[[np.ndarray, Draws], np.ndarray]
+"""What changes the rows of an array in a batch, by random numbers of their own: (array, draws) -> array."""

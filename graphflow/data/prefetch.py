@@ -3,11 +3,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from graphflow.data.sets import Batch
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
 
 Job = TypeVar("Job")
 
@@ -21,6 +23,7 @@ def prefetched(make: Callable[[Job], Batch], jobs: Iterable[Job], workers: int) 
     if not workers:
         yield from map(make, jobs)
         return
+    from concurrent.futures import ThreadPoolExecutor
     left = iter(jobs)
     pool = ThreadPoolExecutor(workers, "graphflow-data")
     try:
