@@ -11,13 +11,24 @@ from functools import cache
 from types import ModuleType
 from typing import Any
 
-from graphflow import contraction, creation, indexing, products, reductions, shapes, sorting, windows
+from graphflow import (
+    activations,
+    contraction,
+    creation,
+    indexing,
+    pointwise,
+    products,
+    reductions,
+    shapes,
+    sorting,
+    windows,
+)
 from graphflow.arguments import as_tensor
 from graphflow.compiler.ops import OPS
-from graphflow.tensor import Operand, Tensor, apply, element_type, elementwise
+from graphflow.tensor import apply, element_type, elementwise
 
-MODULES: tuple[ModuleType, ...] = (shapes, creation, reductions, products, contraction, indexing, sorting,
-                                   windows)
+MODULES: tuple[ModuleType, ...] = (
+    shapes, creation, pointwise, activations, reductions, products, contraction, indexing, sorting, windows)
 """The functions that these define are found here, and as ``gf.NAME``. Sources of the package import them from
 the modules themselves."""
 
@@ -26,17 +37,17 @@ _NOT_FUNCTIONS = ("leaf", "effect", "control", "grad", "fused")
 
 @cache
 def op_function(name: str) -> Callable[..., Any]:
-    """The function of an op of the table that has none written here; AttributeError if there is no such
-    op."""
-    record = OPS.get(name)
+    """The function of an op of the table that has none written here, by its name or NumPy's; AttributeError
+    if there is no such op."""
+    record = OPS.get(pointwise.ALIASES.get(name, name))
     if record is None or record.kind in _NOT_FUNCTIONS:
         raise AttributeError(f"graphflow has no function {name!r}")
 
     def function(*operands: Any, **attrs: Any) -> Any:
         if record.kind == "elementwise" and not attrs:
-            return elementwise(name, *operands)
+            return elementwise(record.name, *operands)
         given = {k: _attribute(k, v) for k, v in attrs.items()}
-        return apply(name, [as_tensor(x) for x in operands], **given)
+        return apply(record.name, [as_tensor(x) for x in operands], **given)
 
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"{record.doc}\n\nOperands: {', '.join(record.operands) or 'none'}." + (
@@ -48,19 +59,6 @@ def _attribute(name: str, value: Any) -> Any:
     if name == "dtype":
         return element_type(value)
     return tuple(_attribute("", v) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def clip(x: Operand, low: Operand | None = None, high: Operand | None = None) -> Tensor:
-    """`x` with what is below `low` or above `high` replaced by these."""
-    x = as_tensor(x)
-    x = x if low is None else elementwise("maximum", x, low)
-    return x if high is None else elementwise("minimum", x, high)
-
-
-def square(x: Operand) -> Tensor:
-    """``x * x``."""
-    x = as_tensor(x)
-    return x * x
 
 
 @cache
