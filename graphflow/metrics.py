@@ -11,10 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from graphflow import functions as f
+from graphflow.arguments import as_tensor
 from graphflow.compiler.plan.dims import Dim, DimLike
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
+from graphflow.creation import ones
+from graphflow.indexing import matches, one_hot
+from graphflow.pointwise import clip, square
+from graphflow.products import matmul
+from graphflow.reductions import argmax, log_softmax
+from graphflow.reductions import max as largest
+from graphflow.reductions import sum as total
 from graphflow.scope import here
+from graphflow.shapes import reshape, stack, transpose
 from graphflow.tensor import Tensor, cast, elementwise
 
 
@@ -37,7 +45,7 @@ class Metric:
     def value(self) -> Tensor:
         """The metric of one batch as a Tensor; UseError if its result is not made of arithmetic alone."""
         try:
-            return f.as_tensor(self.result(*(cast(t, "float32") for t in self.sums.values())))
+            return as_tensor(self.result(*(cast(t, "float32") for t in self.sums.values())))
         except (TypeError, AttributeError, UseError) as error:
             raise UseError("this metric's result is computed by NumPy after the last batch", where=here(),
                            hint="give the Metric to gf.Model(metrics=...), or take its sums") from error
@@ -106,7 +114,7 @@ def accuracy(scores: Tensor, labels: Tensor, mask: Tensor | None = None) -> Metr
     """The share of samples whose largest score is at the label. scores: [..., classes], labels: integers
     [...]."""
     _check("accuracy", scores, labels)
-    return _mean(f.argmax(scores, -1) == cast(labels, "int64"), mask, "accuracy")
+    return _mean(argmax(scores, -1) == cast(labels, "int64"), mask, "accuracy")
 
 
 def binary_accuracy(logits: Tensor, targets: Tensor, mask: Tensor | None = None) -> Metric:
@@ -119,9 +127,9 @@ def top_k_accuracy(scores: Tensor, labels: Tensor, k: int, mask: Tensor | None =
     """The share of samples in which fewer than `k` scores are larger than that of the label. Shapes as for
     `accuracy`."""
     _check("top_k_accuracy", scores, labels)
-    of_label = f.max(elementwise("where", f.matches(labels, scores.shape[-1]), scores, float("-inf")), -1,
+    of_label = largest(elementwise("where", matches(labels, scores.shape[-1]), scores, float("-inf")), -1,
                        True)
-    return _mean(f.sum(cast(scores > of_label, "int64"), -1) < k, mask, "top_k_accuracy")
+    return _mean(total(cast(scores > of_label, "int64"), -1) < k, mask, "top_k_accuracy")
 
 
 # --- classes
@@ -173,11 +181,11 @@ def auc(logits: Tensor, targets: Tensor, mask: Tensor | None = None, bins: int =
     _check_same("auc", logits, targets)
     if bins < 2:
         raise UseError(f"auc: {bins} bins", op="auc", where=here(), hint="use at least 2")
-    step = cast(f.clip(f.floor(f.sigmoid(logits) * float(bins)), 0, bins - 1), "int64")
-    weights = f.reshape(_weights("auc", targets, mask), (-1,))
-    positive = f.reshape(cast(targets > 0.5, "float32"), (-1,)) * weights
-    kinds = f.stack([positive, weights - positive])
-    return Metric({"counts": f.matmul(kinds, f.one_hot(f.reshape(step, (-1,)), bins))}, _area)
+    step = cast(clip(elementwise("sigmoid", logits) * float(bins), 0, bins - 1), "int64")
+    weights = reshape(_weights("auc", targets, mask), (-1,))
+    positive = reshape(cast(targets > 0.5, "float32"), (-1,)) * weights
+    kinds = stack([positive, weights - positive])
+    return Metric({"counts": matmul(kinds, one_hot(reshape(step, (-1,)), bins))}, _area)
 
 
 def _area(counts: np.ndarray) -> Any:
@@ -203,13 +211,13 @@ def bits_per_character(logits: Tensor, labels: Tensor, mask: Tensor | None = Non
 def mean_absolute_error(predictions: Tensor, targets: Tensor, mask: Tensor | None = None) -> Metric:
     """The mean over all elements of |prediction - target|; equal shapes."""
     _check_same("mean_absolute_error", predictions, targets)
-    return _mean(f.abs(predictions - targets), mask, "mean_absolute_error")
+    return _mean(elementwise("abs", predictions - targets), mask, "mean_absolute_error")
 
 
 def mean_squared_error(predictions: Tensor, targets: Tensor, mask: Tensor | None = None) -> Metric:
     """The mean over all elements of (prediction - target)²; equal shapes."""
     _check_same("mean_squared_error", predictions, targets)
-    return _mean(f.square(predictions - targets), mask, "mean_squared_error")
+    return _mean(square(predictions - targets), mask, "mean_squared_error")
 
 
 def r_squared(predictions: Tensor, targets: Tensor, mask: Tensor | None = None) -> Metric:
@@ -217,8 +225,8 @@ def r_squared(predictions: Tensor, targets: Tensor, mask: Tensor | None = None) 
     about the mean is taken from sums, in float64."""
     _check_same("r_squared", predictions, targets)
     weights, wide = cast(_weights("r_squared", targets, mask), "float64"), cast(targets, "float64")
-    sums = {"residual": f.sum(f.square(wide - cast(predictions, "float64")) * weights),
-            "squares": f.sum(f.square(wide) * weights), "sum": f.sum(wide * weights), "count": f.sum(weights)}
+    sums = {"residual": total(square(wide - cast(predictions, "float64")) * weights),
+            "squares": total(square(wide) * weights), "sum": total(wide * weights), "count": total(weights)}
     return Metric(sums, lambda residual, squares, summed, count:
                   1 - residual / (squares - summed * summed / count))
 
@@ -228,21 +236,21 @@ def r_squared(predictions: Tensor, targets: Tensor, mask: Tensor | None = None) 
 def _mean(values: Tensor, mask: Tensor | None, op: str) -> Metric:
     weights = _weights(op, values, mask)
     numbers = values if values.dtype.is_float else cast(values, "float32")
-    return Metric({"sum": f.sum(numbers * weights), "count": f.sum(weights)},
+    return Metric({"sum": total(numbers * weights), "count": total(weights)},
                   lambda summed, count: summed / count)
 
 
 def _surprise(op: str, logits: Tensor, labels: Tensor, mask: Tensor | None) -> dict[str, Tensor]:
     _check(op, logits, labels)
-    chosen = elementwise("where", f.matches(labels, logits.shape[-1]), f.log_softmax(logits), 0.0)
+    chosen = elementwise("where", matches(labels, logits.shape[-1]), log_softmax(logits), 0.0)
     weights = _weights(op, labels, mask)
-    return {"nats": -f.sum(f.sum(chosen, -1) * weights), "count": f.sum(weights)}
+    return {"nats": -total(total(chosen, -1) * weights), "count": total(weights)}
 
 
 def _weights(op: str, like: Tensor, mask: Tensor | None) -> Tensor:
     """The mask as float32, ones without one."""
     if mask is None:
-        return cast(f.ones(like.shape), "float32")
+        return cast(ones(like.shape), "float32")
     if mask.shape != like.shape:
         raise ShapeError(f"{op}: the mask must have the shape of the labels", op=op,
                          shapes=[mask.shape, like.shape], where=here())
@@ -281,11 +289,11 @@ def _confusions(op: str, scores: Tensor, labels: Tensor, mask: Tensor | None) ->
         if not labels.dtype.is_integer:
             raise DTypeError(f"{op}: labels are integers, not {labels.dtype.full_name}", op=op, where=here(),
                              shapes=[scores.shape, labels.shape])
-        found, wanted = f.argmax(scores, -1), labels
+        found, wanted = argmax(scores, -1), labels
         classes, = _fixed(f"{op}: the number of classes is fixed", scores.shape[-1:])
-    weights = f.reshape(_weights(op, labels, mask), (-1, 1))
-    rows = f.one_hot(f.reshape(wanted, (-1,)), classes) * weights
-    return f.matmul(f.transpose(rows), f.one_hot(f.reshape(found, (-1,)), classes))
+    weights = reshape(_weights(op, labels, mask), (-1, 1))
+    rows = one_hot(reshape(wanted, (-1,)), classes) * weights
+    return matmul(transpose(rows), one_hot(reshape(found, (-1,)), classes))
 
 
 def _fixed(what: str, shape: Sequence[DimLike]) -> tuple[int, ...]:
