@@ -235,9 +235,9 @@ def slot(owner: Tensor, part: str, init: Initial = 0.0, shape: tuple[int, ...] |
     return made.tensor
 
 
-def counter(optimizer: str) -> Tensor:
+def counter(naming: Naming) -> Tensor:
     """The number of updates that an optimizer has made, an int64 slot of no parameter."""
-    return variable(Naming(optimizer, False), "step", (), 0, I64, "slot")
+    return variable(naming, "step", (), 0, I64, "slot")
 
 
 def variable_of(x: Tensor) -> Variable:

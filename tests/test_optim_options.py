@@ -173,6 +173,18 @@ def test_hyperparameters_that_change(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_betas_that_change(device: str) -> None:
+    """The corrections are those of the update's own betas."""
+    _, track = quadratic(device, gf.optim.Adam(0.1, beta1=schedule.piecewise([3], [0.5, 0.9])), 6)
+    p, m, v = START, np.zeros(START.shape), np.zeros(START.shape)
+    for t, found in enumerate(track):
+        beta = 0.5 if t < 3 else 0.9
+        m, v = beta * m + (1 - beta) * p, 0.999 * v + 0.001 * p * p
+        p = p - 0.1 * m / (1 - beta ** (t + 1)) / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
+        np.testing.assert_allclose(found, p, rtol=1e-10)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_the_learning_rate_may_be_kept_in_the_store(device: str) -> None:
     """So the host changes it between calls, and a checkpoint keeps it."""
     lr = gf.parameter((), 0.5, "lr", trainable=False)

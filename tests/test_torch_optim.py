@@ -134,6 +134,16 @@ def test_groups_agree() -> None:
     assert_same(ours(make), theirs(reference))
 
 
+def test_groups_of_nadam_agree() -> None:
+    """Its product of momenta is one number for each group."""
+    def reference(p: Tensors) -> Any:
+        return torch.optim.NAdam([{"params": [p["b0"], p["b1"]], "betas": (0.8, 0.99)},
+                                  {"params": [p["w0"], p["w1"]]}], lr=0.003)
+
+    found = ours(lambda p: opt.NAdam(0.003, groups=[([p["b0"], p["b1"]], {"beta1": 0.8, "beta2": 0.99})]))
+    assert_same(found, theirs(reference))
+
+
 NORMS = [2.0, 1.0, 3.0, float("inf")]
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from graphflow.state import counter, slot
+from graphflow.state import Naming, counter, slot
 from graphflow.tensor import Tensor, elementwise
 
 Pairs = Sequence[tuple[Tensor, Tensor]]
@@ -19,7 +19,7 @@ def accumulated(calls: int, pairs: Pairs, make: Callable[[Pairs], dict[Tensor, T
     """
     if calls == 1:
         return make(pairs)
-    before = counter("accumulated")
+    before = counter(Naming("accumulated", False))
     due = before == calls - 1
     sums: dict[Tensor, Tensor] = {}
     means = []

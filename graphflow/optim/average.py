@@ -34,9 +34,10 @@ class Average:
         """The updates, what an optimizer's `minimize` gives, with those of the averages added."""
         out = dict(updates)
         if self._count is None:
-            self._count = counter("average")
+            naming = Naming("average", False)
+            self._count = counter(naming)
             if self.debias:
-                self._rest = variable(Naming("average", False), "rest", (), 1.0, F64, "slot")
+                self._rest = variable(naming, "rest", (), 1.0, F64, "slot")
         keep = cast(self.keep(cast(self._count, F64) + 1.0), F64)
         out[self._count] = self._count + 1
         if self._rest is not None:

@@ -2,6 +2,7 @@
 these act."""
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -148,15 +149,22 @@ class _Shared:
     """What all parameters of one update share: the counter, and the new values."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self.naming = Naming(name, False)
         self.updates: dict[Tensor, Tensor] = {}
         self.done: Tensor | None = None
+        self.parts: set[str] = set()
 
     def count(self) -> Tensor:
         if self.done is None:
-            self.done = counter(self.name)
+            self.done = counter(self.naming)
             self.updates[self.done] = self.done + 1
         return self.done
+
+    def number(self, part: str, initial: float) -> Tensor:
+        """A float64 slot that belongs to no parameter, called `part`, or part_1, … for further groups."""
+        name = next(n for i in itertools.count() if (n := f"{part}_{i}" if i else part) not in self.parts)
+        self.parts.add(name)
+        return variable(self.naming, name, (), initial, F64, "slot")
 
 
 class Step:
@@ -194,7 +202,7 @@ class Step:
     def shared(self, part: str, initial: float) -> Tensor:
         """A number (float64) that the parameters of the group share, as it was before this update."""
         if part not in self._slots:
-            self._slots[part] = variable(Naming(self._shared.name, False), part, (), initial, F64, "slot")
+            self._slots[part] = self._shared.number(part, initial)
         return self._slots[part]
 
     def set(self, old: Tensor, new: Tensor) -> Tensor:
