@@ -408,3 +408,25 @@ def test_labels_that_are_no_class_are_refused_by_the_call() -> None:
     table = gf.function(i, nn.embedding(i, 5, 2), device="reference")
     with pytest.raises(FeedError, match=r"must lie in 0\.\.4"):
         table([0, 5, 1])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_halves_are_normalised_in_float32(dtype: str) -> None:
+    """Sums of squares of numbers near 300 exceed a float16, and a bfloat16 holds 8 bits."""
+    x = gf.input("x", (64, 4))
+    half = gf.cast(x, dtype)
+    outputs = [nn.batch_norm(half), nn.layer_norm(half), nn.rms_norm(half), nn.group_norm(gf.reshape(
+        half, (64, 4, 1)), 2)]
+    program = gf.function(x, [gf.cast(t, "float32") for t in (half, *outputs)], training=True)
+    assert all(t.dtype == half.dtype for t in outputs)
+    assert {program.store.entry(n).dtype.full_name for n in program.store.names("parameter")} == {"float32"}
+    given, batch, layer, rms, group = program(normal(64, 4) * 100 + 300)
+    pairs = given.reshape(64, 2, 2)
+    in_pairs = (pairs - pairs.mean(2, keepdims=True)) / pairs.std(2, keepdims=True)
+    error = {"float16": 2 ** -10, "bfloat16": 2 ** -7}[dtype]
+    for found, expected in [
+            (batch, (given - given.mean(0)) / given.std(0)),
+            (layer, (given - given.mean(1, keepdims=True)) / given.std(1, keepdims=True)),
+            (rms, given / np.sqrt(np.square(given).mean(1, keepdims=True))),
+            (group, in_pairs.reshape(64, 4, 1))]:
+        np.testing.assert_allclose(found, expected, rtol=error, atol=error * 0.1)

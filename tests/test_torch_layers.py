@@ -261,6 +261,40 @@ def test_normalisation(dtype: str) -> None:
     ], dtype)
 
 
+@both
+def test_extents_of_0_and_1_and_windows_beyond_the_ends(dtype: str) -> None:
+    one, none, thin = normal(1, 1, 1, 1), normal(0, 4, 3, 3), normal(2, 2, 1, 5)
+    compare([
+        Case("layer_one", [normal(3, 1)], nn.layer_norm, lambda t, scale, b: F.layer_norm(t, (1,), scale, b)),
+        Case("layer_none", [normal(0, 4)], nn.layer_norm,
+             lambda t, scale, b: F.layer_norm(t, (4,), scale, b)),
+        Case("rms_one", [normal(3, 1)], lambda t: nn.rms_norm(t, eps=0.5),
+             lambda t, scale: F.rms_norm(t, (1,), scale, 0.5)),
+        Case("group_none", [none], lambda t: nn.group_norm(t, 2),
+             lambda t, scale, b: F.group_norm(t, 2, scale, b)),
+        Case("batch_two", [normal(2, 1)], lambda t: nn.batch_norm(t, eps=0.5),
+             lambda t, **p: batch_norm_of(t, eps=0.5, **p)),
+        Case("response_wide", [normal(2, 2, 3)], lambda t: nn.local_response_norm(t, 9, alpha=1.0),
+             lambda t: F.local_response_norm(t, 9, 1.0)),
+        Case("response_none", [none], lambda t: nn.local_response_norm(t, 3, alpha=1.0),
+             lambda t: t * 1.0),
+        Case("up_one", [one], lambda t: nn.upsample(t, 3, "linear"), lambda t: linear(t, 3, False)),
+        Case("corners_one", [one], lambda t: nn.upsample(t, 3, "linear", align_corners=True),
+             lambda t: linear(t, 3, True)),
+        Case("up_same", [thin], lambda t: nn.upsample(t, 1, "linear", align_corners=True), lambda t: t * 1.0),
+        Case("up_none", [none], lambda t: nn.upsample(t, 2), lambda t: F.interpolate(t, scale_factor=2)),
+        Case("pool_thin", [thin], lambda t: nn.avg_pool2d(t, (1, 2), (1, 3)),
+             lambda t: F.avg_pool2d(t, (1, 2), (1, 3))),
+        Case("conv_thin", [thin], lambda t: nn.conv2d(t, 1, (1, 5)), lambda t, W, b: F.conv2d(t, W, b)),
+        Case("transposed_one", [one], lambda t: nn.conv_transpose2d(t, 1, 1),
+             lambda t, W, b: F.conv_transpose2d(t, W, b)),
+        Case("adaptive_one", [one], lambda t: nn.adaptive_avg_pool(t, 3),
+             lambda t: F.adaptive_avg_pool2d(t, 3)),
+        Case("no_labels", [np.zeros((0, 2), np.int64)], lambda i: nn.embedding(i, 3, 2, dtype=dtype),
+             lambda i, W: F.embedding(i, W)),
+    ], dtype)
+
+
 def batch_norm_of(t: Any, scale: Any = None, b: Any = None, eps: float = 1e-5, **state: Any) -> Any:
     return F.batch_norm(t, None, None, scale, b, True, 0.1, eps)
 
