@@ -161,15 +161,17 @@ def logit(p: Operand) -> Tensor:
 
 
 def xlogy(x: Operand, y: Operand) -> Tensor:
-    """x log(y), and 0 where x and y are 0; so are its gradients."""
+    """x log(y), and 0 where x is 0 whatever number y is; where log(y) is no finite number, so are the
+    gradients."""
     x, y = as_float(x), as_float(y)
-    return x * elementwise("log", _where((x == 0) & (y == 0), 1.0, y))
+    return x * elementwise("log", _where((x == 0) & ((y <= 0) | (y == math.inf)), 1.0, y))
 
 
 def xlog1py(x: Operand, y: Operand) -> Tensor:
-    """x log(1 + y), and 0 where x is 0 and y is -1; so are its gradients."""
+    """x log(1 + y), and 0 where x is 0 whatever number y is; where log(1 + y) is no finite number, so are the
+    gradients."""
     x, y = as_float(x), as_float(y)
-    return x * elementwise("log1p", _where((x == 0) & (y == -1), 0.0, y))
+    return x * elementwise("log1p", _where((x == 0) & ((y <= -1) | (y == math.inf)), 0.0, y))
 
 
 def sinc(x: Operand) -> Tensor:
