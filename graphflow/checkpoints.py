@@ -29,8 +29,9 @@ class Checkpoints:
     same arguments, ends with the same bits as one that was not.
 
     They are written after every so many steps, epochs or seconds, at the end, and on Ctrl-C; each appears
-    whole or not at all, is flushed to the disk, and the last `keep` stay. resume=False begins anew, and
-    removes what the folder has. The files are named after the training step: step-00001234.safetensors.
+    whole or not at all, is flushed to the disk, and the last `keep` stay. A folder serves one call of `fit`,
+    which a finished training in it ends at once; resume=False begins anew, and removes what the folder has.
+    The files are named after the training step: step-00001234.safetensors.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, every_epochs: int | None = 1,
