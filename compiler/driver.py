@@ -263,8 +263,9 @@ class Compilation:
         self.result("fuse")
         kept = []
         if self.first <= stage_index("autodiff"):
-            scans = [n for n in walk(self.result("autodiff").nodes()) if n.op == "scan" and n.attrs["note"]]
-            kept = [(n.origins, f"scan {n.attrs['note']}") for n in scans]
+            for n in walk(self.result("autodiff").nodes()):
+                names = [name for name in n.attrs.get("kept", ()) if name]
+                kept += [(n.origins, f"scan keeps {', '.join(names)}")] if names else []
         lines = [
             f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
             for origins, reason in [*kept, *self.context.refusals]

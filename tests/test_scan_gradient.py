@@ -24,7 +24,8 @@ def unrolled(body: Any, initial: Any, inputs: Any = None, length: int | None = N
     count = length if inputs is None else (inputs[0] if isinstance(inputs, tuple) else inputs).shape[0]
     carry, rows = initial, []
     for t in reversed(range(count)) if reverse else range(count):
-        step = None if inputs is None else tuple(x[t] for x in inputs) if isinstance(inputs, tuple) else inputs[t]
+        step = inputs if inputs is None else inputs[t] if isinstance(inputs, gf.Tensor) else \
+            tuple(x[t] for x in inputs)
         carry, out = body(carry, step)
         rows.append(out)
     rows = rows[::-1] if reverse else rows
@@ -193,3 +194,270 @@ def test_a_loop_without_steps_has_the_gradient_of_its_start(case: Any) -> None:
     assert value == (4 * dict(zip(f, arrays))[start].size if start else 0)
     for name, grad in zip(f, grads):
         np.testing.assert_array_equal(grad, np.full(f[name].shape, 4.0 if name == start else 0.0))
+
+
+# --- what the gradient is made of
+
+def expanded(case: Any, steps: Any = 5) -> tuple[Graph, list[Node]]:
+    """The graph after autodiff, and its scans."""
+    f, loss = case(scans(), steps)
+    program = gf.function(list(f.values()), [loss, *gf.grad(loss, list(f.values()))], device="reference")
+    graph = expand_gradients(program.traced)
+    return graph, [n for n in walk(graph.nodes()) if n.op == "scan"]
+
+
+def test_one_loop_each_way_and_one_product_for_the_weights() -> None:
+    graph, (forward, backward) = expanded(lstm)
+    assert not forward.attrs["reverse"] and backward.attrs["reverse"]
+    products = [n for n in graph.nodes() if n.op == "matmul"]
+    assert [n.types[0].shape for n in products] == [(D + H, 4 * H)]
+    ops = [n.op for n in backward.regions[0].nodes()]
+    assert ops.count("matmul") == 1 and not {"tanh", "sigmoid", "exp"} & set(ops)
+
+
+def test_the_note_says_what_is_kept() -> None:
+    graph, (forward, backward) = expanded(rnn)
+    assert forward.attrs["kept"] == ("tanh f64[3,4]", "carry 0 f64[3,4]") and not backward.attrs["kept"]
+    f, loss = rnn(scans(), 5)
+    program = gf.function(list(f.values()), gf.grad(loss, list(f.values())), device="reference")
+    assert 'kept=["tanh f64[3,4]", "carry 0 f64[3,4]"]' in program.text("autodiff")
+
+
+def keeps(body: Any, checkpoint: int | None = None) -> list[str]:
+    """What the gradient of a loop of one carry keeps."""
+    f = feeds(x=(6, B, H), h=(B, H))
+    last, _ = gf.scan(lambda h, x: (body(h, x), None), f["h"], f["x"], checkpoint=checkpoint)
+    program = gf.function(list(f.values()), gf.grad(squares(last), list(f.values())), device="reference")
+    scans = [n for n in walk(expand_gradients(program.traced).nodes()) if n.op == "scan" and n.attrs["kept"]]
+    return [", ".join(filter(None, n.attrs["kept"])) for n in scans]
+
+
+@pytest.mark.parametrize("body, kept", [
+    (lambda h, x: h * 2 + x, []),                                               # linear: nothing
+    (lambda h, x: h * x, ["carry 0 f64[3,4]"]),                                 # the carry, for x's
+    (lambda h, x: (h + x) * (h * x) * x, ["carry 0 f64[3,4]"]),                 # both factors from one value
+    (lambda h, x: gf.tanh(h + x) * 3, ["sub f64[3,4]"]),                        # 1 - tanh**2
+    (lambda h, x: gf.where(h > x, h * 2, x), ["gt bool[3,4]"]),                 # a bool for a float
+    (lambda h, x: gf.broadcast_to(gf.max(h + x, 1, keepdims=True), h.shape) * x,
+     ["reshape f64[3,1], eq bool[3,4], reduce_sum f64[3]"]),                    # where the largest was
+])
+def test_the_cut_takes_what_is_least(body: Any, kept: list[str]) -> None:
+    assert keeps(body) == kept
+
+
+def test_checkpoints_keep_carries_alone() -> None:
+    outer, inner = keeps(lambda h, x: gf.tanh(h + x), checkpoint=3)
+    assert (outer, inner) == ("carry 0 f64[3,4]", "sub f64[3,4]")
+
+
+def test_dead_results_and_constant_carries_go() -> None:
+    _, (forward, backward) = expanded(last_only)
+    assert forward.attrs["carries"] == 2 and len(backward.types) == backward.attrs["carries"] + 1
+
+
+def test_scans_written_twice_are_one() -> None:
+    f = feeds(x=(5, H), h=(H,))
+    a, ys = gf.scan(lambda h, x: (gf.sin(h + x), h), f["h"], f["x"])
+    b, zs = gf.scan(lambda h, x: (gf.sin(h + x), h * x), f["h"], f["x"])
+    c, _ = gf.scan(lambda h, x: (gf.cos(h + x), None), f["h"], f["x"])
+    program = gf.function(list(f.values()), [a, b, c, ys, zs], device="reference")
+    scans = [n for n in expand_gradients(program.traced).nodes() if n.op == "scan"]
+    assert sorted(len(n.types) for n in scans) == [1, 3]
+    x, h = np.random.default_rng(0).standard_normal((5, H)), np.ones(H)
+    out = program(x, h)
+    np.testing.assert_array_equal(out[0], out[1])
+    np.testing.assert_allclose(out[4], out[3] * x)
+
+
+# --- symbolic lengths, parameters, random numbers
+
+def test_a_length_that_the_call_decides() -> None:
+    T = gf.dim("T")
+    x, h = gf.input("x", (T, B, H), "float64"), gf.input("h", (B, H), "float64")
+    programs = []
+    for block in (None, 2, 3):
+        last, ys = gf.scan(lambda h, x: (gf.sin(h * x),) * 2, h, x, checkpoint=block)
+        loss = squares(last) + squares(ys)
+        programs.append(gf.function([x, h], [loss, *gf.grad(loss, [x, h])], device="reference"))
+    rng = np.random.default_rng(1)
+    for steps in (0, 1, 2, 3, 7):
+        arrays = rng.standard_normal((steps, B, H)), rng.standard_normal((B, H))
+        expected = programs[0](*arrays)
+        for p in programs[1:]:
+            agree(p(*arrays), expected)
+    assert expected[1].shape == (7, B, H)
+    numeric, step = np.zeros((B, H)), 1e-6
+    for at in np.ndindex(B, H):
+        moved = [arrays[1].copy() for _ in range(2)]
+        moved[0][at] += step
+        moved[1][at] -= step
+        numeric[at] = (programs[0](arrays[0], moved[0])[0] - programs[0](arrays[0], moved[1])[0]) / (2 * step)
+    np.testing.assert_allclose(expected[2], numeric, rtol=1e-6, atol=1e-7)
+
+
+def test_layers_in_a_body_are_trained() -> None:
+    x, h = gf.input("x", (6, 5, D)), gf.input("h", (5, H))
+    last, ys = gf.scan(lambda h, x: (gf.nn.dense(gf.concatenate([x, h], 1), H, gf.tanh),) * 2, h, x)
+    loss = gf.mean(gf.square(ys - 0.5))
+    step = gf.function([x, h], loss, gf.optim.SGD(0.5).minimize(loss), device="reference")
+    assert sorted(n for n in step.store if "rng" not in n) == ["dense.W", "dense.b"]
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal((6, 5, D)).astype("f4"), np.zeros((5, H), "f4")
+    losses = [float(step(*arrays)) for _ in range(30)]
+    assert losses[-1] < losses[0] / 3
+
+
+def dropped(loop: str, block: int | None = None, steps: int = 7) -> gf.Program:
+    x, h = gf.input("x", (steps, B, H)), gf.input("h", (B, H))
+
+    def body(h: gf.Tensor, x: gf.Tensor) -> Any:
+        h = gf.tanh(gf.nn.dropout(h + x, 0.5))
+        return h, h
+    if loop == "nested":
+        cut = gf.reshape(x, (1, steps, B, H))
+        (last, ys) = gf.scan(lambda h, xs: gf.scan(body, h, xs), h, cut)
+    else:
+        last, ys = gf.scan(body, h, x, checkpoint=block)
+    loss = squares(last) + squares(ys)
+    return gf.function([x, h], [gf.reshape(ys, (steps, B, H)), *gf.grad(loss, [x, h])], device="reference",
+                       training=True)
+
+
+def test_every_step_has_random_numbers_of_its_own_and_they_stay_when_computed_again() -> None:
+    arrays = np.ones((7, B, H), "f4"), np.ones((B, H), "f4")
+    ys, *grads = dropped("plain")(*arrays)
+    masks = [tuple((y == 0).ravel()) for y in ys]
+    assert len(set(masks)) == 7 and 20 < sum(map(sum, masks)) < 64
+    assert ((ys == 0) <= (grads[0] == 0)).all() and (grads[0] != 0).any()
+    for block in (1, 2, 3, 7):
+        for found, expected in zip(dropped("plain", block)(*arrays), (ys, *grads)):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    other = dropped("nested")(*arrays)[0]
+    assert ((other == 0) != (ys == 0)).any()                 # two indices: other numbers than one
+
+
+def test_dropout_in_a_loop_does_nothing_outside_of_training() -> None:
+    x = gf.input("x", (4, 3))
+    _, ys = gf.scan(lambda c, x: (c, gf.nn.dropout(x, 0.9)), (), x)
+    value = np.random.default_rng(0).standard_normal((4, 3)).astype("f4")
+    np.testing.assert_array_equal(gf.function([x], ys, device="reference")(value), value)
+
+
+def test_a_mask_from_outside_is_the_same_in_all_steps() -> None:
+    x = gf.input("x", (6, 40))
+    mask = gf.nn.dropout(gf.ones(40), 0.5)
+    _, ys = gf.scan(lambda c, x: (c, x * mask), (), x)
+    out = gf.function([x], ys, device="reference", training=True)(np.ones((6, 40), "f4"))
+    assert (out == out[0]).all() and 5 < (out[0] == 0).sum() < 35
+
+
+# --- checkpoint, cond, while_loop
+
+def test_checkpoint_recomputes_and_changes_nothing() -> None:
+    f = feeds(x=(B, H), w=(H, H))
+
+    def block(x: gf.Tensor, scale: dict[str, Any]) -> Any:
+        y = gf.tanh(x @ f["w"])
+        return {"y": gf.nn.dropout(gf.exp(y) * scale["k"], 0.5), "z": y}
+    outs = []
+    for function in (block, gf.checkpoint(block)):
+        made = function(f["x"], {"k": 3.0})
+        loss = squares(made["y"], made["z"])
+        results = [loss, *gf.grad(loss, list(f.values()))]
+        outs.append(gf.function(list(f.values()), results, device="reference", training=True))
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal((B, H)), rng.standard_normal((H, H))
+    first, second = (p(*arrays)[0] for p in outs)
+    assert first > 0 and second > 0                          # their masks differ: two streams of numbers
+    forward, backward = [n for n in expand_gradients(outs[1].traced).nodes() if n.op == "scan"]
+    assert not forward.attrs["kept"] and any(n.op == "tanh" for n in backward.regions[0].nodes())
+
+
+def test_checkpoint_gives_the_plain_gradient() -> None:
+    f = feeds(x=(B, H), w=(H, H))
+    for function in (lambda x: gf.exp(gf.tanh(x @ f["w"])) * f["x"],):
+        programs = []
+        for g in (function, gf.checkpoint(function)):
+            loss = squares(g(f["x"]))
+            grads = gf.grad(loss, list(f.values()))
+            programs.append(gf.function(list(f.values()), [loss, *grads, *gf.grad(squares(*grads),
+                                                                                  list(f.values()))],
+                                        device="reference"))
+        rng = np.random.default_rng(0)
+        arrays = rng.standard_normal((B, H)), rng.standard_normal((H, H))
+        agree(programs[1](*arrays), programs[0](*arrays))
+
+
+def test_cond_has_the_gradient_of_the_branch_that_ran() -> None:
+    x, w, p = gf.input("x", (3,), "float64"), gf.input("w", (3,), "float64"), gf.input("p", (), "bool")
+    y = gf.cond(p, lambda v: gf.sin(v) * w, lambda v: v * v * v, x)
+    loss = gf.sum(y)
+    g = gf.grad(loss, [x, w])
+    second = gf.grad(gf.sum(g[0]), [x, w])
+    program = gf.function([x, w, p], [loss, *g, *second], device="reference")
+    a, k = np.array([0.3, -1, 2]), np.array([2.0, 5, 7])
+    agree(program(a, k, True), [(np.sin(a) * k).sum(), np.cos(a) * k, np.sin(a), -np.sin(a) * k, np.cos(a)])
+    agree(program(a, k, False), [(a ** 3).sum(), 3 * a * a, 0 * a, 6 * a, 0 * a])
+
+
+def test_a_loop_of_branches() -> None:
+    f = feeds(x=(6, H), h=(H,))
+
+    def body(h: gf.Tensor, x: gf.Tensor) -> Any:
+        h = gf.cond(gf.sum(x) > 0, lambda h: gf.tanh(h * x), lambda h: h * 0.5 + gf.sin(x), h)
+        return h, None
+
+    def chosen(h: gf.Tensor, x: gf.Tensor) -> Any:
+        return gf.where(gf.sum(x) > 0, gf.tanh(h * x), h * 0.5 + gf.sin(x)), None
+    results = []
+    for function, loop in ((body, gf.scan), (chosen, unrolled)):
+        loss = squares(loop(function, f["h"], f["x"])[0])
+        program = gf.function(list(f.values()), [loss, *gf.grad(loss, list(f.values()))], device="reference")
+        rng = np.random.default_rng(4)
+        results.append(program(rng.standard_normal((6, H)), rng.standard_normal(H)))
+    agree(results[0], results[1])
+
+
+@pytest.mark.parametrize("limit", [3, 9])
+def test_while_loop_has_the_gradient_of_its_trips(limit: int) -> None:
+    """Newton's iteration for a square root, as far as the tolerance asks."""
+    a, x0 = gf.input("a", (), "float64"), gf.input("x0", (), "float64")
+
+    def body(carry: Any) -> Any:
+        x, n = carry
+        return (x + a / x) / 2, n + 1
+    root, trips = gf.while_loop(lambda c: gf.abs(c[0] * c[0] - a) > 1e-3, body, (x0, 0), limit)
+    g = gf.grad(root, [a, x0])
+    program = gf.function([a, x0], [root, trips, *g, *gf.grad(g[0], [a])], device="reference")
+
+    def newton(a: complex, x: complex) -> tuple[complex, int]:
+        trips = 0
+        while abs((x * x - a).real) > 1e-3 and trips < limit:
+            x, trips = (x + a / x) / 2, trips + 1
+        return x, trips
+    value, count, by_a, by_x, second = program(2.0, 1.0)
+    expected, trips = newton(2.0, 1.0)
+    step = 1e-20                                          # the complex step: derivatives to the last bit
+    np.testing.assert_allclose(value, expected.real)
+    assert count == trips == 3
+    np.testing.assert_allclose(by_a, newton(2 + step * 1j, 1.0)[0].imag / step, rtol=1e-12)
+    np.testing.assert_allclose(by_x, newton(2.0, 1 + step * 1j)[0].imag / step, rtol=1e-9, atol=1e-12)
+    ahead, back = (program(2.0 + d, 1.0)[2] for d in (1e-5, -1e-5))
+    np.testing.assert_allclose(second, (ahead - back) / 2e-5, rtol=1e-6)
+
+
+def test_gradients_taken_inside_a_body() -> None:
+    """Descent along a gradient in the loop, differentiated through."""
+    f = feeds(a=(H, H), x=(H,))
+
+    def body(x: gf.Tensor, _: None) -> Any:
+        y = gf.reshape(x, (H, 1))
+        return x - 0.1 * gf.grad(gf.sum((f["a"] @ y) ** 2) + gf.sum(gf.cos(x)), x), None
+    results = []
+    for loop in (gf.scan, unrolled):
+        last, _ = loop(body, f["x"], None, 4)
+        loss = squares(last)
+        program = gf.function(list(f.values()), [loss, *gf.grad(loss, list(f.values()))], device="reference")
+        rng = np.random.default_rng(2)
+        results.append(program(rng.standard_normal((H, H)) / 3, rng.standard_normal(H)))
+    agree(results[0], results[1])

@@ -90,6 +90,9 @@ def _infer_scan(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
     _check_parameters("scan", [*types[:carries], *rows, *types[carries + steps:]], region)
     results = [v.type for v in region.results]
     _check_carries("scan", types[:carries], results)
+    if attrs["kept"] and len(attrs["kept"]) != len(results) - carries:
+        raise UseError(f"scan: {len(attrs['kept'])} names of kept values for {len(results) - carries} "
+                       "stacked results", op="scan")
     return results[:carries] + [TensorType(t.dtype, (length, *t.shape)) for t in results[carries:]]
 
 
@@ -190,10 +193,11 @@ OPS: tuple[Op, ...] = (
        "i of axis 0, then constants; the body's parameters stand for them in this order. The body returns "
        "the carries and what is to be stacked along a new axis 0, at the step's own place. Results: the last "
        "carries, the stacked arrays. `save` says what the gradient keeps of each step: the values that are "
-       "dear to compute, or the carries alone; `note` what it did keep.",
+       "dear to compute, or the carries alone; `kept` names, for each stacked result, what it is kept as, "
+       "\"\" for the program's own.",
        ("*operands",), _infer_scan, gradient=_gradient,
        attrs={"length": REQUIRED, "carries": REQUIRED, "steps": REQUIRED, "reverse": False, "save": "values",
-              "note": ""},
+              "kept": ()},
        flops=lambda node: _region_flops(node) * node.attrs["length"],
        failures=[Failure((Arg(()),), {"length": 3, "carries": 1, "steps": 0}, "one region")]),
     Op("cond", "control", "The results of the region `then` if the predicate holds, else those of "

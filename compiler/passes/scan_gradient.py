@@ -167,8 +167,9 @@ class _Backward:
                               node.attrs["save"] == "carries")
         if kept:
             body = extract([*step.results, *kept], step.forward)
-            note = "keeps " + ", ".join(f"{_name(v, step.forward)} {v.type}" for v in kept)
-            forward = self.b.node("scan", node.inputs, {**node.attrs, "note": note}, [body])
+            own = node.attrs["kept"] or ("",) * (len(step.results) - count)
+            names = (*own, *(f"{_name(v, step.forward)} {v.type}" for v in kept))
+            forward = self.b.node("scan", node.inputs, {**node.attrs, "kept": names}, [body])
             self.rows.update(zip(kept, forward.results[len(step.results):]))
 
     def loop(self, ends: Sequence[Value], accumulators: dict[int, Value]) -> list[Value]:
@@ -188,7 +189,7 @@ class _Backward:
         constants = {p: v for p, v in zip(step.forward[first:], node.inputs[first:]) if p in read}
         body = extract(roots, [*carries, *rows, *constants])
         attrs = {**node.attrs, "carries": len(carries), "steps": len(rows),
-                 "reverse": not node.attrs["reverse"], "note": ""}
+                 "reverse": not node.attrs["reverse"], "kept": ()}
         operands = [*carries.values(), *rows.values(), *constants.values()]
         return list(b.node("scan", operands, attrs, [body]).results) if roots else []
 
@@ -218,5 +219,5 @@ def _given(v: Value | None) -> Value:
 
 
 def _name(v: Value, parameters: Sequence[Value]) -> str:
-    """What the note calls a value: the carry of that number, or the op that makes it."""
+    """What `kept` calls a value: the carry of that number, or the op that makes it."""
     return f"carry {parameters.index(v)}" if v in parameters else v.op

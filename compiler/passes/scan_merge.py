@@ -86,7 +86,7 @@ def _merging(nodes: Sequence[Node]) -> tuple[Make, bool]:
     pinned = pinned_results(nodes)
     for node in nodes:
         if node.op == "scan" and node not in pinned:
-            attrs = {k: v for k, v in node.attrs.items() if k != "note"}
+            attrs = {k: v for k, v in node.attrs.items() if k != "kept"}
             groups.setdefault((node.inputs, attrs_key(attrs)), []).append(node)
     found: dict[Node, _Merged] = {}
     for group in groups.values():
@@ -128,11 +128,17 @@ def _merge(one: _Merged, other: Node) -> _Merged | None:
     def places(results: Sequence[Value]) -> list[int]:
         return [*range(count), *(count + outputs.index(v) for v in results[count:])]
     moved = places(first)
-    notes = dict.fromkeys(n for n in (one.attrs["note"], other.attrs["note"]) if n)
-    return _Merged({**one.attrs, "note": "; ".join(notes)},
+    kept = [*zip(first[count:], one.attrs["kept"]), *zip(second[count:], other.attrs["kept"])]
+    return _Merged({**one.attrs, "kept": _names(kept, outputs)},
                    Region(both.parameters, (*first[:count], *outputs)),
                    {**{node: [moved[i] for i in at] for node, at in one.places.items()},
                     other: places(second)})
+
+
+def _names(kept: Sequence[tuple[Value, str]], outputs: Sequence[Value]) -> tuple[str, ...]:
+    """The attribute `kept` for these outputs of a body, of which some are known under a name."""
+    names = {v: name for v, name in kept if name}
+    return tuple(names.get(v, "") for v in outputs) if names else ()
 
 
 # --- pruning
@@ -199,5 +205,6 @@ def _plan(node: Node, used: Sequence[int]) -> _Pruned:
     place = {v: len(kept) + j for j, v in enumerate(outputs)}
     results = {i: kept.index(i) if i < count else place[ends[i]] for i in used if i not in fixed}
     region = extract(roots, [parameters[i] for i in operands]) if roots else None
-    attrs = {**node.attrs, "carries": len(kept), "steps": len(rows)}
+    attrs = {**node.attrs, "carries": len(kept), "steps": len(rows),
+             "kept": _names(list(zip(ends[count:], node.attrs["kept"])), outputs)}
     return _Pruned(attrs, region, operands, results, {i: i for i in used if i in fixed})
