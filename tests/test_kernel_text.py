@@ -151,7 +151,7 @@ def test_program_round_trip() -> None:
 @pytest.mark.parametrize("text, message", [
     ("kernel k() {", "line 1, column 13: expected a statement"),
     ("kernel k(x: q f32[]) {}", "expected a mode (r, w, rw), found 'q'"),
-    ("kernel k(x: r f16[]) {}", "expected an element type"),
+    ("kernel k(x: r f12[]) {}", "expected an element type"),
     ("kernel k(x: w f32[]) {\n  x[] = y[]\n}", "line 2, column 9: there is no argument for 'y'"),
     ("kernel k(x: w f32[]) { x[] = t }", "there is no let for 't'"),
     ("kernel k(x: w f32[]) { x[] = cast(f32(1.0)) }", "there is no type for 'cast'"),
