@@ -20,8 +20,8 @@ from graphflow.scope import here
 _half: ContextVar[DType | None] = ContextVar("graphflow_autocast", default=None)
 
 _WIDE_KINDS = ("reduce", "routine", "window")
-_WIDE_OPS = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "div", "sqrt", "rsqrt", "sigmoid",
-             "softplus", "erf", "erfinv", "sinh", "cosh", "tan", "logaddexp")
+_WIDE_OPS = ("exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "div", "sqrt", "rsqrt",
+             "sigmoid", "softplus", "erf", "erfinv", "sinh", "cosh", "tan", "logaddexp")
 """Ops whose results lose too much in a half: what PyTorch's autocast keeps in float32."""
 
 

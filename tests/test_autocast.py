@@ -63,3 +63,31 @@ def test_autocast_takes_halves_only() -> None:
     with pytest.raises(gf.GraphflowError, match="takes a half, not float64"):
         with gf.autocast("float64"):
             pass
+
+
+@pytest.mark.cpu
+def test_a_scaled_loss_keeps_small_gradients_and_leaves_out_infinite_ones() -> None:
+    x = gf.input("x", (4,))
+    w = gf.parameter((4,), np.ones(4), "w")
+    narrow = gf.cast(gf.cast(w, "float16") * gf.cast(x, "float16"), "float32")
+
+    def trained(scale: gf.optim.LossScale | None) -> gf.Program:
+        loss = narrow.sum() * 1e-6
+        optimizer = gf.optim.SGD(1e6, 0.5, loss_scale=scale)
+        return gf.function([x], loss, optimizer.minimize(loss))
+
+    small, big = np.full(4, 0.01, np.float32), np.full(4, np.inf, np.float32)
+    plain = trained(None)
+    plain(small)
+    np.testing.assert_array_equal(plain.store["w"], 1)                  # 1e-8 is 0 in float16
+    step = trained(gf.optim.LossScale(2.0 ** 15, interval=2))
+    store = step.store
+    store["w"] = np.ones(4)
+    moved = []
+    for data in (small, big, small, small, small):
+        step(data)
+        moved.append((float(store["loss_scale.value"]), store["w"].copy()))
+    assert [scale for scale, _ in moved] == [2 ** 15, 2 ** 14, 2 ** 14, 2 ** 15, 2 ** 15]
+    assert (moved[0][1] < 1).all() and np.isfinite(moved[1][1]).all()
+    np.testing.assert_array_equal(moved[0][1], moved[1][1])             # the update was left out
+    assert (moved[2][1] < moved[1][1]).all()

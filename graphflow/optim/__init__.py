@@ -15,8 +15,9 @@ from graphflow.optim.average import EMA, Average, PolyakAverage
 from graphflow.optim.constraint import max_norm, non_negative
 from graphflow.optim.optimizer import Hyperparameter, Optimizer, Step
 from graphflow.optim.parameters import freeze, trainable, unfreeze
+from graphflow.optim.scaling import LossScale
 from graphflow.optim.sgd import SGD, Lion, Rprop
 
-__all__ = ["EMA", "SGD", "Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Average", "Hyperparameter",
-           "Lion", "NAdam", "Optimizer", "PolyakAverage", "RAdam", "RMSprop", "Rprop", "Step", "clip",
-           "freeze", "max_norm", "non_negative", "schedule", "trainable", "unfreeze"]
+__all__ = ["Adadelta", "Adagrad", "Adam", "AdamW", "Adamax", "Average", "EMA", "Hyperparameter", "Lion",
+           "LossScale", "NAdam", "Optimizer", "PolyakAverage", "RAdam", "RMSprop", "Rprop", "SGD", "Step",
+           "clip", "freeze", "max_norm", "non_negative", "schedule", "trainable", "unfreeze"]

@@ -13,6 +13,7 @@ from graphflow.gradient import grad
 from graphflow.optim.accumulate import accumulated
 from graphflow.optim.average import Average
 from graphflow.optim.parameters import trainable
+from graphflow.optim.scaling import LossScale
 from graphflow.scope import here
 from graphflow.state import Initial, Naming, counter, slot, variable, variable_of
 from graphflow.tensor import Tensor, cast, elementwise
@@ -47,7 +48,8 @@ class Optimizer:
       `which` holds, have these hyperparameters instead, or are left alone with ``{"frozen": True}``. The
       first group that fits counts: ``groups=[(lambda p: p.ndim == 1, {"l2": 0}), (encoder, {"lr": 1e-5})]``;
     - ``accumulate``: with k, the update happens in every k-th call, with the mean gradient of these k;
-    - ``average``: an `Average` of the parameters, kept up to date with them.
+    - ``average``: an `Average` of the parameters, kept up to date with them;
+    - ``loss_scale``: a `LossScale`, for nets that compute with float16.
 
     Each hyperparameter is a number, a scalar Tensor, or a function of the number of updates made so far
     (`gf.optim.schedule`).
@@ -57,7 +59,8 @@ class Optimizer:
                  l2: Hyperparameter = 0.0, weight_decay: Hyperparameter = 0.0,
                  l1_proximal: Hyperparameter = 0.0, constraint: Callable[[Tensor], Tensor] | None = None,
                  clip: Callable[[Pairs], Pairs] | None = None, groups: Sequence[Group] = (),
-                 accumulate: int = 1, average: Average | None = None) -> None:
+                 accumulate: int = 1, average: Average | None = None, loss_scale: LossScale | None = None
+                 ) -> None:
         self.hyperparameters: dict[str, Hyperparameter] = {
             **hyperparameters, "l1": l1, "l2": l2, "weight_decay": weight_decay, "l1_proximal": l1_proximal}
         for name, value in self.hyperparameters.items():
@@ -65,7 +68,7 @@ class Optimizer:
         self.constraint, self.clip, self.groups = constraint, clip, list(groups)
         if not isinstance(accumulate, int) or accumulate < 1:
             raise UseError(f"accumulate is {accumulate!r}", where=here(), hint="use a number of calls >= 1")
-        self.accumulate, self.average = accumulate, average
+        self.accumulate, self.average, self.loss_scale = accumulate, average, loss_scale
         known = {*self.hyperparameters, "constraint", "frozen"}
         for _, options in self.groups:
             for name, value in options.items():
@@ -89,7 +92,11 @@ class Optimizer:
                            shapes=[loss.shape], where=here(),
                            hint="make parameters with gf.parameter or the layers of gf.nn; frozen ones are "
                                 "left alone")
-        return self.apply(list(zip(chosen, grad(loss, chosen))))
+        scale = self.loss_scale
+        if scale is None:
+            return self.apply(list(zip(chosen, grad(loss, chosen))))
+        pairs = scale.unscaled(list(zip(chosen, grad(scale.scaled(loss), chosen))))
+        return scale.guarded(pairs, self.apply(pairs))
 
     def apply(self, gradients: Pairs) -> dict[Tensor, Tensor]:
         """The same for gradients that the caller has computed, or changed: pairs (parameter, gradient)."""
