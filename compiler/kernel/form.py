@@ -218,4 +218,6 @@ class RoutineKernel:
         return {}
 
 
+Nest = Union[LoopKernel, ContractionKernel]  # noqa: UP007
+"""Kernels whose loops are there to be seen."""
 Kernel = Union[LoopKernel, ContractionKernel, RoutineKernel]  # noqa: UP007

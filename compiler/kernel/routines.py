@@ -118,7 +118,8 @@ def _scatter_add(a: Arrays, attrs: Mapping[str, Any]) -> None:
     y = a["y"]
     inside = _within(a["indices"], y.shape[1])
     y[...] = 0
-    np.add.at(y, (slice(None), a["indices"][inside].astype(np.int64)), a["updates"][:, inside])
+    where: tuple[Any, ...] = (slice(None), a["indices"][inside].astype(np.int64))
+    np.add.at(y, where, a["updates"][:, inside])
 
 
 def _scatter_set(a: Arrays, attrs: Mapping[str, Any]) -> None:

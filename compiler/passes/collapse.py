@@ -19,11 +19,11 @@ from graphflow.compiler.kernel.form import (
     Expr,
     Guarded,
     Index,
-    Kernel,
     Let,
     Load,
     Loop,
     LoopKernel,
+    Nest,
     Reduce,
     Statement,
     Store,
@@ -33,7 +33,7 @@ from graphflow.compiler.plan.dims import DimLike, symbol, symbols_of
 Pair = tuple[str, str]
 
 
-def collapse(kernel: Kernel) -> Kernel:
+def collapse(kernel: Nest) -> Nest:
     """The kernel with everything collapsed that can be."""
     depth = max((len(nest) for nest in _nests(kernel)), default=0)
     level = 0
@@ -46,7 +46,7 @@ def collapse(kernel: Kernel) -> Kernel:
     return kernel
 
 
-def _nests(kernel: Kernel) -> Iterator[tuple[tuple[str, DimLike], ...]]:
+def _nests(kernel: Nest) -> Iterator[tuple[tuple[str, DimLike], ...]]:
     """The variables of every perfect nest, outermost first."""
     if isinstance(kernel, ContractionKernel):
         c = kernel.contraction
@@ -70,7 +70,7 @@ def _loop_nests(body: tuple[Statement, ...]) -> Iterator[tuple[tuple[str, DimLik
         yield from _loop_nests(s.body)
 
 
-def _merge(kernel: Kernel, level: int) -> Kernel | None:
+def _merge(kernel: Nest, level: int) -> Nest | None:
     """Merges the pairs at this distance from the innermost loop; None if none can be."""
     extents = dict(walk.loops(kernel))
     pairs = {(nest[-2 - level][0], nest[-1 - level][0]) for nest in _nests(kernel) if len(nest) >= 2 + level}
@@ -108,7 +108,7 @@ def _positions(
 
 
 def _used_elsewhere(
-    kernel: Kernel, pair: Pair, accesses: list[tuple[str, tuple[DimLike, ...]]], at: Mapping[str, int]
+    kernel: Nest, pair: Pair, accesses: list[tuple[str, tuple[DimLike, ...]]], at: Mapping[str, int]
 ) -> bool:
     names = set(pair)
     for arg, index in accesses:
@@ -134,7 +134,7 @@ class _Rewrite:
         self.extent = {u: extents[u] * extents[v] for u, v in pairs}
         self.at = at
 
-    def kernel(self, kernel: Kernel) -> Kernel:
+    def kernel(self, kernel: Nest) -> Nest:
         arguments = tuple(replace(a, shape=self.shape(a.name, a.shape)) for a in kernel.arguments)
         indirect = {k: self.expr(e) for k, e in kernel.indirect.items()}
         if isinstance(kernel, LoopKernel):
