@@ -122,8 +122,7 @@ def categorical(logits: Operand, axis: int = -1) -> Tensor:
     """For each row along the axis a position, as int64, with probability softmax(logits): the greatest of the
     logits plus Gumbel noise. Several draws: broadcast the logits first."""
     logits = as_tensor(logits)
-    target = _float("categorical", logits.dtype if logits.dtype.has_gradient else F32)
-    noise = gumbel(logits.shape, F64 if target == F64 else F32)
+    noise = gumbel(logits.shape, F64 if logits.dtype == F64 else F32)
     return apply("argmax", [cast(logits, noise.dtype) + noise], axis=as_axis(logits, axis, "categorical"))
 
 
