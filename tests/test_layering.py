@@ -25,7 +25,7 @@ LAYERS = {
 
 # Module -> the libraries that it may import beside Python's own. The plan is plain data: it needs none.
 LIBRARIES = {
-    "graphflow.compiler.plan": {"numpy"},
+    "graphflow.compiler.plan": {"numpy", "ml_dtypes"},
     "graphflow.compiler": {"numpy", "networkx", "llvmlite"},
     "graphflow.runtime": {"numpy", "llvmlite", "safetensors", "pycuda", "ml_dtypes"},
     "graphflow.examples": {"numpy", "matplotlib", "tqdm"},
