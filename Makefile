@@ -4,7 +4,7 @@ PYTHON = python3
 VENV = .venv
 PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test lint typecheck bench clean
+.PHONY: help demo test lint typecheck bench docs clean
 
 help:
 	@echo "make demo       train the digits example and show what the compiler made of it"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint       check the style with ruff"
 	@echo "make typecheck  check the types with mypy"
 	@echo "make bench      run the benchmarks"
+	@echo "make docs       write docs/ops.md from the docstrings and the op table"
 	@echo "make clean      remove .venv and everything else that was built"
 
 demo: $(VENV)/installed-plot
@@ -35,6 +36,9 @@ typecheck: $(VENV)/installed-test
 
 bench: $(VENV)/installed-plot
 	$(VENV)/bin/python benchmarks/bench.py
+
+docs: $(VENV)/installed-test
+	$(VENV)/bin/python -m graphflow.docs > docs/ops.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

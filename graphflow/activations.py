@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from graphflow.arguments import as_axis, as_tensor
+from graphflow.arguments import as_axis, as_float, as_tensor
 from graphflow.compiler.plan.errors import ShapeError, UseError
-from graphflow.pointwise import as_float
 from graphflow.scope import here
 from graphflow.shapes import reshape, split
 from graphflow.tensor import Operand, Tensor, elementwise

@@ -6,14 +6,21 @@ from typing import Any
 import numpy as np
 
 from graphflow.compiler.plan.dims import Dim, DimLike
+from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.errors import ShapeError, UseError
 from graphflow.scope import here
-from graphflow.tensor import Axes, Operand, Tensor, constant
+from graphflow.tensor import Axes, Operand, Tensor, cast, constant
 
 
 def as_tensor(x: Operand) -> Tensor:
     """`x` itself if it is a Tensor, else a constant."""
     return x if isinstance(x, Tensor) else constant(x)
+
+
+def as_float(x: Operand) -> Tensor:
+    """`x` itself if it has a floating-point type, else in float32."""
+    x = as_tensor(x)
+    return x if x.dtype.has_gradient else cast(x, F32)
 
 
 def as_axis(x: Tensor, axis: Any, op: str, more: int = 0) -> int:

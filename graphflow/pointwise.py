@@ -3,9 +3,9 @@ from __future__ import annotations
 
 import math
 
-from graphflow.arguments import as_tensor
-from graphflow.compiler.plan.dtypes import BOOL, F32
-from graphflow.tensor import Operand, Tensor, cast, elementwise
+from graphflow.arguments import as_float, as_tensor
+from graphflow.compiler.plan.dtypes import BOOL
+from graphflow.tensor import Operand, Tensor, elementwise
 from graphflow.tensor import power as _power
 
 ALIASES = {
@@ -18,12 +18,6 @@ ALIASES = {
     "true_divide": "div",
 }
 """NumPy's name -> the op's."""
-
-
-def as_float(x: Operand) -> Tensor:
-    """`x` itself if it has a floating-point type, else in float32."""
-    x = as_tensor(x)
-    return x if x.dtype.has_gradient else cast(x, F32)
 
 
 def _as_bool(x: Operand) -> Tensor:
