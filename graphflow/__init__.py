@@ -31,6 +31,7 @@ from graphflow.compiler.plan.errors import (
     UserError,
 )
 from graphflow.control import checkpoint, cond, scan, step_index, while_loop
+from graphflow.custom import custom_gradient, custom_op
 from graphflow.debug import check, print  # noqa: A004
 from graphflow.function import Program, function
 from graphflow.gradient import check_gradient, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
@@ -49,7 +50,8 @@ __version__ = "0.1.0"
 __all__ = ["Callback", "CheckpointError", "Checkpoints", "CompilerError", "DTypeError", "DataError",
            "DeviceError", "EarlyStopping", "FeedError", "GraphflowError", "History", "Model", "Program",
            "ShapeError", "Store", "Tensor", "TrainingError", "UseError", "UserError", "autocast", "cast",
-           "check", "check_gradient", "checkpoint", "cond", "constant", "data", "debug", "dim", "fft",
+           "check", "check_gradient", "checkpoint", "cond", "constant",
+           "custom_gradient", "custom_op", "data", "debug", "dim", "fft",
            "freeze", "function", "functions", "grad", "hessian", "hvp", "init", "input", "jacobian", "jvp",
            "loss", "matmul", "metrics", "nn", "optim", "parameter", "print", "random", "scan", "scope",
            "step_index", "substitute", "unfreeze", "value_and_grad", "vjp", "while_loop"]

@@ -47,7 +47,7 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], initial: Any, inputs: Any 
         results = traced.run(carries, rows, steps, reverse, "values")
     else:
         results = _run_in_blocks(traced, carries, rows, steps, reverse, _block(checkpoint))
-    results = _with_lifted(results, traced.checks, len(results) - len(traced.checks))
+    results = with_lifted(results, traced.checks, len(results) - len(traced.checks))
     count = len(carries)
     return carry_nest.build(results[:count]), traced.outputs.build(results[count:])
 
@@ -124,7 +124,7 @@ def _trace_loop(body: Callable[..., Any], carries: Sequence[Tensor], carry_nest:
     outputs, output_nest = flatten(returned[1], "what the body of scan returns as outputs")
     _check_carries("scan", carries, carry_nest, after, after_nest)
     inside = depends_on([*before, *steps, index])
-    lifted, outer = _sort_checks([*after, *outputs], inside)
+    lifted, outer = sort_checks([*after, *outputs], inside)
     results = [t.value for t in (*after, *outputs)] + [check.inputs[0] for check in lifted]
     uses_index = index.node in topological(v.node for v in results)
     parameters = [*before, *steps] + [index] * uses_index
@@ -190,7 +190,7 @@ def cond(predicate: Operand, then: Callable[..., Any], otherwise: Callable[..., 
 
     def inside(node: Node) -> bool:
         return node in made and node.op not in OUTSIDE
-    (on_yes, outer_yes), (on_no, outer_no) = _sort_checks(yes, inside), _sort_checks(no, inside)
+    (on_yes, outer_yes), (on_no, outer_no) = sort_checks(yes, inside), sort_checks(no, inside)
     holds = constant(True).value
     first = [t.value for t in yes] + [c.inputs[0] for c in on_yes] + [holds] * len(on_no)
     second = [t.value for t in no] + [holds] * len(on_yes) + [c.inputs[0] for c in on_no]
@@ -199,7 +199,7 @@ def cond(predicate: Operand, then: Callable[..., Any], otherwise: Callable[..., 
     inputs = [chosen, *(t for group in leaves for t in group), *(Tensor(v) for v in captured)]
     inputs[0] = Tensor(chosen.value, (*chosen.checks, *outer))
     results = _listed(apply("cond", inputs, regions)) if first else []
-    return nest.build(_with_lifted(results, [*on_yes, *on_no], len(yes)))
+    return nest.build(with_lifted(results, [*on_yes, *on_no], len(yes)))
 
 
 def _check_branches(yes: list[Tensor], nest: Structure, no: list[Tensor], other: Structure) -> None:
@@ -233,10 +233,10 @@ def while_loop(condition: Callable[[Any], Any], body: Callable[[Any], Any], init
         after, after_nest = flatten(body(nest.build(_tensors(before))), "what the body of while_loop returns")
     _check_carries("while_loop", carries, nest, after, after_nest)
     inside = depends_on([*before, index])
-    if _sort_checks([goes_on], inside)[0]:
+    if sort_checks([goes_on], inside)[0]:
         raise NotImplementedError("while_loop: the condition computes with indices that must be checked: "
                                   "do that in the body and carry the result")
-    checks, outer = _sort_checks([*after, goes_on], inside)
+    checks, outer = sort_checks([*after, goes_on], inside)
     ends = [t.value for t in after]
     if index.node in topological([goes_on.value.node, *(v.node for v in ends), *checks]):
         before, ends = [*before, index], [*ends, (Tensor(index) + 1).value]
@@ -256,7 +256,7 @@ def while_loop(condition: Callable[[Any], Any], body: Callable[[Any], Any], init
         message = "; ".join(dict.fromkeys(str(c.attrs["message"]) for c in checks))
         feed = checks[0].attrs["feed"] if len(checks) == 1 else ""
         held = replace(checks[0], attrs={"message": message, "feed": feed})
-        results = _with_lifted([*results[:count], results[-1]], [held], count)
+        results = with_lifted([*results[:count], results[-1]], [held], count)
     return nest.build(results[:count])
 
 
@@ -274,13 +274,13 @@ def checkpoint(function: Callable[..., Any]) -> Callable[..., Any]:
 
         def inside(node: Node) -> bool:
             return node in made and node.op not in OUTSIDE
-        lifted, outer = _sort_checks(results, inside)
+        lifted, outer = sort_checks(results, inside)
         ends = [t.value for t in results] + [c.inputs[0] for c in lifted]
         (region,), captured = close([(parameters, ends)], inside)
         traced = _Loop(region, [*leaves, *(Tensor(v, outer) for v in captured)], result_nest, lifted, False)
         stacked = traced.run([], [], 1, False, "carries")
         once = [reshape(t, t.shape[1:]) for t in stacked]
-        return result_nest.build(_with_lifted(once, lifted, len(results)))
+        return result_nest.build(with_lifted(once, lifted, len(results)))
     return recomputed
 
 
@@ -320,7 +320,7 @@ def _check_carries(op: str, before: Sequence[Tensor], nest: Structure, after: Se
                        op=op, shapes=[old.shape, new.shape], where=line, hint=hint)
 
 
-def _sort_checks(results: Sequence[Tensor], inside: Callable[[Node], bool]
+def sort_checks(results: Sequence[Tensor], inside: Callable[[Node], bool]
                  ) -> tuple[list[Node], tuple[Node, ...]]:
     """(checks made in a body, which must be lifted out of it; the others)."""
     checks = list(dict.fromkeys(check for t in results for check in t.checks))
@@ -333,7 +333,7 @@ def _sort_checks(results: Sequence[Tensor], inside: Callable[[Node], bool]
     return lifted, tuple(c for c in checks if c not in lifted)
 
 
-def _with_lifted(results: Sequence[Tensor], checks: Sequence[Node], count: int) -> list[Tensor]:
+def with_lifted(results: Sequence[Tensor], checks: Sequence[Node], count: int) -> list[Tensor]:
     """The first `count` results, with a check outside for each one inside: the conditions, stacked or single,
     are the rest of the results."""
     made = []
