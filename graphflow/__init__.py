@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from graphflow import data, debug, fft, functions, init, loss, metrics, nn, optim, random
+from graphflow import data, debug, fft, functions, init, linalg, loss, metrics, nn, optim, random
 from graphflow.autocast import autocast
 from graphflow.callbacks import Callback, EarlyStopping
 from graphflow.checkpoints import Checkpoints
@@ -50,11 +50,11 @@ __version__ = "0.1.0"
 __all__ = ["Callback", "CheckpointError", "Checkpoints", "CompilerError", "DTypeError", "DataError",
            "DeviceError", "EarlyStopping", "FeedError", "GraphflowError", "History", "Model", "Program",
            "ShapeError", "Store", "Tensor", "TrainingError", "UseError", "UserError", "autocast", "cast",
-           "check", "check_gradient", "checkpoint", "cond", "constant",
-           "custom_gradient", "custom_op", "data", "debug", "dim", "fft",
-           "freeze", "function", "functions", "grad", "hessian", "hvp", "init", "input", "jacobian", "jvp",
-           "loss", "matmul", "metrics", "nn", "optim", "parameter", "print", "random", "scan", "scope",
-           "step_index", "substitute", "unfreeze", "value_and_grad", "vjp", "while_loop"]
+           "check", "check_gradient", "checkpoint", "cond", "constant", "custom_gradient", "custom_op",
+           "data", "debug", "dim", "fft", "freeze", "function", "functions", "grad", "hessian", "hvp",
+           "init", "input", "jacobian", "jvp", "linalg", "loss", "matmul", "metrics", "nn", "optim",
+           "parameter", "print", "random", "scan", "scope", "step_index", "substitute", "unfreeze",
+           "value_and_grad", "vjp", "while_loop"]
 
 
 def __getattr__(name: str) -> Any:
