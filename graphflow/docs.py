@@ -90,7 +90,7 @@ def _defined(module: ModuleType) -> Iterator[tuple[str, str]]:
 
 def _signature(name: str, member: Any, skip_self: bool = False) -> str:
     """`name(x, axis=-1)`: the parameters and their defaults."""
-    if not callable(member) or isinstance(member, type) and not inspect.isfunction(member.__init__):
+    if not callable(member) or inspect.isclass(member) and _has_no_init(member):
         return name
     parameters = list(inspect.signature(member).parameters.values())[1 if skip_self else 0:]
     words, keywords = [], False
@@ -98,9 +98,13 @@ def _signature(name: str, member: Any, skip_self: bool = False) -> str:
         if p.kind is p.KEYWORD_ONLY and not keywords:
             words.append("*")
         keywords = keywords or p.kind in (p.KEYWORD_ONLY, p.VAR_POSITIONAL)
-        star = {p.VAR_POSITIONAL: "*", p.VAR_KEYWORD: "**"}.get(p.kind, "")
+        star = "*" if p.kind is p.VAR_POSITIONAL else "**" if p.kind is p.VAR_KEYWORD else ""
         words.append(star + p.name + ("" if p.default is p.empty else f"={_default(p.default)}"))
     return f"{name}({', '.join(words)})"
+
+
+def _has_no_init(owner: type) -> bool:
+    return not inspect.isfunction(inspect.getattr_static(owner, "__init__"))
 
 
 def _default(value: Any) -> str:

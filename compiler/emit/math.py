@@ -5,7 +5,7 @@ here; `scalar` chooses the row for a dtype. Results agree with NumPy's, NaN, inf
 included, except that transcendentals may be off by up to 2.5 units in the last place. Denormals are honoured.
 
 The transcendental functions lie in `math_exp`, `math_trigonometric` and `math_special`. The C library is
-called, lane by lane, for what is left: float64's pow, the remainder of a division, and sine, cosine and
+called, lane by lane, for what is left: float64's pow, the remainder of huge quotients, and sine, cosine and
 tangent of huge numbers.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from graphflow.compiler.emit import math_exp, math_special, math_trigonometric
 from graphflow.compiler.emit.builder import I1, MEMORY_TYPES, Builder, Operand, Value, constant
 from graphflow.compiler.emit.half import narrow, widen
-from graphflow.compiler.emit.math_parts import library
+from graphflow.compiler.emit.math_parts import choose_lanes, form, library, magnitude, with_sign
 from graphflow.compiler.plan.dtypes import DType
 
 
@@ -89,9 +89,24 @@ def _divmod(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
     return b.select(b.compare("eq", y, 0), 0, quotient), remainder
 
 
+def _fmod(b: Builder, x: Value, y: Value) -> Value:
+    """C's fmod. A quotient of few bits is off by one at most, and x - q·y is exact then; other lanes call the
+    library."""
+    top, bottom = magnitude(b, x), magnitude(b, y)
+    limit = b.mul(bottom, 2.0 ** (form(x).mantissa - 1))
+    few = b.and_(b.compare("lt", top, limit), b.compare("lt", bottom, math.inf))
+
+    def usual() -> Value:
+        rest = b.fma(b.neg(b.intrinsic("trunc", b.div(top, bottom))), bottom, top)
+        rest = b.select(b.compare("lt", rest, 0.0), b.add(rest, bottom), rest)
+        return with_sign(b, rest, x)
+
+    return choose_lanes(b, b.not_(few), lambda: library("fmod")(b, x, y), usual)
+
+
 def _float_divmod(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
     """NumPy's divmod of floats, on top of C's fmod."""
-    remainder = library("fmod")(b, x, y)
+    remainder = _fmod(b, x, y)
     zero = b.compare("eq", remainder, 0.0)
     crossed = b.xor(b.compare("lt", y, 0.0), b.compare("lt", remainder, 0.0))
     crossed = b.and_(crossed, b.compare("one", remainder, 0.0))
