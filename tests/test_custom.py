@@ -92,7 +92,7 @@ def test_indices_in_a_custom_op_are_checked() -> None:
     out = look_up(table, i)
     program = gf.function([table, i], [out, gf.grad(gf.sum(out), table)], device="reference")
     np.testing.assert_array_equal(program(np.arange(4.0), [3, 1])[1], [7] * 4)
-    with pytest.raises(gf.FeedError, match="4"):
+    with pytest.raises(gf.FeedError, match=r"indices must lie in 0\.\.3"):
         program(np.arange(4.0), [4, 0])
 
 
