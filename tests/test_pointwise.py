@@ -103,6 +103,25 @@ def test_derivatives(function: Callable, derivative: Callable) -> None:
     np.testing.assert_allclose(found, derivative(x), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_gamma_functions(dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    x = np.concatenate([rng.uniform(-6, 0, 60), rng.uniform(0, 25, 60), 10.0 ** rng.uniform(-30, 30, 60),
+                        [0.5, 1, 2, 3, 10, 0, np.inf]]).astype(dtype)
+    limit = 2e-7 if dtype == "float32" else 2e-13
+    at = gf.input("x", x.shape, dtype)
+    psi = gf.digamma(at)
+    values = gf.function([at], [gf.lgamma(at), psi, gf.grad(psi.sum(), [at])[0]])(x)
+    np.testing.assert_allclose(values[0], special.gammaln(x.astype(np.float64)), rtol=limit, atol=limit / 10)
+    np.testing.assert_allclose(values[1], special.digamma(x.astype(np.float64)), rtol=limit, atol=limit / 10)
+    ordinary = (x > 1e-10) & (x < 1e10)
+    trigamma = special.polygamma(1, x[ordinary].astype(np.float64))
+    np.testing.assert_allclose(values[2][ordinary], trigamma, rtol=10 * limit)
+    slope = gf.function([at], gf.grad(gf.lgamma(at).sum(), [at])[0])(x)
+    expected = special.digamma(x[ordinary].astype(np.float64))
+    np.testing.assert_allclose(slope[ordinary], expected, rtol=10 * limit, atol=limit)
+
+
 def test_second_derivative_of_sinc_at_zero() -> None:
     at = gf.input("x", (3,), "float64")
     first = gf.grad(gf.sinc(at).sum(), [at])[0]
