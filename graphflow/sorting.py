@@ -14,7 +14,17 @@ from graphflow.creation import extent
 from graphflow.indexing import checked_indices
 from graphflow.scope import here
 from graphflow.shapes import reshape
-from graphflow.tensor import Operand, Tensor, apply, as_tensors, cast, constant, elementwise, stretch
+from graphflow.tensor import (
+    Operand,
+    Tensor,
+    apply,
+    as_tensors,
+    broadcast_shapes,
+    cast,
+    constant,
+    elementwise,
+    stretch,
+)
 
 Axis = int | None
 
@@ -133,7 +143,7 @@ def linear_recurrence(a: Operand, b: Operand, axis: int = -1, reverse: bool = Fa
     Floats; `a` and `b` are broadcast. Exponential averages and linear state-space layers are such
     recurrences."""
     first, second = as_tensors([a, b])
-    shape = (first + second).shape
+    shape = broadcast_shapes("linear_recurrence", [first.shape, second.shape])
     first, second = stretch(first, shape), stretch(second, shape)
     return apply("linear_recurrence", [first, second], axis=as_axis(second, axis, "linear_recurrence"),
                  reverse=bool(reverse))
