@@ -138,7 +138,7 @@ def _evaluate(node: Node, arrays: list[np.ndarray], types: list[TensorType],
     if node.op == "cond":
         return _region(node.regions[0 if arrays[0] else 1], arrays[1:], context)
     if node.op == "while_loop":
-        return _while(*node.regions, arrays, attrs, context)
+        return _while(node, arrays, attrs["carries"], context)
     if node.op == "custom_gradient":
         return _region(node.regions[0], arrays, context)
     if node.op == "fused":
@@ -171,11 +171,10 @@ def _scan(body: Region, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any], 
     return [*carries, *stacked]
 
 
-def _while(condition: Region, body: Region, arrays: Sequence[np.ndarray], attrs: Mapping[str, Any],
-           context: _Context) -> list[np.ndarray]:
-    count = attrs["carries"]
+def _while(node: Node, arrays: Sequence[np.ndarray], count: int, context: _Context) -> list[np.ndarray]:
+    condition, body = node.regions
     carries, constants = list(arrays[:count]), arrays[count:]
-    for _ in range(attrs["limit"]):
+    for _ in range(node.attrs["limit"]):
         if not _region(condition, [*carries, *constants], context)[0]:
             break
         carries = _region(body, [*carries, *constants], context)

@@ -15,7 +15,7 @@ from graphflow.tensor import Tensor
 class Structure:
     """The shape of a nest: `kind` is the container's type, or None for one tensor; `keys` are a dict's,
     sorted, or the positions. None as a value is a container without entries."""
-    kind: type | None
+    kind: Any
     keys: tuple[Any, ...] = ()
     children: tuple[Structure, ...] = ()
 
@@ -70,6 +70,8 @@ def flatten(nest: Any, what: str) -> tuple[list[Tensor], Structure]:
         return [nest], _TENSOR
     if nest is None:
         return [], Structure(type(None))
+    keys: tuple[Any, ...]
+    kind: type
     if isinstance(nest, Mapping):
         keys = tuple(sorted(nest, key=lambda k: (str(type(k)), k)))
         entries, kind = [nest[k] for k in keys], dict

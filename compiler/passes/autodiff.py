@@ -154,6 +154,7 @@ def _through(b: Builder, node: Node, given: Sequence[Value | None], active: set[
     if gradient is None:
         raise UseError(f"{node.op} has no gradient", op=node.op, shapes=[v.shape for v in node.inputs],
                        where=_where(node), hint="put gf.stop_gradient around it to make it a constant")
+    flowing: Sequence[Value | None]
     if node.regions:
         flowing = control_gradient(b, node, given, [v in active for v in node.inputs])
     else:

@@ -62,9 +62,9 @@ def stack_terms(flows: Mapping[int, Value], varies: Callable[[Value], bool]
     rest: list[Term] = []
     for i, f in flows.items():
         terms = _terms_of(i, f, kept)
-        found = [products[t] if t in products else _sum_of_stacked(t, kept) for t in terms]
-        stacked += [s for s in found if s is not None]
-        other = [t for t, s in zip(terms, found) if s is None]
+        sums = [products[t] if t in products else _sum_of_stacked(t, kept) for t in terms]
+        stacked += [s for s in sums if s is not None]
+        other = [t for t, s in zip(terms, sums) if s is None]
         rest += [Term(i, f)] if other == terms else other
     return stacked, rest
 
