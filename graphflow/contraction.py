@@ -3,7 +3,7 @@ time."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
@@ -128,7 +128,7 @@ def _distinct(tensor: Tensor, labels: tuple[str, ...], sizes: dict[str, DimLike]
 
 # --- the order
 
-def _cost(labels: set[str], sizes: dict[str, DimLike]) -> int:
+def _cost(labels: Iterable[str], sizes: dict[str, DimLike]) -> int:
     return _typical(product(sizes[label] for label in labels))
 
 
@@ -159,7 +159,7 @@ def _best_order(labels: Sequence[frozenset[str]], result: frozenset[str], sizes:
     """(multiplications of the best order, its first pair)."""
     best: tuple[int, tuple[int, int]] | None = None
     for pair in itertools.combinations(range(len(labels)), 2):
-        cost = _cost(set(labels[pair[0]] | labels[pair[1]]), sizes)
+        cost = _cost(labels[pair[0]] | labels[pair[1]], sizes)
         left = _left(labels, pair, result)[1]
         if len(left) > 1 and (best is None or cost < best[0]):
             cost += _best_order(left, result, sizes)[0]

@@ -70,7 +70,7 @@ def arange(start: Any, stop: Any = None, step: Number = 1, dtype: Any = None) ->
         if isinstance(bound, bool) or not isinstance(bound, (int, float, np.integer, np.floating, Dim)):
             raise UseError(f"arange: {bound!r} is neither a number nor a dimension", op="arange",
                            where=here(), hint="name the element type: gf.arange(n, dtype='int64')")
-    if step == 0 or isinstance(step, Dim):
+    if step == 0 or not isinstance(step, (int, float, np.integer, np.floating)):
         raise UseError(f"arange: the step is a number other than 0, not {step}", op="arange", where=here())
     whole = all(isinstance(v, (int, np.integer, Dim)) for v in (low, high, step))
     target = element_type(dtype or ("int32" if whole else "float32"))
@@ -155,13 +155,14 @@ def tri(rows: DimLike, columns: DimLike | None = None, offset: int = 0, dtype: A
 def tril(x: Operand, offset: int = 0) -> Tensor:
     """`x` with zeros above the diagonal j = i + offset of its last two axes."""
     x = _matrices("tril", x)
-    return apply("where", [stretch(_lower_mask(*x.shape[-2:], offset), x.shape), x, zeros_like(x)])
+    return apply("where", [stretch(_lower_mask(x.shape[-2], x.shape[-1], offset), x.shape), x, zeros_like(x)])
 
 
 def triu(x: Operand, offset: int = 0) -> Tensor:
     """`x` with zeros below the diagonal j = i + offset of its last two axes."""
     x = _matrices("triu", x)
-    return apply("where", [stretch(_lower_mask(*x.shape[-2:], offset - 1), x.shape), zeros_like(x), x])
+    below = stretch(_lower_mask(x.shape[-2], x.shape[-1], offset - 1), x.shape)
+    return apply("where", [below, zeros_like(x), x])
 
 
 def _lower_mask(rows: DimLike, columns: DimLike, offset: int) -> Tensor:

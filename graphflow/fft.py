@@ -167,7 +167,7 @@ def _parts(x: Operand | Complex) -> Parts:
             raise ShapeError("a complex array is a pair (real, imag) of one shape", op="fft",
                              shapes=[real.shape, imag.shape], where=here())
         return _float(real), _float(imag)
-    return _float(as_tensor(x)), None                                    # type: ignore[arg-type]
+    return _float(as_tensor(x)), None
 
 
 def _float(x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _lengths(op: str, x: Tensor, s: Sequence[int] | None, axes: Axes) -> tuple[l
             raise ShapeError(f"{op}: the lengths are numbers >= 1, but axis {axis} is {x.shape[axis]}, and "
                              f"its transform {n}", op=op, shapes=[x.shape], where=here(),
                              hint="declare the input with a fixed extent there")
-    return places, [int(n) for n in wanted]                              # type: ignore[arg-type]
+    return places, [int(n) for n in wanted]
 
 
 def _fitted(op: str, x: Tensor, axis: int, n: int) -> Tensor:
@@ -236,18 +236,20 @@ def _inverse(op: str, x: Parts, axis: int, n: int) -> tuple[Tensor, Tensor]:
 
 def _transform(real: Tensor, imag: Tensor | None) -> tuple[Tensor, Tensor]:
     """The transform along the last axis."""
-    n = int(real.shape[-1])                                              # type: ignore[arg-type]
+    n = int(real.shape[-1])
     first = radix(n)
     if first == n:
         return _direct(real, imag, n) if n <= MAX_DIRECT else _bluestein(real, imag, n)
-    second = n // first                                # element second * i + j is [i, j] below
-    real, imag = (None if p is None else swapaxes(reshape(p, (*p.shape[:-1], first, second)), -1, -2)
-                  for p in (real, imag))
-    assert real is not None
-    real, imag = _times(_transform(real, imag), _twiddles(second, first, real.dtype))          # [j, k1]
-    real, imag = _transform(swapaxes(real, -1, -2), swapaxes(imag, -1, -2))                    # [k1, k2]
-    shape = (*real.shape[:-2], n)                      # frequency k1 + first * k2
-    return reshape(swapaxes(real, -1, -2), shape), reshape(swapaxes(imag, -1, -2), shape)
+    second = n // first
+    shape = real.shape
+
+    def split(x: Tensor) -> Tensor:                    # element second * i + j as [j, i]
+        return swapaxes(reshape(x, (*shape[:-1], first, second)), -1, -2)
+    inner = _transform(split(real), None if imag is None else split(imag))              # [j, k]
+    inner = _times(inner, _twiddles(second, first, real.dtype))
+    outer = _transform(swapaxes(inner[0], -1, -2), swapaxes(inner[1], -1, -2))          # [k, l]
+    # frequency k + first * l
+    return reshape(swapaxes(outer[0], -1, -2), shape), reshape(swapaxes(outer[1], -1, -2), shape)
 
 
 @lru_cache(maxsize=1024)

@@ -23,11 +23,11 @@ def unfold(x: Operand, size: int | Sequence[int], stride: int | Sequence[int] = 
     the result is [N, C, H - 2, W - 2, 3, 3]. With a stride and dilation of 1 it is NumPy's
     sliding_window_view.
     """
-    x = as_tensor(x)
-    axes = _axes(x, axis, "unfold", x.ndim)
-    for a, n, s, d in zip(axes, *(_each("unfold", v, axes, x) for v in (size, stride, dilation))):
-        x = apply("unfold", [x], axis=a, size=n, stride=s, dilation=d)
-    return x
+    out = as_tensor(x)
+    axes = _axes(out, axis, "unfold", out.ndim)
+    for a, n, s, d in zip(axes, *(_each("unfold", v, axes, out) for v in (size, stride, dilation))):
+        out = apply("unfold", [out], axis=a, size=n, stride=s, dilation=d)
+    return out
 
 
 def fold(windows: Operand, extent: DimLike | Sequence[DimLike], stride: int | Sequence[int] = 1,
@@ -35,17 +35,17 @@ def fold(windows: Operand, extent: DimLike | Sequence[DimLike], stride: int | Se
     """Windows such as `unfold` gives, added up where they came from: each axis gets back its `extent`, and
     the last axes, those of the windows themselves, go. `axis` counts in the result. The gradient of
     `unfold`."""
-    windows = as_tensor(windows)
+    out = as_tensor(windows)
     count = len(axis) if isinstance(axis, (tuple, list)) else 1
-    axes = _axes(windows, axis, "fold", windows.ndim - count)
+    axes = _axes(out, axis, "fold", out.ndim - count)
     sizes = list(extent) if isinstance(extent, (tuple, list)) else [extent] * count
     if len(sizes) != count:
-        raise UseError(f"fold: {len(sizes)} extents for {count} axes", op="fold", shapes=[windows.shape],
+        raise UseError(f"fold: {len(sizes)} extents for {count} axes", op="fold", shapes=[out.shape],
                        where=here())
-    steps = [_each("fold", v, axes, windows) for v in (stride, dilation)]
+    steps = [_each("fold", v, axes, out) for v in (stride, dilation)]
     for a, n, s, d in reversed(list(zip(axes, sizes, *steps))):
-        windows = apply("fold", [windows], axis=a, extent=n, stride=s, dilation=d)
-    return windows
+        out = apply("fold", [out], axis=a, extent=n, stride=s, dilation=d)
+    return out
 
 
 def _axes(x: Tensor, axis: Any, op: str, rank: int) -> list[int]:
@@ -99,7 +99,7 @@ def _correlated(op: str, x: Tensor, kernel: Tensor, mode: str, reverse: bool) ->
         raise ShapeError(f"{op} takes a kernel of fixed extents >= 1", op=op, shapes=[x.shape, kernel.shape],
                          where=here(), hint="use gf.fft.convolve, or pad the kernel to a fixed extent")
     lead, spatial = x.shape[:x.ndim - count], x.shape[x.ndim - count:]
-    padding = tuple(_borders(int(n), mode) for n in kernel.shape)          # type: ignore[arg-type]
+    padding = tuple(_borders(int(n), mode) for n in kernel.shape)
     weights = flip(kernel) if reverse else kernel
     out = apply("conv", [reshape(x, (-1, 1, *spatial) if lead else (1, 1, *spatial)),
                          reshape(weights, (1, 1, *kernel.shape))], padding=padding)
