@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 import graphflow as gf
+from graphflow.compiler.interpret import interpret
 from graphflow.compiler.ir.graph import Graph, Node, walk
+from graphflow.compiler.ir.text import parse_graph, print_graph
 from graphflow.compiler.passes.autodiff import expand_gradients
 
 pytestmark = pytest.mark.reference
@@ -461,3 +463,19 @@ def test_gradients_taken_inside_a_body() -> None:
         rng = np.random.default_rng(2)
         results.append(program(rng.standard_normal((H, H)) / 3, rng.standard_normal(H)))
     agree(results[0], results[1])
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_the_passes_before_kernels_keep_the_values(case: Any) -> None:
+    f, loss = case(scans(checkpoint=2), 5)
+    inputs = list(f.values())
+    program = gf.function(inputs, [loss, *gf.grad(loss, inputs)], device="reference")
+    rng = np.random.default_rng(5)
+    arrays = [rng.uniform(-1, 1, t.shape) for t in inputs]
+    expected = program(*arrays)
+    for stage in ("autodiff", "joint"):
+        text = program.text(stage)
+        graph = parse_graph(text)
+        assert print_graph(graph) == text
+        found, _ = interpret(graph, dict(zip(f, arrays)), {})
+        agree(list(found.values()), expected)
