@@ -172,34 +172,32 @@ def _best_order(labels: Sequence[frozenset[str]], result: frozenset[str], sizes:
 # --- a pair
 
 def contract(x: Labelled, y: Labelled, needed: set[str]) -> Labelled:
-    """The product of two operands, summed over the labels that both have, or one alone, and that are not
-    needed."""
+    """The product of two operands, summed over the labels that are not needed."""
     x = _summed(x, needed | set(y.labels))
     y = _summed(y, needed | set(x.labels))
     both = [label for label in x.labels if label in y.labels]
     batch, inner = [c for c in both if c in needed], [c for c in both if c not in needed]
     rows = [c for c in x.labels if c not in both]
     columns = [c for c in y.labels if c not in both]
+    kept = (*batch, *rows, *columns)
     if not inner or not rows and not columns or not x.tensor.dtype.has_gradient:
-        return _multiplied(x, y, (*batch, *rows, *columns), inner)
-    shapes = dict(zip((*x.labels, *y.labels), (*x.tensor.shape, *y.tensor.shape)))
-    extents = [tuple(shapes[c] for c in group) for group in (batch, rows, inner, columns)]
-    lead, m, k, n = (product(e) for e in extents)
-    left, x_flag = _matrices(x, batch, rows, inner, (lead, m, k))
-    right, y_flag = _matrices(y, batch, columns, inner, (lead, n, k))
+        return _multiplied(x, y, kept, inner)
+    sizes = dict(zip((*x.labels, *y.labels), (*x.tensor.shape, *y.tensor.shape)))
+    left, x_flag = _matrices(x, batch, rows, inner)
+    right, y_flag = _matrices(y, batch, columns, inner)
     out = apply("matmul", [left, right], transpose_x=x_flag, transpose_y=not y_flag)
-    return Labelled(reshape(out, (*extents[0], *extents[1], *extents[3])), (*batch, *rows, *columns))
+    return Labelled(reshape(out, tuple(sizes[c] for c in kept)), kept)
 
 
-def _matrices(x: Labelled, batch: list[str], own: list[str], inner: list[str],
-              sizes: tuple[DimLike, DimLike, DimLike]) -> tuple[Tensor, bool]:
-    """The operand as [batch, own, inner], or as [batch, inner, own] where that is how it lies (True)."""
-    lead, rows, k = sizes
+def _matrices(x: Labelled, batch: list[str], own: list[str], inner: list[str]) -> tuple[Tensor, bool]:
+    """The operand as [*batch, own, inner], or as [*batch, inner, own] where that is how it lies (True)."""
     swapped = list(x.labels) == [*batch, *inner, *own]
-    order = x.labels if swapped else (*batch, *own, *inner)
-    tensor = transpose(x.tensor, [x.labels.index(c) for c in order])
-    shape = (k, rows) if swapped else (rows, k)
-    return reshape(tensor, (lead, *shape) if batch else shape), swapped
+    groups = (inner, own) if swapped else (own, inner)
+    order = [x.labels.index(c) for c in (*batch, *groups[0], *groups[1])]
+    tensor = transpose(x.tensor, order) if order != list(range(len(order))) else x.tensor
+    lead, first = len(batch), len(batch) + len(groups[0])
+    shape = tensor.shape
+    return reshape(tensor, (*shape[:lead], product(shape[lead:first]), product(shape[first:]))), swapped
 
 
 def _multiplied(x: Labelled, y: Labelled, kept: tuple[str, ...], inner: list[str]) -> Labelled:
