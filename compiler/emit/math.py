@@ -5,8 +5,8 @@ here; `scalar` chooses the row for a dtype. Results agree with NumPy's, NaN, inf
 included, except that transcendentals may be off by up to 2.5 units in the last place. Denormals are honoured.
 
 The transcendental functions lie in `math_exp`, `math_trigonometric` and `math_special`. The C library is
-called, lane by lane, for what is left: float64's pow, the remainder of huge quotients, and sine, cosine and
-tangent of huge numbers.
+called, lane by lane, for what is rare: the remainder of huge quotients, and sine, cosine and tangent of huge
+numbers.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from graphflow.compiler.emit.math_parts import (
     float_of,
     form,
     in_double,
-    library,
     magnitude,
     nearest,
     odd,
@@ -63,6 +62,11 @@ _PARTS = {
     "log2": table("0x1.715476p+0 0x1.4ae0cp-26", "0x1.71547652b82fep+0 0x1.777d0ffda0d24p-56"),
     "log10": table("0x1.bcb7b2p-2 -0x1.5b235ep-27", "0x1.bcb7b1526e50ep-2 0x1.95355baaafad3p-57"),
 }
+# (atanh(s)/s - 1 - s²/3) / s⁴ in s²; what 1/3 in float64 lacks.
+_POW = [float.fromhex(c) for c in (
+    "0x1.999999999999ap-3 0x1.2492492492523p-3 0x1.c71c71c6ea3a3p-4 0x1.745d177ae7ef5p-4 "
+    "0x1.3b1395b30871fp-4 0x1.1118cdf0a53e8p-4 0x1.df7b9e1996d5ep-5 0x1.e039c43939b97p-5").split()]
+_THIRD_LOW = 2.0**-54 / 3
 _LOG10_2 = table("0x1.344136p-2 -0x1.ec10cp-27", "0x1.34413509f79ffp-2 -0x1.9dc1da994fd21p-59")
 
 
@@ -270,16 +274,9 @@ def atanh(b: Builder, x: Value) -> Value:
 
 
 def pow(b: Builder, x: Value, y: Value) -> Value:
-    """x^y of floats: float64 by the C library."""
-    return _pow_float32(b, x, y) if x.type.scalar == F32 else library("pow")(b, x, y)
-
-
-def _pow_float32(b: Builder, x: Value, y: Value) -> Value:
-    """|x|^y as 2^(y·log2|x|) in float64, then the sign and the special cases of C's pow."""
+    """x^y of floats: |x|^y as 2^(y·log2|x|), then the sign and the special cases of C's pow."""
     size = magnitude(b, x)
-    wide, exponent = b.cast(size, F64), b.cast(y, F64)
-    t = clamp(b, b.mul(exponent, _log2_wide(b, wide)), -200.0, 200.0)
-    result = b.cast(_exp2_wide(b, t), F32)
+    result = (_power_float32 if x.type.scalar == F32 else _power_float64)(b, size, y)
     plain = b.or_(b.compare("eq", size, 1.0), b.compare("eq", y, 0.0))
     result = b.select(b.and_(plain, b.compare("ord", y, y)), 1.0, result)
     whole = b.compare("eq", b.intrinsic("trunc", y), y)
@@ -291,6 +288,57 @@ def _pow_float32(b: Builder, x: Value, y: Value) -> Value:
     result = b.select(b.and_(finite_base, b.not_(whole)), math.nan, result)
     one = b.or_(b.compare("eq", x, 1.0), b.compare("eq", y, 0.0))
     return b.select(one, 1.0, result)
+
+
+def _power_float64(b: Builder, x: Value, y: Value) -> Value:
+    """x^y for x >= 0, but for y = 0 and x = 1, with the logarithm and its product as sums of two numbers."""
+    log, log_low = _log2_sum(b, x)
+    t = b.mul(log, y)
+    low = b.fma(log_low, y, b.fma(log, y, b.neg(t)))
+    low = b.select(b.compare("lt", magnitude(b, t), 1100.0), low, 0.0)      # beyond, 0 or infinite anyhow
+    t = clamp(b, t, -1100.0, 1100.0)
+    whole, n = nearest(b, t)
+    tail = _exp_tail(b, b.mul(b.add(b.sub(t, whole), low), math.log(2)))
+    return scaled(b, b.add(tail, 1.0), n)
+
+
+def _log2_sum(b: Builder, x: Value) -> tuple[Value, Value]:
+    """log2 of float64 x >= 0 as a sum, to about 2^-66: log(1 + f) = 2s (1 + s²/3 + s⁴·q(s²)),
+    s = f / (2 + f)."""
+    k, f = _log_split(b, x)
+    below = b.add(f, 2.0)
+    inverse = b.div(1.0, below)
+    s = b.mul(f, inverse)
+    below_low = b.sub(f, b.sub(below, 2.0))
+    s_low = b.mul(b.fma(b.neg(s), below_low, b.fma(b.neg(s), below, f)), inverse)
+    square = b.mul(s, s)
+    square_low = b.fma(b.add(s, s), s_low, b.fma(s, s, b.neg(square)))
+    third = b.mul(square, 1 / 3)
+    third_low = b.fma(square_low, 1 / 3, b.fma(square, _THIRD_LOW, b.fma(square, 1 / 3, b.neg(third))))
+    rest = b.mul(b.mul(square, square), polynomial(b, square, _POW))
+    u, u_low = _sum(b, third, rest)
+    u_low = b.add(u_low, third_low)
+    product = b.mul(s, u)
+    product_low = b.fma(s_low, u, b.fma(s, u_low, b.fma(s, u, b.neg(product))))
+    log, log_low = _sum(b, s, product)
+    log_low = b.add(log_low, b.add(product_low, s_low))
+    high, low = (2 * part for part in _PARTS["log2"]["double"])
+    scaled_log = b.mul(log, high)
+    scaled_low = b.fma(log_low, high, b.fma(log, low, b.fma(log, high, b.neg(scaled_log))))
+    total, total_low = _sum(b, to_float(b, k, x), scaled_log)
+    return _log_ends(b, x, total, 0.0), b.add(total_low, scaled_low)
+
+
+def _sum(b: Builder, x: Value, y: Value) -> tuple[Value, Value]:
+    """x + y, and what rounding took from it, for |x| >= |y| or x = 0 (Dekker)."""
+    total = b.add(x, y)
+    return total, b.add(b.sub(x, total), y)
+
+
+def _power_float32(b: Builder, x: Value, y: Value) -> Value:
+    """x^y for x >= 0, but for y = 0 and x = 1, in float64."""
+    t = clamp(b, b.mul(b.cast(y, F64), _log2_wide(b, b.cast(x, F64))), -200.0, 200.0)
+    return b.cast(_exp2_wide(b, t), F32)
 
 
 def _log2_wide(b: Builder, x: Value) -> Value:
