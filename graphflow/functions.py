@@ -13,7 +13,6 @@ from typing import Any
 
 from graphflow import (
     activations,
-    contraction,
     creation,
     indexing,
     pointwise,
@@ -28,7 +27,7 @@ from graphflow.compiler.ops import OPS
 from graphflow.tensor import apply, element_type, elementwise
 
 MODULES: tuple[ModuleType, ...] = (
-    shapes, creation, pointwise, activations, reductions, products, contraction, indexing, sorting, windows)
+    shapes, creation, pointwise, activations, reductions, products, indexing, sorting, windows)
 """The functions that these define are found here, and as ``gf.NAME``. Sources of the package import them from
 the modules themselves."""
 
