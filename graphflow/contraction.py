@@ -1,4 +1,4 @@
-"""Products of arrays along labelled axes: which two come next, and two of them as a batched matrix product."""
+"""Products of arrays along labelled axes: which two come next, and two of them as one matrix product."""
 from __future__ import annotations
 
 import itertools
