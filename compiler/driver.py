@@ -25,10 +25,9 @@ from graphflow.compiler.ir.text import parse_graph, print_graph
 from graphflow.compiler.kernel.check import check_program
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.text import parse_program, print_program
-from graphflow.compiler.passes.assemble import assemble
+from graphflow.compiler.passes.assemble import fuse
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import canonicalize
-from graphflow.compiler.passes.fuse import Fusion, fusion_of
 from graphflow.compiler.passes.joint import optimize_jointly
 from graphflow.compiler.passes.lower import lower
 from graphflow.compiler.passes.memory import memory
@@ -37,7 +36,7 @@ from graphflow.compiler.passes.stable import stabilize
 from graphflow.compiler.passes.tile import tile
 from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Location, PlanError, UseError
 from graphflow.compiler.plan.plan_text import parse_plan, print_plan
-from graphflow.compiler.plan.schema import Launch, Plan
+from graphflow.compiler.plan.schema import Item, Launch, Plan, map_items
 from graphflow.compiler.plan.validate import validate
 from graphflow.compiler.target import Target, host_target
 
@@ -69,27 +68,23 @@ class Stage(NamedTuple):
 
 
 def _fuse(graph: Graph, context: Context) -> Graph:
-    fusion: Fusion = fusion_of(graph)
-    fused = assemble(fusion)
-    context.refusals[:] = fusion.refusals
-    return fused
+    context.refusals.clear()
+    return fuse(graph, context.refusals)
 
 
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
 
     program = tile(program)
-    body = [
-        replace(
-            item,
-            tasks=kernel_tasks(program.kernels[item.kernel], context.target),
-            scratch=kernel_scratch(program.kernels[item.kernel], context.target),
-        )
-        if isinstance(item, Launch)
-        else item
-        for item in program.plan.body
-    ]
-    return replace(program, plan=replace(program.plan, body=tuple(body)))
+
+    def sized(item: Item) -> Item:
+        if not isinstance(item, Launch):
+            return item
+        kernel = program.kernels[item.kernel]
+        return replace(item, tasks=kernel_tasks(kernel, context.target),
+                       scratch=kernel_scratch(kernel, context.target))
+
+    return replace(program, plan=replace(program.plan, body=map_items(program.plan.body, sized)))
 
 
 def _emit(program: KernelProgram, context: Context) -> Emitted:

@@ -2,7 +2,7 @@
 could run."""
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +10,14 @@ import numpy as np
 from graphflow.compiler.plan.bind import Binding, bind, buffer_bytes
 from graphflow.compiler.plan.dims import DimLike, evaluate
 from graphflow.compiler.plan.errors import UseError
-from graphflow.compiler.plan.schema import Copy, Launch, Plan
+from graphflow.compiler.plan.schema import Branch, Copy, Item, Launch, Plan, Repeat
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one step would take. `bytes`: of all operands of all launches and copies; `peak_bytes`: the
+    """What one step would take, if every loop makes all its trips and every branch takes its costlier side.
+    `bytes`: of all operands of all launches and copies; `peak_bytes`: the
     arena; `state_bytes`, `output_bytes`: beside it; `flops`: 0 where the program's cost is not known."""
     launches: int
     bytes: int
@@ -52,16 +53,29 @@ class NullProgram:
     def counts(self, symbols: dict[str, int]) -> Counts:
         """What a step with these values of the symbols would take."""
         size = {b.id: buffer_bytes(b, symbols) for b in self.plan.buffers}
-        moved = 0
-        for item in self.plan.body:
-            if isinstance(item, Launch):
-                moved += sum(size[id] for id in item.buffers)
-            elif isinstance(item, Copy):
-                moved += size[item.source] + size[item.target]
+        launched, moved = _work(self.plan.body, size, symbols)
 
         def role_bytes(role: str) -> int:
             return sum(size[b.id] for b in self.plan.buffers if b.role == role)
 
-        return Counts(launches=sum(isinstance(item, Launch) for item in self.plan.body), bytes=moved,
+        return Counts(launches=launched, bytes=moved,
                       flops=evaluate(self.flops, symbols), peak_bytes=self.peak_bytes(symbols),
                       state_bytes=role_bytes("state"), output_bytes=role_bytes("output"))
+
+
+def _work(body: Sequence[Item], size: Mapping[str, int], symbols: Mapping[str, int]) -> tuple[int, int]:
+    """(launches, bytes of their operands and of copies) of the items."""
+    launched = moved = 0
+    for item in body:
+        if isinstance(item, Launch):
+            launched, moved = launched + 1, moved + sum(size[id] for id in item.buffers)
+        elif isinstance(item, Copy):
+            moved += size[item.source] + size[item.target]
+        elif isinstance(item, Repeat):
+            trips, inner = evaluate(item.trips, symbols), _work(item.body, size, symbols)
+            launched, moved = launched + trips * inner[0], moved + trips * inner[1]
+        elif isinstance(item, Branch):
+            sides = [_work(side, size, symbols) for side in (item.then, item.otherwise)]
+            more = max(sides, key=lambda work: work[::-1])
+            launched, moved = launched + more[0], moved + more[1]
+    return launched, moved

@@ -165,7 +165,7 @@ def test_overlapping_chain_of_aliases():
     ("1: launch", "2: launch", "without gaps: expected 1"),
     ("hex\"", "hex\"zz", "not hexadecimal"),
     ("tasks N", "tasks N N", "expected"),
-    ("check b2", "chuck b2", "expected what to do (launch, copy, check)"),
+    ("check b2", "chuck b2", "expected what to do (launch, copy, check, repeat, branch)"),
 ])
 def test_text_that_breaks_the_grammar(old, new, message):
     text = print_plan(PLAN)

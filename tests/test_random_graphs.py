@@ -15,10 +15,9 @@ from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.check import check_graph
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ir.text import parse_graph, print_graph
-from graphflow.compiler.passes.assemble import assemble
+from graphflow.compiler.passes.assemble import fuse
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import APPROXIMATE, canonicalize
-from graphflow.compiler.passes.fuse import fusion_of
 from graphflow.compiler.passes.joint import JOINT, optimize_jointly
 from graphflow.compiler.passes.rewrite import rewrite
 from graphflow.compiler.passes.schedule import schedule
@@ -46,7 +45,7 @@ STAGES = (
     Stage("autodiff", expand_gradients, "bits"),
     Stage("joint", joint_bits, "bits"),
     Stage("joint", optimize_jointly, "tolerance"),
-    Stage("fuse", lambda graph: assemble(fusion_of(graph)), "bits"),
+    Stage("fuse", fuse, "bits"),
     Stage("schedule", schedule, "bits"),
 )
 """What is applied in turn. A stage that ends in other things than graphs joins as one that returns what it

@@ -43,7 +43,7 @@ from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.walk import expressions, statements, subexpressions
 from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, product
 from graphflow.compiler.plan.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, U8, U32, DType
-from graphflow.compiler.plan.schema import Launch
+from graphflow.compiler.plan.schema import Launch, launches
 
 C_TYPES = {F32: "float", F64: "double", I32: "int", I64: "long long", U32: "unsigned int",
            U8: "unsigned char", BOOL: "bool", F16: "unsigned short", BF16: "unsigned short"}
@@ -159,17 +159,16 @@ def emit_cuda(program: KernelProgram) -> str:
     comments."""
     from graphflow.compiler.emit.cuda_routines import routine_text
 
-    launches: dict[str, Launch] = {}
-    for item in program.plan.body:
-        if isinstance(item, Launch):
-            launches.setdefault(item.kernel, item)
+    first: dict[str, Launch] = {}
+    for item in launches(program.plan.body):
+        first.setdefault(item.kernel, item)
     parts = []
     for kernel in program.kernels.values():
         if isinstance(kernel, ContractionKernel):
             parts.append(f"// {kernel.name}: a contraction, which has no CUDA template yet\n")
             continue
         body = routine_text(kernel) if isinstance(kernel, RoutineKernel) else _Emitter(kernel).text()
-        parts.append(_comment(program, kernel, launches.get(kernel.name)) + body)
+        parts.append(_comment(program, kernel, first.get(kernel.name)) + body)
     return "\n".join([PRELUDE, *_helpers("".join(parts)), *parts])
 
 

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from graphflow.compiler.emit.builder import (
     FALSE,
     I8,
@@ -23,7 +25,7 @@ from graphflow.compiler.emit.nodes import Nodes
 from graphflow.compiler.emit.scopes import Scopes
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import product
-from graphflow.compiler.plan.schema import Check, Copy, Launch, Plan
+from graphflow.compiler.plan.schema import Branch, Check, Copy, Item, Launch, Plan, Repeat, base_of, launches
 
 
 def emit_entry(module: Module, program: KernelProgram) -> None:
@@ -46,26 +48,85 @@ class _Entry:
         slots = max(
             (
                 len(i.buffers) + len(program.kernels[i.kernel].symbols) + 2
-                for i in self.plan.body
-                if isinstance(i, Launch)
+                for i in launches(self.plan.body)
             ),
             default=1,
         )
         self.args = b.alloca(I64, slots, align=8)
-        self.places = {buffer.id: i for i, buffer in enumerate(self.plan.buffers)}
+        self.table = {buffer.id: buffer for buffer in self.plan.buffers}
+        self.places = {id: i for i, id in enumerate(self.table)}
 
     def emit(self) -> None:
-        for item in self.plan.body:
+        self._body(self.plan.body)
+        self.b.ret(constant(I64, 0))
+
+    def _body(self, body: Sequence[Item]) -> None:
+        for item in body:
             if isinstance(item, Launch):
                 self._launch(item)
             elif isinstance(item, Copy):
                 self._copy(item)
             elif isinstance(item, Check):
                 self._check(item)
-        self.b.ret(constant(I64, 0))
+            elif isinstance(item, Repeat):
+                self._repeat(item)
+            else:
+                self._branch(item)
 
-    def _address(self, buffer: str) -> Value:
-        return self.b.load(PTR, self.b.gep(self.buffers, self.places[buffer], I64))
+    def _address(self, id: str) -> Value:
+        base = self.b.load(PTR, self.b.gep(self.buffers, self.places[base_of(self.table, id)], I64))
+        view = self.table[id]
+        if view.role != "view" or (isinstance(view.offset, int) and view.offset == 0):
+            return base
+        return self.b.gep(base, self.dims.scalar(view.offset), MEMORY_TYPES[view.dtype.name])
+
+    def _holds(self, id: str) -> Value:
+        return self.b.compare("ne", self.b.load(I8, self._address(id)), 0)
+
+    def _repeat(self, item: Repeat) -> None:
+        b, scopes = self.b, self.dims.scopes
+        b.comment(f"{item.counter} < {item.trips}")
+        trips = self.dims.scalar(item.trips)
+        last = item.trips - 1 if isinstance(item.trips, int) else None
+        self.dims.bounds[item.counter] = (0, last)
+        if not item.condition:
+            with scopes.loop(item.counter, constant(I64, 0), trips) as loop:
+                loop.next()
+                self._body(item.body)
+            done = trips if isinstance(item.trips, int) else b.intrinsic("smax", trips, 0)
+        else:
+            done = self._while(item, trips)
+        scopes.bind(item.counter, done)
+
+    def _while(self, item: Repeat, trips: Value) -> Value:
+        """The loop; gives the number of trips done."""
+        b = self.b
+        start, ask, body, done = b.current, b.block("ask"), b.block("trip"), b.block("done")
+        more = b.block("more")
+        b.branch(ask)
+        b.place(ask)
+        index = b.phi(I64, (constant(I64, 0), start))
+        b.branch_if(b.compare("lt", index, trips), more, done)
+        b.place(more)
+        b.branch_if(self._holds(item.condition), body, done)
+        b.place(body)
+        with self.dims.scopes.block(item.counter, index):
+            self._body(item.body)
+        index.add(b.add(index, 1), b.current)
+        b.branch(ask)
+        b.place(done)
+        return index
+
+    def _branch(self, item: Branch) -> None:
+        b = self.b
+        sides, done = (b.block("then"), b.block("else")), b.block("joined")
+        b.branch_if(self._holds(item.predicate), *sides)
+        for block, body in zip(sides, (item.then, item.otherwise)):
+            b.place(block)
+            with self.dims.scopes.block(str(block), constant(I64, 0)):    # what it computes stays inside
+                self._body(body)
+            b.branch(done)
+        b.place(done)
 
     def _launch(self, item: Launch) -> None:
         b, kernel = self.b, self.program.kernels[item.kernel]
@@ -89,7 +150,7 @@ class _Entry:
             b.call_address(self.parallel, VOID, [task, self.args, tasks, self.threads])
 
     def _copy(self, item: Copy) -> None:
-        buffer = self.plan.buffers[self.places[item.target]]
+        buffer = self.table[item.target]
         size = self.dims.scalar(product(buffer.shape) * buffer.dtype.bytes)
         target, source = self._address(item.target), self._address(item.source)
         self.b.module.declare("llvm.memmove.p0.p0.i64", VOID, ["ptr", "ptr", "i64", "i1 immarg"], "")
@@ -98,7 +159,7 @@ class _Entry:
     def _check(self, item: Check) -> None:
         b = self.b
         failed, passed = b.block("failed"), b.block("passed")
-        b.branch_if(b.compare("eq", b.load(I8, self._address(item.buffer)), 0), failed, passed)
+        b.branch_if(self._holds(item.buffer), passed, failed)
         b.place(failed)
         b.ret(constant(I64, item.code + 1))
         b.place(passed)

@@ -15,7 +15,7 @@ from graphflow.compiler.emit.routines import emit_routine, routine_scratch, rout
 from graphflow.compiler.kernel.form import Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike
-from graphflow.compiler.plan.schema import Launch
+from graphflow.compiler.plan.schema import launches
 from graphflow.compiler.target import Target
 
 
@@ -23,9 +23,8 @@ def emit_module(program: KernelProgram, target: Target) -> str:
     """The program as LLVM IR text: its kernels and the entry, named like the plan."""
     module = Module()
     origins: dict[str, set[int]] = {}
-    for item in program.plan.body:
-        if isinstance(item, Launch):
-            origins.setdefault(item.kernel, set()).update(item.origins)
+    for item in launches(program.plan.body):
+        origins.setdefault(item.kernel, set()).update(item.origins)
     for name, kernel in program.kernels.items():
         emit_kernel(module, kernel, target, describe(tuple(sorted(origins.get(name, ())))))
     emit_entry(module, program)

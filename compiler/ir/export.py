@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from graphflow.compiler.ir.graph import Graph, Node
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.errors import Location
-from graphflow.compiler.plan.schema import Check, Copy, Item, Launch
+from graphflow.compiler.plan.schema import Branch, Check, Copy, Item, Launch, Repeat, base_of, places
 from graphflow.compiler.plan.text import dim_text, type_text
 
 if TYPE_CHECKING:
@@ -51,23 +51,28 @@ def _connect(out: networkx.DiGraph, sources: Iterable[Any], target: Any) -> None
 
 
 def program_to_networkx(program: KernelProgram) -> networkx.DiGraph:
-    """The program with a vertex per buffer (its id) and per item of the body (``item 3``).
+    """The program with a vertex per buffer (its id; a view is the buffer that it lies in) and per item of the
+    body at any depth (``item 3``).
 
-    Vertices carry kind (a buffer's role, or launch, copy, check), label, shape and dtype (buffers), kernel
-    (launches). Edges run from what is read to the item and from the item to what it writes; they carry
+    Vertices carry kind (a buffer's role, or launch, copy, check, repeat, branch), label, shape and dtype
+    (buffers), kernel (launches). Edges run from what is read to the item and from the item to what it writes; they carry
     `operands` as in `to_networkx` (positions among the item's buffers). """
     import networkx
     plan = program.plan
     out = networkx.DiGraph(name=plan.name)
+    table = {b.id: b for b in plan.buffers}
     for b in plan.buffers:
+        if b.role == "view":
+            continue
         out.add_node(b.id, kind=b.role, label=f"{b.name}\n{type_text(b.dtype, b.shape, b.layout)}".strip(),
                      shape=",".join(map(dim_text, b.shape)), dtype=b.dtype.name, kernel="")
-    for position, item in enumerate(plan.body):
+    for position, _, item, _ in places(plan.body):
         vertex = f"item {position}"
         kernel = item.kernel if isinstance(item, Launch) else ""
         kind = type(item).__name__.lower()
         out.add_node(vertex, kind=kind, label=kernel or kind, shape="", dtype="", kernel=kernel)
-        for at, buffer, mode in _accesses(program, item):
+        for at, id, mode in _accesses(program, item):
+            buffer = base_of(table, id)
             if "r" in mode:
                 _add_operand(out, buffer, vertex, at)
             if "w" in mode:
@@ -84,6 +89,10 @@ def _accesses(program: KernelProgram, item: Item) -> list[tuple[int, str, str]]:
         return [(0, item.source, "r"), (1, item.target, "w")]
     if isinstance(item, Check):
         return [(0, item.buffer, "r")]
+    if isinstance(item, Repeat):
+        return [(0, item.condition, "r")] if item.condition else []
+    if isinstance(item, Branch):
+        return [(0, item.predicate, "r")]
     arguments = program.kernels[item.kernel].arguments
     return [(i, b, a.mode) for i, (b, a) in enumerate(zip(item.buffers, arguments))]
 

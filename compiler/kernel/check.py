@@ -39,7 +39,19 @@ from graphflow.compiler.kernel.text import print_kernel
 from graphflow.compiler.plan.dims import Dim, DimLike, product, symbols_of
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType
 from graphflow.compiler.plan.errors import CompilerError
-from graphflow.compiler.plan.schema import Buffer, Check, Copy, Item, Launch
+from graphflow.compiler.plan.schema import (
+    Branch,
+    Buffer,
+    Check,
+    Copy,
+    Item,
+    Launch,
+    Repeat,
+    base_of,
+    launches,
+    places,
+    positions,
+)
 
 
 def check_kernel(kernel: Kernel, stage: str = "lower") -> None:
@@ -304,6 +316,7 @@ class _Program:
         self.table: dict[str, Buffer] = {b.id: b for b in self.plan.buffers}
         # buffer -> position of the first item that writes it
         self.written: dict[str, int] = {}
+        self.counters: set[str] = set()                     # of the loops around and before an item
         self.placed = any(b.role == "arena" and b.last for b in self.plan.buffers)      # `memory` has run
 
     def require(self, condition: bool, message: str) -> None:
@@ -316,15 +329,46 @@ class _Program:
         for role, ids in (("feed", plan.feeds), ("output", plan.outputs), ("state", plan.states)):
             for id in ids:
                 self.require(id in self.table and self.table[id].role == role, f"{id} is listed as a {role}")
-        for position, item in enumerate(plan.body):
-            self.item(position, item)
-        launched = {item.kernel for item in plan.body if isinstance(item, Launch)}
+        for b in plan.buffers:
+            self.require((b.role == "view") == bool(b.base) and (not b.base or b.base in self.table
+                                                                 and not self.table[b.base].base),
+                         f"{b.id}, a {b.role}, lies in {b.base!r}")
+        self.body(plan.body, 0)
+        launched = {item.kernel for item in launches(plan.body)}
         unused = sorted(set(self.program.kernels) - launched)
         self.require(not unused, f"nothing launches {', '.join(unused)}")
         for id in (*plan.outputs, *plan.written):
             self.require(id in self.written, f"nothing writes {id}")
 
-    def item(self, position: int, item: Item) -> None:
+    def body(self, body: Sequence[Item], position: int) -> None:
+        """The items of one body, the first of which has this position."""
+        outside = set(self.counters)
+        for item in body:
+            who = f"item {position}"
+            if isinstance(item, Repeat):
+                known = {*self.plan.symbols, *self.counters}
+                self.require(item.counter not in known, f"{who} counts with {item.counter} a second time")
+                self.require(symbols_of(item.trips) <= set(self.plan.symbols),
+                             f"{who} makes {item.trips} trips")
+                if item.condition:
+                    self.bool_scalar(who, position, item.condition)
+                self.counters.add(item.counter)
+                self.body(item.body, position + 1)
+            elif isinstance(item, Branch):
+                self.bool_scalar(who, position, item.predicate)
+                self.body(item.then, position + 1)
+                self.body(item.otherwise, position + 1 + positions(item.then))
+            else:
+                self.item(position, item)
+            position += positions([item])
+        self.counters = outside
+
+    def bool_scalar(self, who: str, position: int, id: str) -> None:
+        self.read(who, position, id)
+        b = self.table[id]
+        self.require(b.dtype == BOOL and product(b.shape) == 1, f"{who}: {b.id} is no bool scalar")
+
+    def item(self, position: int, item: Launch | Copy | Check) -> None:
         who = f"item {position}"
         if isinstance(item, Check):
             self.check(who, position, item)
@@ -339,9 +383,7 @@ class _Program:
             self.launch(who, position, item)
 
     def check(self, who: str, position: int, item: Check) -> None:
-        self.read(who, position, item.buffer)
-        b = self.table[item.buffer]
-        self.require(b.dtype == BOOL and product(b.shape) == 1, f"{who}: {b.id} is no bool scalar")
+        self.bool_scalar(who, position, item.buffer)
         self.require(0 <= item.code < len(self.plan.messages), f"{who}: no message has the code {item.code}")
         late = [id for id in self.written if self.table[id].role == "state"]
         self.require(not late, f"{who} checks after the state {', '.join(late)} was written")
@@ -360,8 +402,9 @@ class _Program:
         pairs = list(zip(kernel.arguments, item.buffers))
         for a, id in pairs:
             self.fits(who, a, id)
+        for a, id in pairs:
             if a.mode != "r":
-                self.require(item.buffers.count(id) == 1, f"{who} gets {id}, which it writes, twice")
+                self.require(self.alone(id, item.buffers), f"{who} gets {id}, which it writes, twice")
             if a.mode != "w":
                 self.read(who, position, id)
         writes = [id for a, id in pairs if a.mode != "r"]
@@ -383,32 +426,50 @@ class _Program:
         self.require(product(a.shape) == product(b.shape),
                      f"{who} takes {list(a.shape)} as {a.name}, but {id} is {list(b.shape)}")
 
+    def alone(self, id: str, buffers: Sequence[str]) -> bool:
+        """Whether no other of the buffers is the same memory, as far as that can be told."""
+        b = self.table[id]
+        others = [self.table[other] for other in buffers if other != id]
+        return buffers.count(id) == 1 and not any(
+            other.id == b.base or other.base == b.id or (other.base and other.base == b.base
+                                                         and other.offset == b.offset) for other in others)
+
     def overwrite(self, who: str, position: int, item: Launch, id: str) -> None:
         """A state is written once, after everything that reads its old value, which the launch names."""
         self.require(id not in self.written, f"{who} writes the state {id} a second time")
-        readers = {i for i, other in enumerate(self.plan.body[:position])
-                   if isinstance(other, Launch) and id in other.buffers}
+        readers = {p.position for p in places(self.plan.body) if p.position < position
+                   and any(id in (read, self.table[read].base) for read in touched(p.item))}
         forgotten = sorted(readers - set(item.after))
         self.require(not forgotten, f"{who} overwrites {id}, but is not ordered after {forgotten}, which "
                                     f"read it")
         self.require(all(0 <= i < position for i in item.after), f"{who} is ordered after {list(item.after)}")
 
     def read(self, who: str, position: int, id: str) -> None:
-        self.alive(who, position, id)
-        if self.table[id].role in ("arena", "output"):
-            self.require(id in self.written, f"{who} reads {id}, which nothing has written before")
+        base = self.alive(who, position, id)
+        if base.role in ("arena", "output"):
+            self.require(base.id in self.written, f"{who} reads {id}, which nothing has written before")
 
     def write(self, who: str, position: int, id: str) -> None:
-        self.alive(who, position, id)
-        role = self.table[id].role
-        self.require(role not in ("feed", "constant"), f"{who} writes {id}, a {role}")
-        self.require(role != "state" or id in self.plan.written, f"{who} writes {id}, a state not listed as "
-                                                                 f"written")
-        self.written.setdefault(id, position)
+        base = self.alive(who, position, id)
+        self.require(base.role not in ("feed", "constant"), f"{who} writes {id}, a {base.role}")
+        self.require(base.role != "state" or id in self.plan.written,
+                     f"{who} writes {id}, a state not listed as written")
+        self.written.setdefault(base.id, position)
 
-    def alive(self, who: str, position: int, id: str) -> None:
+    def alive(self, who: str, position: int, id: str) -> Buffer:
+        """Checks that the buffer may be used here; gives the one whose memory it is."""
         self.require(id in self.table, f"{who} uses the unknown buffer {id}")
-        b = self.table[id]
+        unknown = symbols_of(self.table[id].offset) - set(self.plan.symbols) - self.counters
+        self.require(not unknown, f"{who} uses {id} outside the loop of {', '.join(sorted(unknown))}")
+        b = self.table[base_of(self.table, id)]
         if self.placed and b.role == "arena":
             self.require(b.first <= position <= b.last, f"{who} uses {id}, which lives from {b.first} to "
                                                         f"{b.last}")
+        return b
+
+
+def touched(item: Item) -> tuple[str, ...]:
+    """The buffers that a launch gets or a copy reads."""
+    if isinstance(item, Launch):
+        return item.buffers
+    return (item.source,) if isinstance(item, Copy) else ()

@@ -1,7 +1,7 @@
 """Runs whole kernel programs with the interpreter, on a poisoned arena."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,17 @@ from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.bind import bind
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.errors import CompilerError, FeedError
-from graphflow.compiler.plan.schema import Buffer, Check, Copy, Item, Launch
+from graphflow.compiler.plan.schema import (
+    Branch,
+    Buffer,
+    Check,
+    Copy,
+    Item,
+    Launch,
+    Repeat,
+    launches,
+    positions,
+)
 
 Arrays = Mapping[str, Any]
 
@@ -33,10 +43,7 @@ def run_program(program: KernelProgram, feeds: Arrays, states: Arrays, symbols: 
     run = _Program(program, symbols, threads)
     run.fill("feed", feeds)
     run.fill("state", states)
-    for position, item in enumerate(program.plan.body):
-        run.begin(position)
-        run.item(item)
-        run.end(position)
+    run.body(program.plan.body, 0)
     plan, arrays = program.plan, run.arrays
     return ({plan.buffer(id).name: arrays[id] for id in plan.outputs},
             {plan.buffer(id).name: arrays[id] for id in plan.states}, run.peak)
@@ -44,10 +51,10 @@ def run_program(program: KernelProgram, feeds: Arrays, states: Arrays, symbols: 
 
 class _Program:
     def __init__(self, program: KernelProgram, symbols: Mapping[str, int], threads: int) -> None:
-        self.program, self.symbols = program, symbols
+        self.program, self.symbols = program, dict(symbols)     # and the counters of loops
         self.buffers = {b.id: b for b in program.plan.buffers}
         self.taken_over = {b.alias for b in self.buffers.values()}
-        self.placed = any(isinstance(item, Launch) and item.writes for item in program.plan.body)
+        self.placed = any(item.writes for item in launches(program.plan.body))
         self.arrays: dict[str, np.ndarray] = {}
         self.peak = 0
         if self.placed:
@@ -55,6 +62,8 @@ class _Program:
             arena = np.full(binding.arena_bytes, 0xCD, np.uint8)
             self.peak = binding.peak_bytes
         for b in self.buffers.values():
+            if b.role == "view":
+                continue
             if b.layout:
                 raise NotImplementedError(f"{b.id} has the layout {b.layout}: the interpreter knows "
                                           f"row-major ones only")
@@ -98,12 +107,55 @@ class _Program:
             if self.placed and b.role == "arena" and b.last == position and b.id not in self.taken_over:
                 poison(self.arrays[b.id])
 
-    def item(self, item: Item) -> None:
+    def array(self, id: str) -> np.ndarray:
+        """The buffer's memory; for a view as the counters stand."""
+        b = self.buffers[id]
+        if b.role != "view":
+            return self.arrays[id]
+        shape, start = self.shape(b), evaluate(b.offset, self.symbols)
+        stop = start + int(np.prod(shape, dtype=np.int64))
+        whole = self.arrays[b.base].reshape(-1)
+        if not 0 <= start <= stop <= len(whole):
+            raise CompilerError(f"the view {id} is elements {start} to {stop} of {len(whole)}",
+                                stage="interpret")
+        return whole[start:stop].reshape(shape)
+
+    def body(self, body: Sequence[Item], position: int) -> None:
+        """Runs the items, the first of which has this position."""
+        for item in body:
+            last = position + positions([item]) - 1
+            self.begin(position)
+            if isinstance(item, Repeat):
+                self.end(position)
+                self.repeat(item, position)
+            elif isinstance(item, Branch):
+                holds = self.array(item.predicate).all()
+                self.end(position)
+                if holds:
+                    self.body(item.then, position + 1)
+                else:
+                    self.body(item.otherwise, position + 1 + positions(item.then))
+            else:
+                self.item(item)
+            if last != position:
+                self.begin(last)
+            self.end(last)
+            position = last + 1
+
+    def repeat(self, item: Repeat, position: int) -> None:
+        done, trips = 0, evaluate(item.trips, self.symbols)
+        while done < trips and (not item.condition or self.array(item.condition).all()):
+            self.symbols[item.counter] = done
+            self.body(item.body, position + 1)
+            done += 1
+        self.symbols[item.counter] = done
+
+    def item(self, item: Launch | Copy | Check) -> None:
         if isinstance(item, Copy):
-            target = self.arrays[item.target]
-            target[...] = self.arrays[item.source].reshape(target.shape)
+            target = self.array(item.target)
+            target[...] = self.array(item.source).reshape(target.shape)
         elif isinstance(item, Check):
-            if not self.arrays[item.buffer].all():
+            if not self.array(item.buffer).all():
                 message = self.program.plan.messages[item.code]
                 raise FeedError(message.text)
         else:
@@ -114,7 +166,7 @@ class _Program:
         given: dict[str, np.ndarray] = {}
         for a, id in zip(kernel.arguments, item.buffers):
             shape = tuple(evaluate(d, self.symbols) for d in a.shape)
-            array = self.arrays[id]
+            array = self.array(id)
             if array.size != np.prod(shape, dtype=np.int64):
                 raise CompilerError(f"kernel {kernel.name}: {a.name} is {list(shape)}, but {id} is "
                                     f"{list(array.shape)}",

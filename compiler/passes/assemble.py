@@ -1,14 +1,46 @@
 """The second half of fuse: makes the `fused` nodes of the chosen groups and writes state updates in place
-where allowed."""
+where allowed; `fuse` does the whole stage, inside loops and branches too."""
 
 from __future__ import annotations
 
-from graphflow.compiler.ir.builder import Builder
+from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, Region, Value
 from graphflow.compiler.ops import OPS
-from graphflow.compiler.passes.access import domain, relation
-from graphflow.compiler.passes.fuse import Fusion, Group
+from graphflow.compiler.passes.access import domain, has_index_map, relation
+from graphflow.compiler.passes.bodies import in_bodies
+from graphflow.compiler.passes.fuse import Fusion, Group, fusion_of, is_view
 from graphflow.compiler.plan.errors import Location
+
+Refusals = list[tuple[tuple[Location, ...], str]]
+
+
+def fuse(graph: Graph, refusals: Refusals | None = None) -> Graph:
+    """The graph with all work done by `fused` nodes, in the bodies of loops and branches first. A loop or a
+    branch is a kernel of its own, of kind "control". Appends what was refused, and why."""
+    refused: Refusals = [] if refusals is None else refusals
+    b = Builder()
+    private: dict[Value, Value] = {}
+
+    def make(_: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
+        node = in_bodies(node, lambda body: fuse(body, refused))
+        if OPS[node.op].kind in ("control", "routine"):
+            inputs = [_private(v, private) for v in inputs]
+        return b.copy(node, inputs).results
+
+    fusion = fusion_of(rebuild(graph, make, b))
+    refused += fusion.refusals
+    return assemble(fusion)
+
+
+def _private(v: Value, made: dict[Value, Value]) -> Value:
+    """A view or a literal once more, for those who read arrays only and have it stored: others still look
+    through the first one."""
+    if not is_view(v.node) or not has_index_map(v.node):
+        return v
+    if v not in made:
+        n = v.node
+        made[v] = Node(n.op, n.inputs, n.attrs, n.regions, n.types, n.origins).result(v.index)
+    return made[v]
 
 
 def assemble(f: Fusion) -> Graph:

@@ -101,7 +101,7 @@ def is_view(node: Node) -> bool:
 
 
 def _reads_whole(node: Node) -> bool:
-    return OPS[node.op].kind == "routine" or (is_view(node) and not has_index_map(node))
+    return OPS[node.op].kind in ("routine", "control") or (is_view(node) and not has_index_map(node))
 
 
 def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
@@ -122,7 +122,8 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
             _commit(f, node, group, inside)
             return
         reasons.append(reason)
-    if reasons:
+    alias = _is_alias(f, node, readers)
+    if reasons and not alias:
         f.refusals.append(
             (node.origins, f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}")
         )
@@ -132,11 +133,28 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
     elif kind == "contraction":
         f.group_of[node] = Group("contraction", domain(node), {node: "full"}, anchor=node)
     elif is_view(node) and not has_index_map(node):
-        f.group_of[node] = Group("copy", domain(node), {node: "full"})
+        f.group_of[node] = Group("copy" if _source_changes(f, node) else "view", domain(node), {node: "full"})
+    elif alias:
+        f.group_of[node] = Group("view", domain(node), {node: "full"})
     else:
         f.group_of[node] = Group(
             kind if kind in ("routine", "control") else "map", domain(node), {node: "full"}
         )
+
+
+def _is_alias(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> bool:
+    """Whether the node is a reshape of an array that lies in memory anyway, read only by what reads whole
+    arrays: then it is the same memory by another shape."""
+    return (node.op == "reshape" and node not in f.needed and bool(readers)
+            and all(_reads_whole(reader) for reader, _ in readers)
+            and node.inputs[0].node not in f.free and not _source_changes(f, node))
+
+
+def _source_changes(f: Fusion, node: Node) -> bool:
+    """Whether the node reads a state that the program overwrites: who reads its result later on needs a
+    copy."""
+    source = node.inputs[0].node
+    return source.op == "state" and source.attrs["name"] in f.graph.updates()
 
 
 def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[int, ...]] | str:
@@ -147,7 +165,9 @@ def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[in
         kind = OPS[reader.op].kind
         if kind == "contraction":
             return "a contraction reads each element many times"
-        if kind in ("window", "gather", "routine", "control") or group.kind in ("copy", "routine", "control"):
+        if kind in ("window", "gather", "routine", "control") or group.kind in (
+            "copy", "view", "routine", "control"
+        ):
             return f"{reader.op} reads it at other places than its own"
         at = group.level[reader]
         if kind == "reduce":

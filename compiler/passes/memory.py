@@ -1,8 +1,10 @@
 """memory: when each arena buffer is alive, and which ones take over the memory of another.
 
-Assumes that the body's order is final and that each launch's buffers match its kernel's arguments.
-Guarantees, for every arena buffer, `first` (the launch that first writes it) and `last` (the last one
-that touches it); `alias` where a kernel may write its result over an operand that dies there; that no
+Assumes that the body's order is final, that each launch's buffers match its kernel's arguments, and that
+what an iteration of a loop needs from another one is also touched outside the loop, as carries are: by what
+starts them. Guarantees, for every arena buffer, `first` (the position that first writes it) and `last` (the
+last one that touches it, itself or through a view), both widened to the ends of loops that the buffer lives
+through; `alias` where a kernel may write its result over an operand that dies there; that no
 buffer is left that nothing touches; and that launches say what they write. Offsets are not chosen here but
 by `bind`, once the symbols have values. Preserves every bit.
 """
@@ -24,7 +26,18 @@ from graphflow.compiler.kernel.routines import ROUTINES
 from graphflow.compiler.kernel.walk import subexpressions
 from graphflow.compiler.plan.dims import DimLike, symbol
 from graphflow.compiler.plan.errors import CompilerError
-from graphflow.compiler.plan.schema import Buffer, Check, Copy, Item, Launch
+from graphflow.compiler.plan.schema import (
+    Branch,
+    Buffer,
+    Check,
+    Copy,
+    Item,
+    Launch,
+    Repeat,
+    base_of,
+    map_items,
+    places,
+)
 
 
 def memory(program: KernelProgram) -> KernelProgram:
@@ -41,10 +54,17 @@ def memory(program: KernelProgram) -> KernelProgram:
             kept.append(replace(b, first=first, last=last, alias=aliases.get(b.id, "")))
         elif b.role != "arena":
             kept.append(b)
-    kept.sort(key=lambda b: b.first if b.role == "arena" else -1)      # what is taken over comes first
-    body = tuple(replace(item, writes=accesses(program, item)[1]) if isinstance(item, Launch) else item
-                 for item in plan.body)
+    bases = {b.id for b in kept if b.role != "view"}
+    kept = [b for b in kept if b.role != "view" or b.base in bases]
+    kept.sort(key=_order)
+    body = map_items(plan.body, lambda item: replace(item, writes=accesses(program, item)[1])
+                     if isinstance(item, Launch) else item)
     return replace(program, plan=replace(plan, buffers=tuple(kept), body=body))
+
+
+def _order(b: Buffer) -> tuple[int, int]:
+    """What is taken over comes before who takes it over, views come last."""
+    return ("arena", "view").index(b.role) + 1 if b.role in ("arena", "view") else 0, b.first
 
 
 def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -53,6 +73,10 @@ def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple
         return (item.buffer,), ()
     if isinstance(item, Copy):
         return (item.source,), (item.target,)
+    if isinstance(item, Repeat):
+        return ((item.condition,) if item.condition else ()), ()
+    if isinstance(item, Branch):
+        return (item.predicate,), ()
     arguments = program.kernels[item.kernel].arguments
     if len(arguments) != len(item.buffers):
         message = f"{item.kernel} takes {len(arguments)} buffers, a launch gives it {len(item.buffers)}"
@@ -63,18 +87,31 @@ def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple
 
 
 def _lifetimes(program: KernelProgram, table: dict[str, Buffer]) -> dict[str, tuple[int, int]]:
-    """Buffer -> (first, last position) for every arena buffer that the body touches."""
-    lives: dict[str, tuple[int, int]] = {}
-    for position, item in enumerate(program.plan.body):
-        reads, writes = accesses(program, item)
+    """Buffer -> (first, last position) for every arena buffer that the body touches. A buffer that is
+    touched both in a loop and outside lives through all of the loop."""
+    touched: dict[str, list[tuple[int, tuple[tuple[int, int], ...]]]] = {}
+    for place in places(program.plan.body):
+        reads, writes = ([base_of(table, id) for id in ids] for ids in accesses(program, place.item))
+        loops = place.loops
+        if isinstance(place.item, Repeat):
+            loops = (*loops, (place.position, place.last))     # its condition is looked at before each trip
         for id in reads:
-            if table[id].role == "arena" and id not in lives:
-                message = f"item {position} of the body reads {id}, which nothing wrote before"
+            if table[id].role == "arena" and id not in touched:
+                message = f"item {place.position} of the body reads {id}, which nothing wrote before"
                 raise CompilerError(message, stage="memory")
         for id in (*reads, *writes):
             if table[id].role == "arena":
-                lives[id] = (lives.get(id, (position,))[0], position)
-    return lives
+                touched.setdefault(id, []).append((place.position, loops))
+    return {id: _life(found) for id, found in touched.items()}
+
+
+def _life(touched: list[tuple[int, tuple[tuple[int, int], ...]]]) -> tuple[int, int]:
+    """(first, last) from the positions that touch a buffer, each with the loops around it."""
+    depth = 0
+    while all(len(loops) > depth and loops[depth] == touched[0][1][depth] for _, loops in touched):
+        depth += 1
+    spans = [loops[depth] if len(loops) > depth else (position, position) for position, loops in touched]
+    return min(first for first, _ in spans), max(last for _, last in spans)
 
 
 def _aliases(program: KernelProgram, table: dict[str, Buffer], lives: dict[str, tuple[int, int]]
@@ -83,7 +120,7 @@ def _aliases(program: KernelProgram, table: dict[str, Buffer], lives: dict[str, 
     out: dict[str, str] = {}
     taken: set[str] = set()
     proved: dict[tuple[str, int, int], bool] = {}
-    for position, item in enumerate(program.plan.body):
+    for position, _, item, _ in places(program.plan.body):
         if not isinstance(item, Launch):
             continue
         kernel = program.kernels[item.kernel]
@@ -108,10 +145,11 @@ def _may_share(item: Launch, kernel: Kernel, table: dict[str, Buffer], source: i
     """Whether two buffers of a launch, one read and one written, are of one size and form."""
     x, y = table[item.buffers[source]], table[item.buffers[target]]
     formal_x, formal_y = kernel.arguments[source], kernel.arguments[target]
+    bases = [base_of(table, id) for id in item.buffers]
     return (x.role == y.role == "arena" and x.id != y.id and formal_x.mode == "r" and formal_y.mode == "w"
             and (x.dtype, x.shape, x.layout) == (y.dtype, y.shape, y.layout)
             and formal_x.shape == formal_y.shape
-            and item.buffers.count(x.id) == item.buffers.count(y.id) == 1)
+            and bases.count(x.id) == bases.count(y.id) == 1)
 
 
 @dataclass(frozen=True)

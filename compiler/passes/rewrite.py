@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, Value, walk
+from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.plan.errors import CompilerError
 
 Result = Value | Sequence[Value] | None
@@ -69,7 +70,7 @@ class Rule:
 
 def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     """The graph after one sweep. Guarantees: same inputs, outputs, effects and types; no dead nodes; equal
-    nodes are one unless pinned. Bodies of regions are left as they are."""
+    nodes are one unless pinned. Bodies of loops and branches are rewritten by the same table."""
     table: dict[str, list[Rule]] = {}
     for rule in rules:
         table.setdefault(rule.op, []).append(rule)
@@ -78,8 +79,9 @@ def rewrite(graph: Graph, rules: Sequence[Rule]) -> Graph:
     sweep = _Sweep(b, table)
 
     def make(_: Builder, node: Node, inputs: list[Value]) -> Sequence[Value]:
-        if node in pinned:
-            return sweep.settle_as(b.keep(node, inputs, pinned[node]))
+        node, old = in_bodies(node, lambda body: rewrite(body, rules)), node
+        if old in pinned:
+            return sweep.settle_as(b.keep(node, inputs, pinned[old]))
         sweep.fired = 0
         return sweep.settle(b.copy(node, inputs))
 

@@ -13,6 +13,7 @@ from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import Probe, domain
+from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.passes.fuse import FEW_ROWS, typical
 from graphflow.compiler.plan.dims import product
 
@@ -24,14 +25,16 @@ TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
 
 
 def schedule(graph: Graph) -> Graph:
-    """The same graph with `position` and `split` set on every fused node."""
+    """The same graph with `position` and `split` set on every fused node; those in a body have positions of
+    their own, from 0."""
     position = {node: i for i, node in enumerate(order(graph))}
 
     def make(b: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
         if node.op != "fused":
             return b.copy(node, inputs).results
         attrs = {**node.attrs, "position": position[node], "split": split(node)}
-        return b.intern(Node("fused", tuple(inputs), attrs, node.regions, node.types, node.origins)).results
+        regions = in_bodies(node, schedule).regions
+        return b.intern(Node("fused", tuple(inputs), attrs, regions, node.types, node.origins)).results
 
     return rebuild(graph, make)
 

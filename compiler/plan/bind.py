@@ -10,8 +10,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, bounds_of, evaluate, product, substitute
-from graphflow.compiler.plan.errors import CompilerError, DeviceError
-from graphflow.compiler.plan.schema import ALIGNMENT, Buffer, Launch, Plan
+from graphflow.compiler.plan.errors import CompilerError, DeviceError, PlanError
+from graphflow.compiler.plan.schema import (
+    ALIGNMENT,
+    Branch,
+    Buffer,
+    Check,
+    Copy,
+    Item,
+    Plan,
+    Repeat,
+    launches,
+)
 
 MAX_BYTES = 1 << 48
 """No buffer may be larger: far above any machine, far below where 64-bit sums overflow."""
@@ -68,8 +78,11 @@ def bind(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> Binding:
     """Packs the plan's arena for these values of its symbols and this number of workers.
 
     Several deterministic orders are tried, each buffer going to the smallest gap that fits (best fit); the
-    smallest arena is kept. Raises DeviceError for sizes that no machine holds.
+    smallest arena is kept. Raises DeviceError for sizes that no machine holds, PlanError where a view would
+    leave its buffer.
     """
+    if any(b.role == "view" for b in plan.buffers):
+        _Views(plan, symbols).body(plan.body, {})
     blocks = blocks_of(plan, symbols)
     live = _live_bytes(blocks)
     lower = max(live, default=0)
@@ -92,20 +105,57 @@ def bind(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> Binding:
                    scratch_per_worker=per_worker, scratch_bytes=scratch)
 
 
+class _Views:
+    """Sees to it that every view lies within its buffer wherever it is used, for these symbols."""
+
+    def __init__(self, plan: Plan, symbols: Mapping[str, int]) -> None:
+        self.table = {b.id: b for b in plan.buffers}
+        self.symbols = symbols
+
+    def body(self, body: Sequence[Item], counters: dict[str, tuple[int, int]]) -> None:
+        """`counters`: the range of each counter in scope, both ends included."""
+        counters = dict(counters)
+        for item in body:
+            if isinstance(item, Repeat):
+                trips = evaluate(item.trips, self.symbols)
+                self.use([item.condition] if item.condition else [], counters)
+                if trips > 0:
+                    self.body(item.body, {**counters, item.counter: (0, trips - 1)})
+                counters[item.counter] = (0 if item.condition else max(trips, 0), max(trips, 0))
+            elif isinstance(item, Branch):
+                self.use([item.predicate], counters)
+                self.body(item.then, counters)
+                self.body(item.otherwise, counters)
+            elif isinstance(item, Check):
+                self.use([item.buffer], counters)
+            else:
+                self.use([item.source, item.target] if isinstance(item, Copy) else item.buffers, counters)
+
+    def use(self, ids: Iterable[str], counters: Mapping[str, tuple[int, int]]) -> None:
+        for id in ids:
+            view = self.table[id]
+            if view.role != "view":
+                continue
+            whole, size = (evaluate(product(b.shape), self.symbols) for b in (self.table[view.base], view))
+            low, high = bounds_of(substitute(view.offset, self.symbols), counters)
+            if low is None or high is None or low < 0 or size < 0 or high + size > whole:
+                raise PlanError(f"not a valid plan: {id!r} is {size} elements from {low} to {high} on, but "
+                                f"{view.base!r} has {whole}")
+
+
 def scratch_bytes(plan: Plan, symbols: Mapping[str, int]) -> int:
     """The bytes that one worker needs: the most that any launch asks for."""
-    return max((evaluate(item.scratch, symbols) for item in plan.body if isinstance(item, Launch)), default=0)
+    return max((evaluate(item.scratch, symbols) for item in launches(plan.body)), default=0)
 
 
 def _all_scratch(plan: Plan, symbols: Mapping[str, int], threads: int, per_worker: int) -> int:
     """The extent of all workers' scratch: the last busy worker of a launch needs only what that launch asks
     for."""
     ends = [0]
-    for item in plan.body:
-        if isinstance(item, Launch):
-            busy, own = min(threads, evaluate(item.tasks, symbols)), evaluate(item.scratch, symbols)
-            if busy > 0 and own:
-                ends.append((busy - 1) * per_worker + own)
+    for item in launches(plan.body):
+        busy, own = min(threads, evaluate(item.tasks, symbols)), evaluate(item.scratch, symbols)
+        if busy > 0 and own:
+            ends.append((busy - 1) * per_worker + own)
     return max(ends)
 
 
@@ -189,7 +239,7 @@ def peak_formula(plan: Plan, threads: int = 1) -> list[DimLike]:
     sums: list[DimLike] = [0]
     for position in sorted(change):
         sums.append(sums[-1] + change[position])
-    scratch = _largest([0, *(item.scratch * threads for item in plan.body if isinstance(item, Launch))])
+    scratch = _largest([0, *(item.scratch * threads for item in launches(plan.body))])
     return _largest(live + extra for live in _largest(sums) for extra in scratch)
 
 

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from graphflow.compiler.plan.dtypes import DType
 from graphflow.compiler.plan.schema import (
+    MAX_DEPTH,
     ROLES,
     SCHEMA_VERSION,
+    Branch,
     Buffer,
     Check,
     Copy,
@@ -17,6 +19,8 @@ from graphflow.compiler.plan.schema import (
     Launch,
     Message,
     Plan,
+    Repeat,
+    positions,
 )
 from graphflow.compiler.plan.text import Scanner, dim_text, literal_text, name_text, type_text
 
@@ -29,7 +33,7 @@ def print_plan(plan: Plan, origins: bool = True) -> str:
     for word, ids in (("feeds", plan.feeds), ("outputs", plan.outputs), ("states", plan.states),
                       ("written", plan.written)):
         lines.append(f"{word} {_names(ids)}")
-    lines += [_item_line(i, item, origins) for i, item in enumerate(plan.body)]
+    _item_lines(plan.body, 0, "", origins, lines)
     for m in plan.messages:
         feed = f" feed {name_text(m.feed)}" if m.feed else ""
         lines.append(f"message {literal_text(m.text)}{feed}{_at((m.origin,), origins)}")
@@ -58,12 +62,34 @@ def _buffer_line(b: Buffer, origins: bool) -> str:
         line += f" live {b.first} to {b.last}"
     if b.alias:
         line += f" over {name_text(b.alias)}"
+    if b.role == "view":
+        line += f" of {name_text(b.base)} at {dim_text(b.offset)}"
     if b.role == "constant":
         line += f" data {literal_text(b.data)}"
     return line + _at(b.origins, origins)
 
 
-def _item_line(position: int, item: Item, origins: bool) -> str:
+def _item_lines(body: tuple[Item, ...], position: int, indent: str, origins: bool, lines: list[str]) -> None:
+    for item in body:
+        last = position + positions([item]) - 1
+        if isinstance(item, Repeat):
+            head = f"repeat {name_text(item.counter)} < {dim_text(item.trips)}"
+            head += f" while {name_text(item.condition)}" if item.condition else ""
+            lines.append(f"{indent}{position}: {head} {{")
+            _item_lines(item.body, position + 1, indent + "  ", origins, lines)
+            lines.append(f"{indent}{last}: }}")
+        elif isinstance(item, Branch):
+            lines.append(f"{indent}{position}: branch {name_text(item.predicate)} {{")
+            _item_lines(item.then, position + 1, indent + "  ", origins, lines)
+            lines.append(f"{indent}}} else {{")
+            _item_lines(item.otherwise, position + 1 + positions(item.then), indent + "  ", origins, lines)
+            lines.append(f"{indent}{last}: }}")
+        else:
+            lines.append(indent + _item_line(position, item, origins))
+        position = last + 1
+
+
+def _item_line(position: int, item: Launch | Copy | Check, origins: bool) -> str:
     if isinstance(item, Copy):
         return f"{position}: copy {name_text(item.source)} to {name_text(item.target)}"
     if isinstance(item, Check):
@@ -101,6 +127,7 @@ class _Parser:
 
     def __init__(self, s: Scanner) -> None:
         self.s = s
+        self.position = self.depth = 0
 
     def plan(self) -> Plan:
         s = self.s
@@ -116,15 +143,10 @@ class _Parser:
         symbols = s.sequence("[", s.name, "]")
         buffers = self._lines("buffer", self._buffer)
         feeds, outputs, states, written = map(self._ids, ("feeds", "outputs", "states", "written"))
-        body: list[Item] = []
-        while s.kind() == "integer":
-            if s.integer() != len(body):
-                raise s.error(f"the items of the body are numbered from 0 without gaps: expected {len(body)}")
-            s.expect(":")
-            body.append(self._item())
+        body = self._body()
         messages = self._lines("message", self._message)
         guards = self._lines("guard", self._guard)
-        return Plan(name, target, symbols, tuple(buffers), feeds, outputs, states, written, tuple(body),
+        return Plan(name, target, symbols, tuple(buffers), feeds, outputs, states, written, body,
                     tuple(messages), tuple(guards), version)
 
     def _ids(self, word: str) -> tuple[str, ...]:
@@ -160,11 +182,17 @@ class _Parser:
             s.expect("to")
             last = s.integer()
         alias = s.name() if s.accept("over") else ""
-        data = b""
+        data, base, offset = b"", "", 0
         if role == "constant":
             s.expect("data")
             data = self._data(dtype)
-        return Buffer(id, role, name, dtype, shape, layout, first, last, alias, self._origins(), data)
+        if role == "view":
+            s.expect("of")
+            base = s.name()
+            s.expect("at")
+            offset = s.dim()
+        return Buffer(id, role, name, dtype, shape, layout, first, last, alias, self._origins(), data, base,
+                      offset)
 
     def _data(self, dtype: DType) -> bytes:
         data = self.s.literal()
@@ -172,9 +200,53 @@ class _Parser:
             raise self.s.error(f"the data of a constant is hex\"...\" with whole elements of {dtype}")
         return data
 
+    def _body(self) -> tuple[Item, ...]:
+        body: list[Item] = []
+        while self.s.kind() == "integer" and self.s.peek(2) != "}":
+            self._number()
+            body.append(self._item())
+        return tuple(body)
+
+    def _number(self) -> None:
+        if self.s.integer() != self.position:
+            raise self.s.error(f"the items of the body are numbered from 0 without gaps: expected "
+                               f"{self.position}")
+        self.position += 1
+        self.s.expect(":")
+
+    def _block(self, end: Callable[[], None]) -> tuple[Item, ...]:
+        """What stands in braces; `end` reads the number of the closing one, if it has one."""
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise self.s.error(f"loops and branches nest deeper than {MAX_DEPTH}")
+        self.s.expect("{")
+        body = self._body()
+        end()
+        self.s.expect("}")
+        self.depth -= 1
+        return body
+
+    def _repeat(self) -> Repeat:
+        s = self.s
+        counter = s.name()
+        s.expect("<")
+        trips = s.dim()
+        condition = s.name() if s.accept("while") else ""
+        return Repeat(counter, trips, self._block(self._number), condition)
+
+    def _branch(self) -> Branch:
+        predicate = self.s.name()
+        then = self._block(lambda: None)
+        self.s.expect("else")
+        return Branch(predicate, then, self._block(self._number))
+
     def _item(self) -> Item:
         s = self.s
-        word = s.word(("launch", "copy", "check"), "what to do")
+        word = s.word(("launch", "copy", "check", "repeat", "branch"), "what to do")
+        if word == "repeat":
+            return self._repeat()
+        if word == "branch":
+            return self._branch()
         if word == "copy":
             source = s.name()
             s.expect("to")

@@ -7,7 +7,9 @@ the same plan serves a program whose lines moved.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Union
 
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import DType
@@ -16,16 +18,21 @@ SCHEMA_VERSION = 1
 ALIGNMENT = 64
 """Bytes: every arena buffer starts at a multiple."""
 
-ROLES = ("feed", "state", "output", "arena", "constant")
+MAX_DEPTH = 32
+"""How deep loops and branches may nest."""
+
+ROLES = ("feed", "state", "output", "arena", "constant", "view")
 
 
 @dataclass(frozen=True)
 class Buffer:
     """A piece of memory. role: "feed" (the caller's array), "state" (in the Store), "output" (a new array
-    of each call), "arena" or "constant" (`data` holds its bytes). `name`: of the feed, state entry or
-    output; for the arena, the value that it holds. first/last: positions in the body (inclusive) between
-    which an arena buffer is alive. `alias`: an arena buffer that takes over the memory of that buffer,
-    which dies at `first` (in-place), or "". `origins`: numbers of traced nodes.
+    of each call), "arena", "constant" (`data` holds its bytes) or "view": a piece of the buffer `base`, which
+    is no view, from element number `offset` on; the offset may use the counters of the loops around the items
+    that use the view. `name`: of the feed, state entry or output; else the value that it holds. first/last:
+    positions in the body (inclusive) between which an arena buffer is alive. `alias`: an arena buffer that
+    takes over the memory of that buffer, which dies at `first` (in-place), or "". `origins`: numbers of
+    traced nodes.
     """
     id: str
     role: str
@@ -38,6 +45,8 @@ class Buffer:
     alias: str = ""
     origins: tuple[int, ...] = ()
     data: bytes = b""
+    base: str = ""
+    offset: DimLike = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,94 @@ class Check:
     code: int
 
 
-Item = Launch | Copy | Check
+@dataclass(frozen=True)
+class Repeat:
+    """Runs `body` with `counter` = 0, 1, … below `trips`; where there is a `condition`, only as long as that
+    bool scalar is true, which is looked at before each trip. Every loop has a counter of its own. Behind the
+    loop, until the end of the body that it stands in, the counter is the number of trips done."""
+    counter: str
+    trips: DimLike
+    body: tuple[Item, ...]
+    condition: str = ""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Runs `then` if the bool scalar `predicate` is true, else `otherwise`."""
+    predicate: str
+    then: tuple[Item, ...]
+    otherwise: tuple[Item, ...]
+
+
+Item = Union[Launch, Copy, Check, Repeat, Branch]  # noqa: UP007
+
+
+class Place(NamedTuple):
+    """An item with its position. Items are numbered in the order of the text; a loop or a branch has two
+    numbers, of its beginning and, `last`, of its end. `loops`: (position, last) of the loops around it,
+    outermost first."""
+    position: int
+    last: int
+    item: Item
+    loops: tuple[tuple[int, int], ...]
+
+
+def places(body: Sequence[Item]) -> list[Place]:
+    """Every item at every depth, by position."""
+    out: list[Place] = []
+    _number(body, 0, (), out)
+    return out
+
+
+def _number(body: Sequence[Item], start: int, loops: tuple[tuple[int, int], ...], out: list[Place]) -> int:
+    for item in body:
+        last = start + positions([item]) - 1
+        out.append(Place(start, last, item, loops))
+        if isinstance(item, Repeat):
+            _number(item.body, start + 1, (*loops, (start, last)), out)
+        elif isinstance(item, Branch):
+            _number(item.otherwise, _number(item.then, start + 1, loops, out), loops, out)
+        start = last + 1
+    return start
+
+
+def positions(body: Sequence[Item]) -> int:
+    """How many positions the items take."""
+    return sum(1 if not isinstance(item, (Repeat, Branch)) else
+               2 + sum(map(positions, _bodies(item))) for item in body)
+
+
+def _bodies(item: Item) -> tuple[tuple[Item, ...], ...]:
+    if isinstance(item, Repeat):
+        return (item.body,)
+    return (item.then, item.otherwise) if isinstance(item, Branch) else ()
+
+
+def launches(body: Sequence[Item]) -> Iterator[Launch]:
+    """Every launch at every depth, in order."""
+    for item in body:
+        if isinstance(item, Launch):
+            yield item
+        for inner in _bodies(item):
+            yield from launches(inner)
+
+
+def map_items(body: Sequence[Item], change: Callable[[Item], Item]) -> tuple[Item, ...]:
+    """The body with every item at every depth changed, inner ones first."""
+    out = []
+    for item in body:
+        if isinstance(item, Repeat):
+            item = replace(item, body=map_items(item.body, change))
+        elif isinstance(item, Branch):
+            item = replace(item, then=map_items(item.then, change),
+                           otherwise=map_items(item.otherwise, change))
+        out.append(change(item))
+    return tuple(out)
+
+
+def base_of(table: Mapping[str, Buffer], id: str) -> str:
+    """The buffer whose memory the buffer is or lies in."""
+    return table[id].base or id
 
 
 @dataclass(frozen=True)

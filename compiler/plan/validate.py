@@ -10,7 +10,22 @@ from graphflow.compiler.plan.bind import MAX_BYTES
 from graphflow.compiler.plan.dims import Dim, DimLike, bounds_of, product, symbols_of
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES
 from graphflow.compiler.plan.errors import PlanError
-from graphflow.compiler.plan.schema import ROLES, SCHEMA_VERSION, Buffer, Check, Copy, Item, Launch, Plan
+from graphflow.compiler.plan.schema import (
+    MAX_DEPTH,
+    ROLES,
+    SCHEMA_VERSION,
+    Branch,
+    Buffer,
+    Check,
+    Copy,
+    Item,
+    Launch,
+    Plan,
+    Repeat,
+    base_of,
+    places,
+    positions,
+)
 
 MAX_RANK = 32
 
@@ -25,6 +40,8 @@ class _Validator:
         self.plan = plan
         self.symbols = set(plan.symbols)
         self.table = {b.id: b for b in plan.buffers}
+        self.counters: set[str] = set()                # of the loops met so far
+        self.in_scope: set[str] = set()                # those that the items at hand may use
 
     def run(self) -> None:
         plan = self.plan
@@ -33,6 +50,9 @@ class _Validator:
         _require(bool(plan.name), "the plan has no name")
         _unique(plan.symbols, "symbol")
         _unique((b.id for b in plan.buffers), "buffer")
+        _require(_depth(plan.body) <= MAX_DEPTH, f"loops and branches nest deeper than {MAX_DEPTH}")
+        self.items = {p.position: p.item for p in places(plan.body)}
+        self.length = positions(plan.body)
         for b in plan.buffers:
             self.buffer(b)
         self.lists()
@@ -41,8 +61,7 @@ class _Validator:
         _require(not undecided, f"no feed's shape has the symbol {', '.join(undecided)}")
         self.aliases()
         written: set[str] = set()
-        for position, item in enumerate(plan.body):
-            self.item(position, item, written)
+        self.body(plan.body, 0, written)
         missing = [id for id in (*plan.outputs, *plan.written) if id not in written]
         _require(not missing, f"nothing writes {', '.join(missing)}")
         for i, m in enumerate(plan.messages):
@@ -70,13 +89,27 @@ class _Validator:
             _require(not isinstance(size, Dim), f"{who} is a {b.role}: its shape must be constant")
         _require(len(b.data) == (size if b.role == "constant" else 0),
                  f"{who} of {size} bytes holds {len(b.data)} bytes of data")
+        _require(bool(b.base) == (b.role == "view") and (b.role == "view" or b.offset == 0),
+                 f"{who}, a {b.role}, lies in {b.base!r} at {b.offset}")
+        if b.role == "view":
+            self.view(who, b)
         if b.role == "arena":
-            length = len(self.plan.body)
-            _require(0 <= b.first <= b.last < length,
-                     f"{who} lives from {b.first} to {b.last}, outside the body of {length} items")
+            _require(0 <= b.first <= b.last < self.length,
+                     f"{who} lives from {b.first} to {b.last}, outside the body of {self.length} items")
         else:
             _require(b.first == b.last == 0 and not b.alias, f"{who}, a {b.role}, has a lifetime")
-            _require(bool(b.name) or b.role == "constant", f"{who} is a {b.role} without a name")
+            _require(bool(b.name) or b.role in ("constant", "view"), f"{who} is a {b.role} without a name")
+
+    def view(self, who: str, b: Buffer) -> None:
+        """A view lies in a buffer of its type that is no view; `bind` sees to it that it lies within."""
+        _require(b.base in self.table and self.table[b.base].role != "view",
+                 f"{who} lies in {b.base!r}, which is no buffer of its own")
+        base = self.table[b.base]
+        _require((base.dtype, base.layout, b.layout) == (b.dtype, "", ""),
+                 f"{who} lies in {b.base!r}, which is of another type")
+        counters = {p.counter for p in self.items.values() if isinstance(p, Repeat)}
+        unknown = symbols_of(b.offset) - self.symbols - counters
+        _require(not unknown, f"{who} uses the unknown symbol {', '.join(sorted(unknown))}")
 
     def lists(self) -> None:
         """Feeds, outputs and states list each buffer of their role once; names are distinct in a role."""
@@ -112,13 +145,52 @@ class _Validator:
                 taken.add(old.id)
             before.add(b.id)
 
-    def item(self, position: int, item: Item, written: set[str]) -> None:
-        """One item of the body; `written` collects what has been written before it."""
+    def body(self, body: Sequence[Item], position: int, written: set[str]) -> None:
+        """The items of one body, the first of which has this position; `written` collects what has been
+        written before each."""
+        outside = set(self.in_scope)
+        for item in body:
+            if isinstance(item, Repeat):
+                self.repeat(position, item, written)
+            elif isinstance(item, Branch):
+                self.branch(position, item, written)
+            else:
+                self.item(position, item, written)
+            position += positions([item])
+        self.in_scope = outside
+
+    def repeat(self, position: int, item: Repeat, written: set[str]) -> None:
+        who = f"item {position}"
+        _require(bool(item.counter) and item.counter not in self.counters | self.symbols,
+                 f"{who} counts with {item.counter!r}, which is something else")
+        self.counters.add(item.counter)
+        self.known(who, item.trips)
+        _require(isinstance(item.trips, Dim) or 0 <= item.trips <= MAX_BYTES,
+                 f"{who} has absurd trips: {item.trips}")
+        if item.condition:
+            self.bool_scalar(who, position, item.condition, written)
+        self.in_scope.add(item.counter)
+        self.body(item.body, position + 1, written)
+        if item.condition:
+            self.use(who, position + positions(item.body) + 1, [item.condition], written)
+
+    def branch(self, position: int, item: Branch, written: set[str]) -> None:
+        self.bool_scalar(f"item {position}", position, item.predicate, written)
+        then, otherwise = set(written), set(written)
+        self.body(item.then, position + 1, then)
+        self.body(item.otherwise, position + 1 + positions(item.then), otherwise)
+        written |= then & otherwise
+
+    def bool_scalar(self, who: str, position: int, id: str, written: set[str]) -> None:
+        self.use(who, position, [id], written)
+        b = self.table[id]
+        _require(b.dtype == BOOL and product(b.shape) == 1, f"{who}: {id!r} is no bool scalar")
+
+    def item(self, position: int, item: Launch | Copy | Check, written: set[str]) -> None:
+        """One item that is no loop and no branch."""
         who = f"item {position}"
         if isinstance(item, Check):
-            self.use(who, position, [item.buffer], written)
-            b = self.table[item.buffer]
-            _require(b.dtype == BOOL and product(b.shape) == 1, f"{who}: {b.id!r} is no bool scalar")
+            self.bool_scalar(who, position, item.buffer, written)
             _require(0 <= item.code < len(self.plan.messages), f"{who}: no message has the code {item.code}")
             late = [id for id in self.plan.written if id in written]
             _require(not late, f"{who} checks after the state {', '.join(late)} was written")
@@ -143,30 +215,48 @@ class _Validator:
             _require(isinstance(d, Dim) or 0 <= d <= MAX_BYTES, f"{who} has absurd {what}: {d}")
         for other in item.after:
             _require(0 <= other < position, f"{who} must run after item {other}, which is not before it")
-            earlier = self.plan.body[other]
-            shared = set(earlier.buffers) & set(item.writes) if isinstance(earlier, Launch) else ()
+            earlier = self.items.get(other)
+            touched = earlier.buffers if isinstance(earlier, Launch) else (
+                (earlier.source,) if isinstance(earlier, Copy) else ())
+            shared = {base_of(self.table, id) for id in touched} & set(item.writes)
             _require(any(self.table[id].role == "state" for id in shared),
                      f"{who} must run after item {other}, which reads no state that it writes")
 
     def use(self, who: str, position: int, ids: Iterable[str], written: set[str]) -> None:
         for id in ids:
             _require(id in self.table, f"{who} uses the unknown buffer {id!r}")
-            b = self.table[id]
+            unknown = symbols_of(self.table[id].offset) - self.symbols - self.in_scope
+            _require(not unknown, f"{who} uses {id!r}, which counts with {', '.join(sorted(unknown))}, the "
+                                  f"counter of a loop elsewhere")
+            b = self.table[base_of(self.table, id)]
             if b.role == "arena":
                 _require(b.first <= position <= b.last,
                          f"{who} uses {id!r}, which lives from {b.first} to {b.last} only")
             if b.role in ("arena", "output"):
-                _require(id in written, f"{who} reads {id!r}, which nothing has written before")
+                _require(b.id in written, f"{who} reads {id!r}, which nothing has written before")
 
     def write(self, who: str, position: int, ids: Sequence[str], written: set[str]) -> None:
         for id in ids:
             _require(id in self.table, f"{who} uses the unknown buffer {id!r}")
-            b = self.table[id]
+            b = self.table[base_of(self.table, id)]
             _require(b.role not in ("feed", "constant"), f"{who} writes {id!r}, a {b.role}")
             _require(b.role != "state" or id in self.plan.written,
                      f"{who} writes the state {id!r}, which is not listed as written")
-            written.add(id)
+            written.add(b.id)
         self.use(who, position, ids, written)
+
+
+def _depth(body: Sequence[Item]) -> int:
+    """How deep loops and branches nest, counted without recursion."""
+    depth, level = 0, list(body)
+    while True:
+        level = [x for item in level if isinstance(item, (Repeat, Branch))
+                 for x in ((*item.body,) if isinstance(item, Repeat) else (*item.then, *item.otherwise))]
+        if not level:
+            return depth
+        depth += 1
+        if depth > MAX_DEPTH:
+            return depth
 
 
 def _require(condition: bool, message: str) -> None:
