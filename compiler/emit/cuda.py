@@ -65,7 +65,8 @@ HELPERS = {
 {{
   const unsigned magnitude = (x & 0x7fffu) << 13;
   const float scaled = __int_as_float((int)magnitude) * 0x1p112f;
-  const unsigned bits = magnitude >= 0x7c00u << 13 ? magnitude | 0x7f800000u : (unsigned)__float_as_int(scaled);
+  const unsigned bits =
+      magnitude >= 0x7c00u << 13 ? magnitude | 0x7f800000u : (unsigned)__float_as_int(scaled);
   return __int_as_float((int)(bits | (x & 0x8000u) << 16));
 }}""",
     "gf_to_f16": f"""\
@@ -140,9 +141,9 @@ HELPERS = {
 """Device functions by name, each emitted where something uses it; those that use another come later."""
 
 _FLOAT_FUNCTIONS = {**{name: name for name in (
-    "sqrt", "cbrt", "hypot", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "sin", "cos", "tan",
-    "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc", "erfinv",
-    "floor", "ceil", "trunc", "copysign", "fma")}, "round": "rint", "abs": "fabs"}
+    "sqrt", "cbrt", "hypot", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "sin", "cos",
+    "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "erf", "erfc",
+    "erfinv", "floor", "ceil", "trunc", "copysign", "fma")}, "round": "rint", "abs": "fabs"}
 _INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=",
           "gt": ">", "ge": ">=", "and": "&&", "or": "||", "bit_and": "&", "bit_or": "|", "bit_xor": "^",
           "shift_left": "<<", "shift_right": ">>"}

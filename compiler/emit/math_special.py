@@ -127,9 +127,10 @@ def erfinv(b: Builder, x: Value, accuracy: str) -> Value:
 
     def tail() -> Value:
         root = b.intrinsic("sqrt", w)
-        factor = polynomial(b, b.sub(root, tail_centre), _ERFINV_TAIL[accuracy])
+        low = b.div(b.fma(b.neg(root), root, w), b.add(root, root))  # what rounding took from it
+        factor = polynomial(b, b.add(b.sub(root, tail_centre), low), _ERFINV_TAIL[accuracy])
         if accuracy == "double":
-            end = polynomial(b, b.sub(root, 5.0), _ERFINV_END)
+            end = polynomial(b, b.add(b.sub(root, 5.0), low), _ERFINV_END)
             factor = b.select(b.compare("gt", w, 16.0), end, factor)
         return b.select(b.compare("eq", w, INF), INF, factor)
 
