@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import DEVICES
 from scipy import linalg
 
 import graphflow as gf
 from graphflow.compiler.plan.errors import ShapeError, UseError
 
 RNG = np.random.default_rng(0)
-DEVICES = [pytest.param("reference", marks=pytest.mark.reference)]
 Arrays = tuple[np.ndarray, ...]
 
 
