@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.passes.canonical import CANONICAL
+from graphflow.compiler.passes.convolutions import CONVOLUTIONS
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.dtypes import DType
@@ -97,6 +98,7 @@ JOINT: tuple[Rule, ...] = (
     Rule("sum of a stretched value", "reduce_sum", _sum_of_stretched, "tolerance"),
     Rule("matmul of a transposed", "matmul", _matmul_of_transposed, "tolerance"),
     Rule("transposed matmul", "transpose", _transposed_matmul, "tolerance"),
+    *CONVOLUTIONS,
     *CANONICAL,
 )
 """The table. Stated cost: elements computed, then ops, then transpositions."""
