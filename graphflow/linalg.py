@@ -306,7 +306,7 @@ def _tall_qr(a: Tensor) -> tuple[Tensor, Tensor]:
 
     def reflect(x: Tensor, v: Tensor, scale: Tensor) -> Tensor:
         """x - scale v (vᵀ x)"""
-        along = total(expand_dims(v, -1) * x, -2)
+        along = squeeze(matmul(expand_dims(v, -2), x), -2)
         return x - _outer(v, scale * along)
 
     def step(left: Tensor, j: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
