@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from random_control import evaluate_control, grow_control
 from support import make_operand
 
 from graphflow.compiler.ir.builder import Builder
-from graphflow.compiler.ir.graph import Graph, TensorType, Value
+from graphflow.compiler.ir.graph import Graph, Region, TensorType, Value
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Arg, Op, Sample
 from graphflow.compiler.plan.dims import Dim, DimLike, evaluate, product, symbol
@@ -55,7 +56,7 @@ class _Grower:
         self.feeds: dict[str, np.ndarray] = {}
         self.state: dict[str, np.ndarray] = {}
         self.leaves: list[Value] = []
-        self.streams = self.tries = 0
+        self.streams = self.tries = self.depth = 0
 
     # --- choices
 
@@ -75,6 +76,16 @@ class _Grower:
 
     def extent(self) -> DimLike:
         return self.pick([1, 2, 3, 4, symbol("N"), symbol("N"), symbol("M")])
+
+    def inside(self, operands: Sequence[tuple[TensorType, np.ndarray]]) -> tuple[_Grower, list[Value]]:
+        """A grower of a body with these parameters, and the parameters."""
+        inner = _Body.__new__(_Body)
+        inner.__dict__.update(self.__dict__, b=Builder(), values={}, feeds={}, state={}, leaves=[], tries=0,
+                              depth=self.depth + 1)
+        with self.origin(), inner.origin():
+            for i, (type, array) in enumerate(operands):
+                inner.values[inner.b.parameter(type, i)] = array
+        return inner, list(inner.values)
 
     # --- leaves
 
@@ -137,6 +148,8 @@ class _Grower:
         self.tries += 1
         op = self.pick(GROWN)
         with self.origin():
+            if self.depth < 2 and self.chance(0.1):
+                return grow_control(self)
             if op.name == "random_bits":
                 return self.random_unit()
             if op.name in _CHOOSE and self.chance(0.75):
@@ -148,13 +161,13 @@ class _Grower:
             if chosen is not None:
                 self.add(op.name, *chosen)
 
-    def add(self, op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any] | None = None
-            ) -> Value | None:
+    def add(self, op: str, inputs: Sequence[Value | None], attrs: Mapping[str, Any] | None = None,
+            regions: Sequence[Region] = ()) -> Value | None:
         """The first result of the op if it is typed and tame; None otherwise."""
         if any(v is None for v in inputs):
             return None
         try:
-            node = self.b.node(op, [v for v in inputs if v is not None], attrs)
+            node = self.b.node(op, [v for v in inputs if v is not None], attrs, regions)
             results = self.compute(node, [self.values[v] for v in node.inputs])
             if not all(map(self.tame, results)) or self.jumps(node, results):
                 return None
@@ -168,6 +181,8 @@ class _Grower:
         types = [TensorType(t.dtype, self.concrete(t.shape)) for t in node.types]
         if any(d < 0 for t in types for d in t.shape):
             raise UserError("a negative extent")
+        if node.regions:
+            return evaluate_control(node, arrays, self.symbols)
         reference = OPS[node.op].reference
         with np.errstate(all="ignore"):
             return [np.asarray(r) for r in reference(arrays, attrs, types)]
@@ -321,6 +336,19 @@ class _Grower:
         return self.b.node("grad", [total, *wrt]).results
 
 
+class _Body(_Grower):
+    """Grows the body of a loop or a branch: there are no feeds and no state."""
+
+    def feed(self, dtype: DType, shape: Sequence[DimLike], arg: Arg | None = None) -> None:
+        return None
+
+    def parameter(self, shape: tuple[int, ...]) -> None:
+        return None
+
+    def random_unit(self) -> None:
+        return None
+
+
 def _stretches(have: Sequence[DimLike], want: Sequence[DimLike]) -> bool:
     new = len(want) - len(have)
     return new >= 0 and all(h == w or h == 1 for h, w in zip(have, want[new:]))
@@ -356,7 +384,8 @@ def _broadcast(g: _Grower) -> Chosen:
 
 def _reshape(g: _Grower) -> Chosen:
     x = g.value()
-    assert x is not None
+    if x is None:
+        return None
     shape = [d for d in x.shape if d != 1] if g.chance(0.5) else list(x.shape)
     if len(shape) > 1 and g.chance(0.5):
         at = int(g.rng.integers(len(shape) - 1))

@@ -179,7 +179,8 @@ def test_carries_of_every_type(dtype: Any, reverse: bool) -> None:
         olds[t] = c
         c = c | x[t] if dtype == BOOL else c + x[t]
         news[t] = c
-    outputs = {"last": last, "before": b.reshape(before, shape=(20,)), "after": b.transpose(after, perm=(1, 0))}
+    outputs = {"last": last, "before": b.reshape(before, shape=(20,)),
+               "after": b.transpose(after, perm=(1, 0))}
     agree(graph(b, outputs), {"x": x, "c": np.asarray([1, 0, 1, 1]).astype(dtype.numpy)},
           {"last": c, "before": olds.reshape(20), "after": news.T})
 

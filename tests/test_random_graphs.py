@@ -13,7 +13,7 @@ from shrink import shrink
 from graphflow.compiler.interpret import interpret
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.check import check_graph
-from graphflow.compiler.ir.graph import Graph, Node, Value
+from graphflow.compiler.ir.graph import Graph, Node, Value, walk
 from graphflow.compiler.ir.text import parse_graph, print_graph
 from graphflow.compiler.passes.assemble import fuse
 from graphflow.compiler.passes.autodiff import expand_gradients
@@ -65,7 +65,8 @@ def loosely_kept(graph: Graph) -> set[str]:
     number than for many."""
     behind: set[Node] = set()
     for node in graph.nodes():
-        if node.op == "grad" or node.op in APPROXIMATE or any(v.node in behind for v in node.inputs):
+        if node.op == "grad" or any(n.op in APPROXIMATE for n in walk([node])) or any(
+                v.node in behind for v in node.inputs):
             behind.add(node)
     return {*(name for name, v in graph.outputs.items() if v.node in behind),
             *(f"update of {name}" for name, node in graph.updates().items() if node in behind)}
@@ -152,11 +153,12 @@ def test_random_graphs_are_diverse() -> None:
     symbolic = second = 0
     for seed in SEEDS:
         graph = random_case(seed).graph
-        for node in graph.nodes():
+        for node in walk(graph.nodes()):
             seen[node.op] = seen.get(node.op, 0) + 1
         symbolic += any(not isinstance(d, int) for n in graph.nodes() for t in n.types for d in t.shape)
         second += sum(n.op == "grad" for n in graph.nodes()) > 1
     assert [op.name for op in GROWN if op.name not in seen] == []
+    assert min(seen.get(op, 0) for op in ("scan", "cond", "while_loop")) >= 20
     assert symbolic > len(SEEDS) // 2 and second > len(SEEDS) // 10 and seen["update"] > len(SEEDS) // 2
 
 
@@ -165,7 +167,7 @@ def test_a_wrong_stage_is_found_and_shrunk() -> None:
     """The test above can fail: a stage that takes sin for cos is found, and the case shown is small."""
     def wrong(graph: Graph) -> Graph:
         def make(b: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
-            return b.node("cos" if node.op == "sin" else node.op, inputs, node.attrs).results
+            return b.node("cos" if node.op == "sin" else node.op, inputs, node.attrs, node.regions).results
         return rebuild(graph, make)
 
     stage = (Stage("canonical", wrong, "tolerance"),)

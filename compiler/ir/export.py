@@ -55,8 +55,8 @@ def program_to_networkx(program: KernelProgram) -> networkx.DiGraph:
     body at any depth (``item 3``).
 
     Vertices carry kind (a buffer's role, or launch, copy, check, repeat, branch), label, shape and dtype
-    (buffers), kernel (launches). Edges run from what is read to the item and from the item to what it writes; they carry
-    `operands` as in `to_networkx` (positions among the item's buffers). """
+    (buffers), kernel (launches). Edges run from what is read to the item and from the item to what it writes;
+    they carry `operands` as in `to_networkx` (positions among the item's buffers). """
     import networkx
     plan = program.plan
     out = networkx.DiGraph(name=plan.name)

@@ -31,6 +31,7 @@ class _Printer:
         self.with_origins = origins
         self.lines: list[str] = []
         self.numbers: dict[Value, int] = {}
+        self.count = 0
         self.locations: dict[Location, int] = {}
 
     def graph(self, graph: Graph) -> str:
@@ -71,7 +72,10 @@ class _Printer:
         self.lines.append(f"{indent}return {self.values(region.results)}".rstrip())
 
     def number(self, value: Value) -> int:
-        return self.numbers.setdefault(value, len(self.numbers))
+        """A new number: a region that two nodes share is printed twice."""
+        self.numbers[value] = self.count
+        self.count += 1
+        return self.numbers[value]
 
     def values(self, values: Iterable[Value]) -> str:
         return ", ".join(f"%{self.numbers[v]}" for v in values)

@@ -57,6 +57,7 @@ class Lowering:
         self.counters = 0  # how many loops have one
 
     def program(self) -> KernelProgram:
+        """The whole program."""
         g = self.graph
         feeds = [self.buffer("f", "feed", v.node.attrs["name"], v.type, v.node) for v in g.inputs]
         self.at.update(zip(g.inputs, feeds))
