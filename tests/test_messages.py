@@ -86,7 +86,7 @@ LANGUAGE = [
     Case(lambda: a[..., ...], UseError, "more than one '...'", "slice([3, 4])", "a[..., ...]"),
     Case(lambda: a[::0], UseError, "the step 0 of axis 0", "slice([3, 4])", "a[::0]"),
     Case(lambda: a["x"], UseError, "'x' is no index", "slice([3, 4])", 'a["x"]', "use integers"),
-    Case(lambda: a[:, [0]], UseError, "an index array stands alone", "slice([3, 4])", "a[:, [0]]", "gf.take"),
+    Case(lambda: a[[0], [1]], UseError, "only one of the keys", "slice([3, 4])", "a[[0], [1]]", "gf.take"),
     Case(lambda: gf.sum(a, 2), ShapeError, "sum: there is no axis 2 in an array of 2 axes", "sum([3, 4])",
          "gf.sum(a, 2)"),
     Case(lambda: a.mean((0, -2)), UseError, "an axis is named twice", "mean([3, 4])", "a.mean((0, -2))"),
