@@ -1,4 +1,4 @@
-"""Recurrent layers against PyTorch: outputs, last states, all gradients; masks, states carried over, cells."""
+"""Recurrent layers against PyTorch: outputs, last states, all gradients; masks, carried states, cells."""
 
 from __future__ import annotations
 

@@ -64,7 +64,8 @@ PTR, VOID = Type("ptr"), Type("void")
 
 #: The type of one element in memory, by the name of its DType. Signedness belongs to the operation, and what
 #: the bits of a half mean to its casts.
-MEMORY_TYPES = {"f32": F32, "f64": F64, "f16": I16, "bf16": I16, "i32": I32, "i64": I64, "u32": I32, "u8": I8, "bool": I8}
+MEMORY_TYPES = {"f32": F32, "f64": F64, "f16": I16, "bf16": I16, "i32": I32, "i64": I64, "u32": I32, "u8": I8,
+                "bool": I8}
 
 
 class Value:
