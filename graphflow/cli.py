@@ -1,5 +1,5 @@
-"""The command ``graphflow``: runs and lists the examples, dumps what the compiler makes of a net, shows
-devices and ops."""
+"""The command ``graphflow``: runs and lists the examples, dumps what the compiler makes of a net, measures
+its kernels, shows devices and ops."""
 from __future__ import annotations
 
 import argparse
@@ -71,6 +71,18 @@ def _parser() -> argparse.ArgumentParser:
 
     ops = commands.add_parser("ops", help="list the ops of the language")
     ops.set_defaults(command=_ops)
+
+    bench = commands.add_parser("bench", help="measure a net's kernels against the machine's limits")
+    subjects = bench.add_subparsers(required=True, metavar="WHAT")
+    kernels = subjects.add_parser("ops", help="the time, rates and share of the roofline of each kernel")
+    kernels.add_argument("targets", nargs="+", metavar="TARGET",
+                         help="an example, a file.py with a function build(), matmul:MxKxN, or "
+                              "conv:NxCxHxW:OxRxS")
+    kernels.add_argument("--size", action="append", default=[], type=_size, metavar="NAME=NUMBER",
+                         help="the value of a dimension, such as N=64; others are 128")
+    kernels.add_argument("--threads", type=_positive, metavar="N", help="instead of one for each core")
+    kernels.add_argument("--top", type=_positive, default=20, metavar="N", help="how many kernels to show")
+    kernels.set_defaults(command=_bench_ops)
     return parser
 
 
@@ -78,6 +90,13 @@ def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no integer >= 1")
     return int(text)
+
+
+def _size(text: str) -> tuple[str, int]:
+    name, _, number = text.partition("=")
+    if not name or not number.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=NUMBER")
+    return name, int(number)
 
 
 # --- examples
@@ -154,6 +173,27 @@ def _program(built: Any) -> Any:
         return built
     raise UseError(f"build() returned {type(built).__name__}, neither a Model nor a Program",
                    hint="return a gf.Model or a gf.function")
+
+
+# --- bench
+
+def _bench_ops(args: argparse.Namespace) -> None:
+    from graphflow import bench
+    from graphflow.runtime.native import default_threads
+    threads = args.threads or default_threads()
+    programs = [bench.shape_program(target) if ":" in target else _program(_built(target))
+                for target in args.targets]
+    known = {name for program in programs for name in program.plan.symbols}
+    for name, _ in args.size:
+        if name not in known:
+            raise UseError(f"no target has a dimension {name!r}",
+                           hint=f"there are {', '.join(sorted(known))}" if known else "they have none")
+    found = bench.machine(threads)
+    print(bench.describe(found))
+    for target, program in zip(args.targets, programs):
+        program.threads = threads
+        feeds = bench.random_feeds(program, {k: v for k, v in args.size if k in program.plan.symbols})
+        print(f"\n{target}\n{bench.table(bench.profile(program, feeds), found, args.top)}")
 
 
 # --- tables

@@ -32,10 +32,12 @@ def emit_entry(module: Module, program: KernelProgram) -> None:
     """Adds the entry function to the module."""
     plan = program.plan
     b = module.function(plan.name, [("ctx", PTR)], I64)
-    _Entry(b, program).emit()
+    Entry(b, program).emit()
 
 
-class _Entry:
+class Entry:
+    """Writes the entry, item by item."""
+
     def __init__(self, b: Builder, program: KernelProgram):
         self.b, self.program, self.plan = b, program, program.plan
         ctx = b.params[0]
