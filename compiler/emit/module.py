@@ -9,9 +9,12 @@ conventions).
 from __future__ import annotations
 
 from graphflow.compiler.emit.builder import Module
+from graphflow.compiler.emit.contraction import emit_contraction
 from graphflow.compiler.emit.entry import describe, emit_entry
 from graphflow.compiler.emit.loops import cut, emit_loop_kernel
 from graphflow.compiler.emit.routines import emit_routine, routine_scratch, routine_tasks
+from graphflow.compiler.emit.tiling import contraction_scratch, contraction_tasks
+from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
 from graphflow.compiler.kernel.form import Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike
@@ -37,9 +40,9 @@ def emit_kernel(module: Module, kernel: Kernel, target: Target, note: str = "") 
         emit_loop_kernel(module, kernel, target)
     elif isinstance(kernel, RoutineKernel):
         emit_routine(module, kernel, target)
+    elif (fast := winograd(kernel, target)) is not None:
+        emit_winograd(module, kernel, target, fast)
     else:
-        from graphflow.compiler.emit.contraction import emit_contraction
-
         emit_contraction(module, kernel, target)
 
 
@@ -49,8 +52,9 @@ def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
         return cut(kernel).count
     if isinstance(kernel, RoutineKernel):
         return routine_tasks(kernel, target)
-    from graphflow.compiler.emit.tiling import contraction_tasks
-
+    fast = winograd(kernel, target)
+    if fast is not None:
+        return winograd_tasks(fast)
     return contraction_tasks(kernel, target)
 
 
@@ -60,6 +64,7 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
         return 0
     if isinstance(kernel, RoutineKernel):
         return routine_scratch(kernel, target)
-    from graphflow.compiler.emit.tiling import contraction_scratch
-
+    fast = winograd(kernel, target)
+    if fast is not None:
+        return winograd_scratch(fast)
     return contraction_scratch(kernel, target)

@@ -116,7 +116,7 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     m_total, n_total = (product(x for _, x in axes) for axes in (c.m, c.n))
     lanes = target.vector_bytes // size
     nr = c.tile.get("nr") or _columns(n_total, lanes)
-    mr = c.tile.get("mr") or _rows(m_total, nr, lanes, target)
+    mr = c.tile.get("mr") or rows_of_tile(m_total, nr, lanes, target)
     mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
     limit = shared_limit(c.a, c.b, c.k)
     outer, chunk, inner = _cut_k(c.k, c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size)))
@@ -144,7 +144,7 @@ def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
     """Bytes of one worker's panel of b, packed a and sums; `size`: bytes of an element."""
     panel = 0 if t.b == "inline" else (t.panel_rows + t.spare_rows) * t.nr * size
     packed = t.tiles * t.mr * t.panel_rows * size if t.pack_a else 0
-    return _whole_lines(panel), _whole_lines(packed), _whole_lines(t.sum_rows * t.nr * size)
+    return whole_lines(panel), whole_lines(packed), whole_lines(t.sum_rows * t.nr * size)
 
 
 def contraction_scratch(kernel: ContractionKernel, target: Target) -> DimLike:
@@ -152,7 +152,8 @@ def contraction_scratch(kernel: ContractionKernel, target: Target) -> DimLike:
     return sum(scratch_parts(contraction_tiling(kernel, target), kernel.contraction.a.dtype.bytes))
 
 
-def _whole_lines(size: int) -> int:
+def whole_lines(size: int) -> int:
+    """The size rounded up to cache lines."""
     return -(-size // 64) * 64
 
 
@@ -162,7 +163,7 @@ def _columns(n: DimLike, lanes: int) -> int:
     return min(whole, 1 << max(n - 1, 0).bit_length()) if isinstance(n, int) else whole
 
 
-def _rows(m: DimLike, nr: int, lanes: int, target: Target) -> int:
+def rows_of_tile(m: DimLike, nr: int, lanes: int, target: Target) -> int:
     """As many rows as the registers hold (sums, a row of b, one of a), and such that few are left over."""
     vectors = -(-nr // lanes)
     most = min((target.vector_registers - 2 - vectors) // vectors, 14)

@@ -17,6 +17,8 @@ from graphflow.compiler.plan.dims import product
 
 WORTH = 8
 """A product that is written, read and added costs about as much as this many multiplications."""
+_FEWER = 2
+"""How many times fewer multiplications a contraction may need for kernels of 3 x 3 without a stride."""
 
 
 def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
@@ -27,7 +29,9 @@ def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]
     groups, kernel = node.attrs["groups"], w.shape[2:]
     per_group = dy.shape[1] // groups
     zero = not all(isinstance(d, int) and d for d in (*w.shape, few))
-    if zero or dy.dtype.bytes < 4 or typical(per_group) * (many - few) <= WORTH * few:
+    strides = per_axis(node.op, "stride", node.attrs["stride"], axes, 1)
+    saved = many - (_FEWER if kernel == (3, 3) and strides == (1, 1) else 1) * few
+    if zero or dy.dtype.bytes < 4 or typical(per_group) * saved <= WORTH * few:
         return None
     images, channels = dy.shape[0], w.shape[1]
     left = b.reshape(w, shape=(groups, per_group, product(w.shape[1:])))
