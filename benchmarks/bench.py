@@ -1,131 +1,98 @@
-"""Times training steps beside PyTorch and JAX, and what graphflow itself costs; writes out/bench/table.md.
+"""The benchmarks: a report with tables and plots in out/bench.
 
-    python benchmarks/bench.py [--workloads mlp lenet ...] [--threads 2] [--rounds 7] [--python PATH]
-                               [--peers FOLDER] [--readme]
+    python benchmarks/bench.py [--python PATH] [--workloads mlp lenet ...] [--threads 2] [--rounds 7]
+                               [--parts steps overhead kernels contractions] [--out FOLDER] [--readme]
 
-The engines are compared by a referee, `compare.py`, with `workloads.py` and `protocol.py`, in a folder
-`shared/peers` beside the checkout (or --peers FOLDER): it runs all engines in turn on the same data and
-checks that their losses agree. --python names an interpreter that has PyTorch and JAX; where none has,
-graphflow is timed alone. --readme also puts the table into the README.
+    steps          training steps of graphflow beside PyTorch and JAX (compare.py)
+    overhead       what import, calls, compiling and memory cost (overhead.py)
+    kernels        each kernel of those steps against the machine's limits (graphflow.bench)
+    contractions   matrix products and convolutions one by one (contractions.py)
+
+PyTorch and JAX are those of the interpreter --python; without them graphflow is timed alone. --readme puts
+the tables of steps and overhead into the README.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import compare
+import machine
 import overhead
+import report
+from workloads import SMALL, WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
-OUT = ROOT / "out" / "bench"
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-WORKLOADS = {
-    "logreg": "softmax regression, 784 → 10, batch 128",
-    "mlp": "784-512-512-10, ReLU, momentum, batch 128",
-    "autoenc": "autoencoder, 8 dense layers, Nesterov, batch 128",
-    "traffic": "2 convolutions with tanh on 32×32, batch 32",
-    "lenet": "LeNet on 28×28, momentum, batch 64",
-}
-LOSS_APART, NORM_APART = 1e-2, 3e-2
-"""Relative distances of two engines' losses, and of their parameters' norms, beyond which a row is wrong."""
+PARTS = ("steps", "overhead", "kernels", "contractions")
+SHOWN = 12
+"""How many kernels of a program the report lists."""
 
 
-def engines(python: str) -> str:
-    """The versions of PyTorch and JAX of an interpreter, or ""."""
-    code = (
-        "import torch, jax; print(f'PyTorch {torch.__version__.split(chr(43))[0]}, JAX {jax.__version__}')"
-    )
-    try:
-        done = subprocess.run([python, "-c", code], capture_output=True, text=True)
-    except OSError as error:
-        sys.exit(f"benchmarks/bench.py: {python} cannot be run: {error.strerror}")
-    return done.stdout.strip() if done.returncode == 0 else ""
+def kernels(args: argparse.Namespace) -> dict[str, Any]:
+    """The machine's limits, and the timings of every kernel of the chosen steps, as data and as text."""
+    from nets_graphflow import training_step
+
+    from graphflow import bench
+
+    limits = bench.machine(args.threads)
+    levels = [{"name": level.name, "bandwidth": level.bandwidth} for level in limits.levels]
+    found: dict[str, Any] = {"machine": {"flops": limits.flops, "levels": levels}, "programs": {}}
+    texts = [bench.describe(limits)]
+    for name in args.workloads:
+        work = (SMALL if args.small else WORKLOADS)[name]
+        batch = work.batch(0)
+        step = training_step(work, work.params(), batch, args.threads)
+        timings = bench.profile(step, [batch[key] for key in step.inputs], rounds=args.rounds)
+        found["programs"][name] = [
+            {"name": t.name, "lines": t.lines, "runs": t.runs, "seconds": t.seconds, "flops": t.work.flops,
+             "bytes": t.work.bytes, "bound": limits.bound(t.work), "reached": t.share(limits)}
+            for t in timings
+        ]  # fmt: skip
+        texts.append(f"{name}\n{bench.table(timings, limits, SHOWN)}")
+        print(f"kernels of {name}: {len(timings)}", flush=True)
+    found["text"] = "\n\n".join(texts)
+    return found
 
 
-def compare(args: argparse.Namespace, versions: str) -> list[dict[str, Any]]:
-    """The referee's rows, one for each engine and workload that it could time."""
-    worker = shlex.join([sys.executable, str(ROOT / "benchmarks" / "worker.py")])
-    results = OUT / "results.json"
-    results.unlink(missing_ok=True)
-    command = [
-        sys.executable,
-        str(args.peers / "compare.py"),
-        "--workloads",
-        *args.workloads,
-        "--threads",
-        str(args.threads),
-        "--rounds",
-        str(args.rounds),
-        "--mine",
-        worker + " {workload} {threads}",
-        "--python",
-        args.python,
-        "--json",
-        str(results),
-    ]
-    off = {**os.environ, "GRAPHFLOW_CACHE": "off"}
-    subprocess.run(command if versions else [*command, "--peers"], check=True, env=off)
-    return json.loads(results.read_text())
+def contractions() -> str:
+    """What contractions.py prints."""
+    command = [sys.executable, str(ROOT / "benchmarks" / "contractions.py")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else f"failed:\n{done.stderr}"
 
 
-def row(workload: str, rows: list[dict[str, Any]]) -> str:
-    """A line of the table: graphflow beside the fastest of the other engines."""
-    mine = next((r for r in rows if r["engine"] == "mine"), None)
-    others = [r for r in rows if r["engine"] != "mine"]
-    what = f"**{workload}**: {WORKLOADS[workload]}"
-    if mine is None:
-        return f"| {what} | failed | | | | | | |"
-    ours = f"{mine['median_ms']:.2f}"
-    if not others:
-        return f"| {what} | {ours} | | | | {mine['peak_mb']:.0f} | | {mine['first_s']:.2f} |"
-    best = min(others, key=lambda r: r["median_ms"])
-    wrong = " **wrong**" if mine["loss_apart"] > LOSS_APART or mine["norm_apart"] > NORM_APART else ""
-    memory = min(r["peak_mb"] for r in others)
-    return (
-        f"| {what} | {ours} | {best['median_ms']:.2f} ({best['engine']}) | {mine['x_best_peer']:.2f} | "
-        f"{mine['loss_apart']:.0e}{wrong} | {mine['peak_mb']:.0f} | {memory:.0f} | {mine['first_s']:.2f} |"
-    )
+def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Row]) -> str:
+    """Writes results.json, the plots and report.md; returns the part that the README shows."""
+    about = machine.text(found["machine"])
+    works = [(SMALL if args.small else WORKLOADS)[name] for name in args.workloads]
+    short = []
+    if rows:
+        short.append(report.steps_table(rows, works))
+        short.append(f"{about}. {report.how(args.rounds)}")
+    if "overhead" in found:
+        short.append(overhead.table(found["overhead"]))
+    parts = ["# Benchmarks of graphflow", *(short if rows else [f"{about}.", *short])]
+    if rows:
+        parts += ["## Every engine", report.engines_table(rows)]
+    drawn = report.plots(args.out, rows, found.get("kernels"))
+    parts += [f"![{path.stem}]({path.name})" for path in drawn]
+    if "kernels" in found:
+        parts += ["## Kernels", f"```\n{found['kernels']['text']}\n```"]
+    if "contractions" in found:
+        parts += ["## Contractions", f"```\n{found['contractions'].rstrip()}\n```"]
+    (args.out / "report.md").write_text("\n\n".join(parts) + "\n")
+    (args.out / "results.json").write_text(json.dumps(found, indent=1, allow_nan=False))
+    return "\n\n".join(short)
 
 
-def table(args: argparse.Namespace, rows: list[dict[str, Any]], versions: str, load: float) -> str:
-    """The comparison as Markdown, with where and when it was made."""
-    lines = [
-        "| training step | graphflow, ms | fastest other, ms | ratio | losses apart | peak MB | least other "
-        "peak MB | first step, s |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-    ]
-    lines += [row(w, [r for r in rows if r["workload"] == w]) for w in args.workloads]
-    compared = versions or "no other engine was there to compare with"
-    made = (
-        f"{datetime.date.today()}, {processor()}, {args.threads} threads, load {load:.1f} at the start, "
-        f"Python {platform.python_version()}, {compared}. Medians of {args.rounds} rounds in which engines "
-        "take turns; ratio: graphflow's time over the other's, the median of the rounds; peak: of the whole "
-        "process, from its first step on; the first step includes compiling, with no cache of graphflow."
-    )
-    return "\n".join([*lines, "", made])
-
-
-def processor() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def put_into_readme(text: str) -> None:
+def put_into_readme(text: str, path: Path = ROOT / "README.md") -> None:
     """Replaces what lies between the README's two marker comments."""
-    path = ROOT / "README.md"
     old = path.read_text()
     if old.count(BEGIN) != 1 or old.count(END) != 1:
         sys.exit(f"benchmarks/bench.py: {path} needs one {BEGIN} and one {END}")
@@ -134,38 +101,35 @@ def put_into_readme(text: str) -> None:
 
 
 def main() -> None:
-    """Runs everything and writes the tables."""
+    """Runs everything and writes the report."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
-    parser.add_argument(
-        "--threads",
-        type=int,
-        default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-    )
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--python", default=sys.executable)
-    parser.add_argument("--peers", type=Path, default=ROOT.parent / "shared" / "peers")
-    parser.add_argument("--readme", action="store_true")
+    compare.add_options(parser)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench", help="the report's folder")
+    parser.add_argument("--readme", action="store_true", help="put the tables into the README as well")
     args = parser.parse_args()
-    OUT.mkdir(parents=True, exist_ok=True)
-    parts = []
-    if (args.peers / "compare.py").exists():
-        versions = engines(args.python)
-        if not versions:
-            print(
-                f"{args.python} has no PyTorch and JAX: graphflow is timed alone (--python names another)"
-            )
-        load = os.getloadavg()[0]
-        parts.append(table(args, compare(args, versions), versions, load))
-    else:
-        print(f"no compare.py in {args.peers}: training steps are not timed (--peers names another folder)")
-    parts.append(overhead.table())
-    text = "\n\n".join(parts)
-    (OUT / "table.md").write_text(text + "\n")
-    print(text)
-    if args.readme and len(parts) == 2:
+    if args.readme and not {"steps", "overhead"} <= set(args.parts):
+        parser.error("the README shows steps and overhead: --parts must name both")
+    if args.readme and args.small:
+        parser.error("the README shows the full sizes, not --small")
+    args.out.mkdir(parents=True, exist_ok=True)
+    versions = compare.versions(args.python)
+    found: dict[str, Any] = {"machine": machine.describe(args.threads, versions)}
+    rows: list[compare.Row] = []
+    if "steps" in args.parts:
+        rows = compare.run(args, versions)
+        found["steps"] = compare.as_json(rows)
+    if "overhead" in args.parts:
+        found["overhead"] = overhead.measure()
+    if "kernels" in args.parts:
+        found["kernels"] = kernels(args)
+    if "contractions" in args.parts:
+        found["contractions"] = contractions()
+    text = write(args, found, rows)
+    print(f"\n{text}\n\n{args.out / 'report.md'}")
+    if args.readme:
         put_into_readme(text)
 
 

@@ -222,12 +222,9 @@ def run(args: argparse.Namespace, found: dict[str, str]) -> list[Row]:
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The rows as plain data; JSON has no NaN."""
+    """The rows as plain data; JSON has no NaN and infinity."""
     return [
-        {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value
-            for key, value in asdict(r).items()
-        }
+        {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(r).items()}
         | {"wrong": r.wrong}
         for r in rows
     ]

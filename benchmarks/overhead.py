@@ -1,7 +1,8 @@
-"""What graphflow costs beside arithmetic: a call, the import, compiling. Prints a Markdown table.
+"""What graphflow costs beside arithmetic: the import, a call, compiling, memory. Prints a Markdown table.
 
-Compiling is that of LeNet's training step, in fresh interpreters: once with an empty cache, once with the
-program in it. Of the stages those are shown that took 10 ms or more.
+Compiling is that of LeNet's training step, in fresh interpreters: once with an empty cache, then with the
+program in it. Of the stages those are shown that took 10 ms or more. Memory is what the process's resident
+memory grew by in the first step on a whole batch, beside what the plan says beforehand.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,30 +24,40 @@ import graphflow
 print(time.perf_counter() - start)
 """
 COMPILE = """
-import json, time
-import graphflow as gf
-n = gf.dim("N")
-x, y = gf.input("x", (n, 1, 28, 28)), gf.input("y", (n,), "int64")
-h = gf.nn.max_pool2d(gf.nn.conv2d(x, 20, 5), 2)
-h = gf.nn.max_pool2d(gf.nn.conv2d(h, 50, 5), 2)
-h = gf.nn.dense(gf.nn.dense(gf.nn.flatten(h), 500, gf.relu), 10)
-loss = gf.loss.softmax_cross_entropy(h, y)
-step = gf.function([x, y], loss, gf.optim.SGD(0.01, momentum=0.9).minimize(loss))
+import json, sys, time
+from pathlib import Path
+import protocol
+from nets_graphflow import training_step
+from workloads import WORKLOADS
+
+work = WORKLOADS["lenet"]
+batch, rows = work.batch(0), work.batch_size
+step = training_step(work, work.params(), batch, 1)
 start = time.perf_counter()
 step.runner
-print(json.dumps([time.perf_counter() - start, step.compilation.seconds]))
+seconds = time.perf_counter() - start
+step(**{key: array[:1] for key, array in batch.items()})
+grown = None
+if sys.platform == "linux":
+    protocol.forget_peak()
+    before = protocol.peak_bytes()
+    step(**batch)
+    grown = protocol.peak_bytes() - before + step.peak_bytes(N=1)
+print(json.dumps({"seconds": seconds, "stages": step.compilation.seconds, "grown": grown,
+                  "planned": step.peak_bytes(N=rows), "state": step.store.bytes, "rows": rows}))
 """
 ROUNDS, CALLS = 5, 2000
 
 
 def fresh(program: str, cache: str) -> str:
     """What a new interpreter prints for the program."""
+    here = str(Path(__file__).resolve().parent)
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
         check=True,
-        env={**os.environ, "GRAPHFLOW_CACHE": cache},
+        env={**os.environ, "GRAPHFLOW_CACHE": cache, "PYTHONPATH": here},
     )
     return done.stdout
 
@@ -66,25 +79,40 @@ def call_microseconds() -> float:
     return min(means) * 1e6
 
 
-def table() -> str:
-    """All measurements as a Markdown table."""
+def measure() -> dict[str, Any]:
+    """All measurements: seconds, microseconds of a call, bytes."""
     with tempfile.TemporaryDirectory() as cache:
         imported = min(float(fresh(IMPORT, cache)) for _ in range(ROUNDS))
-        cold, stages = json.loads(fresh(COMPILE, cache))
-        cached = min(json.loads(fresh(COMPILE, cache))[0] for _ in range(ROUNDS))
+        cold = json.loads(fresh(COMPILE, cache))
+        cached = [json.loads(fresh(COMPILE, cache)) for _ in range(ROUNDS)]
+    return {
+        "import_s": imported,
+        "call_us": call_microseconds(),
+        "compile_s": cold["seconds"],
+        "cached_s": min(run["seconds"] for run in cached),
+        "stages_s": cold["stages"],
+        "memory": {key: cached[0][key] for key in ("rows", "planned", "grown", "state")},
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """The measurements as a Markdown table."""
+    memory = found["memory"]
     rows = [
-        ("`import graphflow`, NumPy included", f"{imported:.2f} s"),
-        ("a call that adds two scalars", f"{call_microseconds():.1f} µs"),
-        ("compiling LeNet's training step", f"{cold:.2f} s"),
-        ("the same from the cache", f"{cached:.3f} s"),
+        ("`import graphflow`, NumPy included", f"{found['import_s']:.2f} s"),
+        ("a call that adds two scalars", f"{found['call_us']:.1f} µs"),
+        ("compiling LeNet's training step", f"{found['compile_s']:.2f} s"),
+        ("the same from the cache", f"{found['cached_s']:.3f} s"),
     ]
+    rows += [(f"the stage `{k}` of it", f"{s:.3f} s") for k, s in found["stages_s"].items() if s >= 0.01]
     rows += [
-        (f"the stage `{name}` of it", f"{seconds:.3f} s")
-        for name, seconds in stages.items()
-        if seconds >= 0.01
+        (f"its working memory at batch {memory['rows']}, by the plan", f"{memory['planned'] / 1e6:.2f} MB"),
     ]
-    return "\n".join(["| what | time |", "|---|---:|", *(f"| {what} | {much} |" for what, much in rows)])
+    if memory["grown"] is not None:
+        rows.append(("what its memory really grew by", f"{memory['grown'] / 1e6:.2f} MB"))
+    rows.append(("its parameters and optimizer state", f"{memory['state'] / 1e6:.2f} MB"))
+    return "\n".join(["| what | cost |", "|---|---:|", *(f"| {what} | {cost} |" for what, cost in rows)])
 
 
 if __name__ == "__main__":
-    print(table())
+    print(table(measure()))
