@@ -11,7 +11,7 @@ help:
 	@echo "make test       run the tests"
 	@echo "make lint       check the style with ruff"
 	@echo "make typecheck  check the types with mypy"
-	@echo "make bench      run the benchmarks"
+	@echo "make bench      measure training steps, kernels and overhead; the report goes to out/bench"
 	@echo "make docs       write docs/ops.md from the docstrings and the op table"
 	@echo "make clean      remove .venv and everything else that was built"
 
@@ -34,8 +34,9 @@ typecheck: $(VENV)/installed-test
 	cd build/typecheck && ../../$(VENV)/bin/python -m mypy --config-file ../../pyproject.toml \
 	  --cache-dir ../../.mypy_cache
 
+# BENCH="--python PATH" names a Python that has PyTorch and JAX to compare with; bench.py --help lists the rest.
 bench: $(VENV)/installed-plot
-	$(VENV)/bin/python benchmarks/bench.py
+	$(VENV)/bin/python benchmarks/bench.py $(BENCH)
 
 docs: $(VENV)/installed-test
 	$(VENV)/bin/python -m graphflow.docs > docs/ops.md

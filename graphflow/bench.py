@@ -6,7 +6,8 @@
 Every kernel is timed in its place in the step, by clocks in the native code. What bounds it is the roofline:
 it takes at least the time of its arithmetic at the measured rate of fused multiply-adds, and at least that of
 its least traffic at the bandwidth measured on as much memory as its arguments take. Williams, Waterman and
-Patterson, "Roofline", Communications of the ACM 52, 2009.
+Patterson, "Roofline", Communications of the ACM 52, 2009. A convolution counts the operations of its
+definition: Winograd's algorithm does fewer, and may pass 100%.
 """
 from __future__ import annotations
 
