@@ -142,12 +142,8 @@ class Variable(Node):
 
 
 def _free_name(base: str, store: Store) -> str:
-    taken = list(store)
-    for number in itertools.count():
-        name = f"{base}_{number}" if number else base
-        if not any(t == name or t.startswith(name + ".") for t in taken):
-            return name
-    raise AssertionError
+    names = (f"{base}_{number}" if number else base for number in itertools.count())
+    return next(name for name in names if not store.taken(name))
 
 
 def parameter(shape: Any, init: Initial, name: str | None = None, dtype: Any = "float32", *,

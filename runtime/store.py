@@ -72,6 +72,7 @@ class Store:
         self.arena = Arena()
         self._entries: dict[str, Entry] = {}
         self._views: dict[str, np.ndarray] = {}
+        self._taken = set[str]()
         self._memory = aligned_bytes(0, "the Store")
         self._used = 0
         self._seed = int(seed)
@@ -105,6 +106,8 @@ class Store:
             self._grow(self._used + align(entry.bytes))
             self._used += align(entry.bytes)
             self._entries[name] = entry
+            parts = name.split(".")
+            self._taken.update(".".join(parts[:i + 1]) for i in range(len(parts)))
             self._views[name] = self._view(entry)
             self._views[name][...] = value
             self.version += 1
@@ -147,6 +150,10 @@ class Store:
     def names(self, role: str | None = None) -> list[str]:
         """The entries' names in the order of declaration, of one role if it is given."""
         return [e.name for e in self._entries.values() if role is None or e.role == role]
+
+    def taken(self, name: str) -> bool:
+        """Whether there is an entry of this name, or one whose name begins with it and a dot."""
+        return name in self._taken
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A copy of the entry."""

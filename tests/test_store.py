@@ -37,6 +37,13 @@ def test_entries():
     assert store[SEED] == 0 and store[STEP] == 0
 
 
+def test_names_that_are_taken():
+    store = Store()
+    store.declare("net/dense.0.W", "parameter", "float32", (2,))
+    assert all(map(store.taken, ("net/dense.0.W", "net/dense.0", "net/dense", "rng", "rng.seed")))
+    assert not any(map(store.taken, ("net", "net/dens", "net/dense.0.W.momentum", "W", "")))
+
+
 def test_reading_copies_and_writing_copies():
     store = net()
     before = store["w"]
