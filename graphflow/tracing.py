@@ -89,10 +89,27 @@ def close(parts: Sequence[Part], inside: Callable[[Node], bool]) -> tuple[list[R
     orders, captured = [], dict[Value, None]()
     for parameters, results in parts:
         own = {p.node for p in parameters}
-        order, outside = _reach(results, own, lambda n: inside(n) or is_number(n) or n.op == "broadcast_to")
+        passed = _gradient_paths(results, inside)
+        order, outside = _reach(results, own, lambda n, passed=passed: inside(n) or n in passed
+                                or is_number(n) or n.op == "broadcast_to")
         orders.append(order)
         captured.update(outside)
     return [_copy(part, order, list(captured)) for part, order in zip(parts, orders)], list(captured)
+
+
+def _gradient_paths(results: Sequence[Value], inside: Callable[[Node], bool]) -> set[Node]:
+    """The nodes between what the gradients inside a body are by and what they are of: if they stayed outside
+    of the body, no gradient would pass through them."""
+    passed = set[Node]()
+    for node in topological(v.node for v in results):
+        if node.op == "grad" and inside(node):
+            count = node.attrs["cotangents"]
+            reached = set(node.inputs[2 * count or 1:])
+            for n in topological(v.node for v in node.inputs[:count or 1]):
+                if any(v in reached for v in n.inputs):
+                    reached.update(n.results)
+                    passed.add(n)
+    return passed
 
 
 def _reach(results: Sequence[Value], own: set[Node], inside: Callable[[Node], bool]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import DEVICES
 
 import graphflow as gf
 from graphflow.compiler.interpret import interpret
@@ -448,7 +449,8 @@ def test_while_loop_has_the_gradient_of_its_trips(limit: int) -> None:
     np.testing.assert_allclose(second, (ahead - back) / 2e-5, rtol=1e-6)
 
 
-def test_gradients_taken_inside_a_body() -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_taken_inside_a_body(device: str) -> None:
     """Descent along a gradient in the loop, differentiated through."""
     f = feeds(a=(H, H), x=(H,))
 
@@ -459,10 +461,24 @@ def test_gradients_taken_inside_a_body() -> None:
     for loop in (gf.scan, unrolled):
         last, _ = loop(body, f["x"], None, 4)
         loss = squares(last)
-        program = gf.function(list(f.values()), [loss, *gf.grad(loss, list(f.values()))], device="reference")
+        program = gf.function(list(f.values()), [loss, *gf.grad(loss, list(f.values()))], device=device)
         rng = np.random.default_rng(2)
         results.append(program(rng.standard_normal((H, H)) / 3, rng.standard_normal(H)))
     agree(results[0], results[1])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_inside_a_body_by_what_lies_outside(device: str) -> None:
+    """The way from `a` to the scalar leads through a node that no parameter of the body decides."""
+    a, x, flag = gf.input("a", (), "float64"), gf.input("x", (3,), "float64"), gf.input("flag", (), "bool")
+    twice = gf.tanh(a) * 2
+    _, slopes = gf.scan(lambda c, r: (c, gf.grad((twice * r + c) ** 2, a)), gf.constant(0.5, "float64"), x)
+    chosen = gf.cond(flag, lambda: gf.grad(twice * twice, a), lambda: gf.grad(twice, a))
+    rows = np.array([1.0, -2.0, 0.5])
+    values, inside = gf.function([a, x, flag], [slopes, chosen], device=device)(0.3, rows, True)
+    v, slope = 2 * np.tanh(0.3), 2 - 2 * np.tanh(0.3) ** 2
+    np.testing.assert_allclose(values, 2 * (v * rows + 0.5) * rows * slope, rtol=1e-13)
+    np.testing.assert_allclose(inside, 2 * v * slope, rtol=1e-13)
 
 
 @pytest.mark.parametrize("case", BODIES)

@@ -13,7 +13,7 @@ from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Locati
 STAGES = ("trace", "canonical", "stable", "autodiff", "joint", "fuse", "schedule")
 """The stages whose result is a tensor graph, in order."""
 
-_OUTSIDE_ONLY = ("input", "state", "training", "update", "check", "grad")
+_OUTSIDE_ONLY = ("input", "state", "training", "update", "check")
 
 
 def check_graph(graph: Graph, stage: str) -> None:
