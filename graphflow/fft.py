@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from graphflow.products import matmul
 from graphflow.scope import here
 from graphflow.shapes import concatenate, flip, moveaxis, reshape, roll, swapaxes
 from graphflow.shapes import pad as pad_array
-from graphflow.tensor import Axes, Operand, Tensor, as_tensors, cast, constant
+from graphflow.tensor import Axes, Operand, Tensor, as_tensors, cast, constant, elementwise
 from graphflow.windows import MODES
 
 MAX_RADIX = 32
@@ -41,9 +41,39 @@ NORMS = ("backward", "ortho", "forward")
 
 
 class Complex(NamedTuple):
-    """A complex array: the tensors of its real and imaginary parts, of one shape."""
+    """A complex array: the tensors of its real and imaginary parts, of one shape. It is added, subtracted and
+    multiplied, element by element, with another one or with a real array or number; ``abs`` is its size."""
     real: Tensor
     imag: Tensor
+
+    def __add__(self, other: Any) -> Complex:                                   # type: ignore[override]
+        real, imag = _operand(other)
+        return Complex(self.real + real, self.imag + imag)
+
+    def __sub__(self, other: Any) -> Complex:
+        real, imag = _operand(other)
+        return Complex(self.real - real, self.imag - imag)
+
+    def __mul__(self, other: Any) -> Complex:                                   # type: ignore[override]
+        real, imag = _operand(other)
+        if isinstance(imag, float):
+            return Complex(self.real * real, self.imag * real)
+        return Complex(*_times(self, (real, imag)))
+
+    def __neg__(self) -> Complex:
+        return Complex(-self.real, -self.imag)
+
+    def __rsub__(self, other: Any) -> Complex:
+        return -self + other
+
+    def __abs__(self) -> Tensor:
+        return elementwise("hypot", self.real, self.imag)
+
+    __radd__, __rmul__ = __add__, __mul__                                       # type: ignore[assignment]
+
+    def conj(self) -> Complex:
+        """The complex conjugate."""
+        return Complex(self.real, -self.imag)
 
 
 Parts = tuple[Tensor, Tensor | None]
@@ -158,6 +188,15 @@ def irfftn(x: Operand | Complex, s: Sequence[int] | None = None, axes: Sequence[
 
 
 # --- arguments
+
+def _operand(x: Any) -> tuple[Tensor, Tensor | float]:
+    """The real and the imaginary part of what stands beside a complex array: 0.0 where there is none."""
+    if isinstance(x, Complex):
+        return x
+    if not isinstance(x, Tensor) and np.iscomplexobj(x):
+        return as_tensor(np.real(x)), as_tensor(np.imag(x))
+    return as_tensor(x), 0.0
+
 
 def _parts(x: Operand | Complex) -> Parts:
     """The real and the imaginary part, None where there is none, in one float type."""

@@ -197,3 +197,15 @@ def test_good_sizes_are_scipys() -> None:
 def test_errors_say_what_is_wrong(build: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         build(gf.input("x", (3, 8)), gf.input("n", (gf.dim("N"),)))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_arithmetic_with_complex_arrays(device: str) -> None:
+    (a, b), (c, d) = pair((3, 5), "float32"), pair((3, 5), "float32")
+    tensors = [gf.input(name, (3, 5)) for name in "abcd"]
+    x, y, r = gf.fft.Complex(*tensors[:2]), gf.fft.Complex(*tensors[2:]), tensors[0]
+    u, v, w = a + 1j * b.astype(np.float64), c + 1j * d.astype(np.float64), np.exp(1j * np.arange(5))
+    built = [x + y, x - y, x * y, -x, x + r, x - r, x * r, 2 * x, 1 - x, x * w, x + w, x.conj(), abs(x)]
+    wanted = [u + v, u - v, u * v, -u, u + a, u - a, u * a, 2 * u, 1 - u, u * w, u + w, u.conj(), abs(u)]
+    for i, (found, expected) in enumerate(zip(run(device, built, tensors, [a, b, c, d]), wanted)):
+        near(found, expected, "float32", f"number {i}")
