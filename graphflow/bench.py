@@ -244,7 +244,8 @@ def _rate(task: int, threads: int, arguments: Sequence[int]) -> float:
     from graphflow.runtime.native import thread_pool
     types = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     parallel = ctypes.CFUNCTYPE(None, *types)(thread_pool())
-    repeats, rates = 1, []
+    rates: list[float] = []
+    repeats = 1
     while len(rates) < PROBE_RUNS:
         words = (ctypes.c_int64 * (len(arguments) + 1))(*arguments, repeats)
         begin = time.perf_counter()
