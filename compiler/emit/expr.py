@@ -148,6 +148,8 @@ class Emitter(Indices):
         needed = tuple(g for g in node.data if g not in guards and not self.proven(g))
         if not needed:
             return self.value(value, guards)
+        if any(map(self.refuted, needed)):
+            return self.value(fill, guards)
         inside = (*guards, *needed)
         other = self.value(fill, guards)
         if (

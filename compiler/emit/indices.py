@@ -278,6 +278,12 @@ class Indices:
         room, _ = bounds_of(g.bound - 1 - g.at, self.bounds)
         return low is not None and low >= 0 and room is not None and room >= 0
 
+    def refuted(self, g: Guard) -> bool:
+        """Whether the guard holds for no value of its names."""
+        _, high = bounds_of(g.at, self.bounds)
+        _, room = bounds_of(g.bound - 1 - g.at, self.bounds)
+        return (high is not None and high < 0) or (room is not None and room < 0)
+
     def condition(self, guards: Guards, within: Guards = ()) -> tuple[Value | None, Value | None]:
         """Where all guards hold: an I1 for all lanes, and a mask; None stands for true. Only where those of
         `within` hold does the result mean anything."""

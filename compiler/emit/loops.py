@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from graphflow.compiler.emit.builder import I64, PTR, Builder, Module, Value, constant
 from graphflow.compiler.emit.cost import TASK_NS, statement_ns, trips
 from graphflow.compiler.emit.expr import Emitter
+from graphflow.compiler.emit.halves import emit_halves, has_halves
 from graphflow.compiler.emit.nodes import Nodes
 from graphflow.compiler.emit.width import lane_count
 from graphflow.compiler.kernel.form import Kernel, Let, Loop, LoopKernel, Statement, Store
@@ -152,6 +153,9 @@ def _lanes(e: Emitter, loop: Loop, start: Value, stop: Value) -> None:
     """A vectorised loop over [start, stop), `start` a multiple of CHUNK_ALIGN."""
     _bound(e, loop)
     roots, dims = _survey(e, loop.body)
+    if has_halves(e, loop, roots, dims):
+        emit_halves(e, loop, roots, start, stop)
+        return
     count = lane_count(e, roots, loop.var, loop.extent, dims=dims)
 
     def body(carry: list[Value]) -> list[Value]:
