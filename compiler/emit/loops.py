@@ -24,10 +24,10 @@ from graphflow.compiler.emit.builder import I64, PTR, Builder, Module, Value, co
 from graphflow.compiler.emit.cost import TASK_NS, statement_ns, trips
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.halves import emit_halves, has_halves
-from graphflow.compiler.emit.nodes import Nodes
-from graphflow.compiler.emit.width import lane_count
+from graphflow.compiler.emit.nodes import Node, Nodes
+from graphflow.compiler.emit.width import lane_count, reachable
 from graphflow.compiler.kernel.form import Kernel, Let, Loop, LoopKernel, Statement, Store
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
 from graphflow.compiler.target import Target
 
 CHUNK_ALIGN = 128
@@ -35,6 +35,8 @@ CHUNK_ALIGN = 128
 MASKED_NODES = 24
 """Bodies with more operations than this are emitted once, masked, where masks are cheap, rather than
 twice."""
+LONG_PIECE, MAX_PIECES = 32, 8
+"""A loop is cut where its guards change into at most so many pieces, each of at least that many elements."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +158,38 @@ def _lanes(e: Emitter, loop: Loop, start: Value, stop: Value) -> None:
     if has_halves(e, loop, roots, dims):
         emit_halves(e, loop, roots, start, stop)
         return
-    count = lane_count(e, roots, loop.var, loop.extent, dims=dims)
+    if not (start.is_constant and stop.is_constant):
+        _piece(e, loop, roots, dims, start, stop)
+        return
+    ends = [int(start.name), *_changes(roots, loop.var, int(start.name), int(stop.name)), int(stop.name)]
+    for first, last in zip(ends, ends[1:]):
+        e.bounds[loop.var] = (first, last - 1)
+        _piece(e, loop, roots, dims, constant(I64, first), constant(I64, last))
+
+
+def _changes(roots: Sequence[Node], var: str, start: int, stop: int) -> list[int]:
+    """Where, within a loop, guards on its variable begin or cease to hold, as far as what lies between is
+    worth a loop of its own: as between the parts of a concatenation."""
+    found = set()
+    for node in reachable(roots):
+        for g in node.data if node.kind == "guarded" else ():
+            shift = g.at - symbol(var)
+            if isinstance(shift, int) and isinstance(g.bound, int):
+                found |= {-shift, g.bound - shift}
+    ends = [start]
+    for x in sorted(found):
+        if x - ends[-1] >= LONG_PIECE and stop - x >= LONG_PIECE:
+            ends.append(x)
+    return ends[1:] if len(ends) <= MAX_PIECES else []
+
+
+def _piece(
+    e: Emitter, loop: Loop, roots: Sequence[Node], dims: Sequence[DimLike], start: Value, stop: Value
+) -> None:
+    """A vectorised loop over the elements from `start` to `stop` of the loop's."""
+    first = int(start.name) if start.is_constant else 0
+    extent = int(stop.name) - first if start.is_constant and stop.is_constant else loop.extent
+    count = lane_count(e, roots, loop.var, extent, dims=dims)
 
     def body(carry: list[Value]) -> list[Value]:
         statements(e, loop.body)
@@ -169,6 +202,7 @@ def _lanes(e: Emitter, loop: Loop, start: Value, stop: Value) -> None:
         count,
         body,
         masked_only=e.target.vector_bytes == 64 and _operations(loop.body) > MASKED_NODES,
+        align=math.gcd(first, count),
     )
 
 

@@ -1,4 +1,5 @@
-"""Vectorised loops that divide their variable by 2, on every target, against NumPy."""
+"""Vectorised loops that are cut where their guards change, or into even and odd elements, on every target,
+against NumPy."""
 from __future__ import annotations
 
 import numpy as np
@@ -64,3 +65,34 @@ def test_even_and_odd_elements_are_woven_without_scatters(stride: int) -> None:
     x, y = numbers((8, 50)), np.zeros((8, 100 * stride), np.float32)
     got = run(kernel, {"x": x, "y": y}, {}, TARGETS["host"])
     np.testing.assert_array_equal(got["y"][:, ::stride], np.repeat(x, 2, axis=1))
+
+
+@pytest.mark.parametrize("sizes", [(128, 128, 128, 128), (33, 1, 95), (40, 40), (200, 7, 33, 64), (32,) * 9])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_parts_of_a_concatenation(sizes: tuple[int, ...], rows: int, target: Target) -> None:
+    """Gathered into one array, whose old value is subtracted, and read again beyond the parts."""
+    starts, total = np.cumsum((0, *sizes))[:-1], sum(sizes)
+    parts = [numbers((rows, n), seed=i) for i, n in enumerate(sizes)]
+    arguments = ", ".join(f"x{i}: r f32[{rows},{n}]" for i, n in enumerate(sizes))
+    value = "f32(0.0)"
+    for i, (at, n) in enumerate(zip(starts, sizes)):
+        value = f"add({value}, guarded(0 <= p-{at} < {n}, x{i}[i, p-{at}], f32(0.0)))"
+    kernel = parse_kernel(f"""kernel k({arguments}, y: rw f32[{rows},{total}]) symbols [] {{
+        grid i < {rows} {{ lanes p < {total} {{
+            let old = y[i, p]
+            y[i, p] = sub({value}, old) }} }} }}""")
+    y = numbers((rows, total), seed=99)
+    given = {f"x{i}": x for i, x in enumerate(parts)}
+    got = run(kernel, {**given, "y": y.copy()}, {}, target)
+    np.testing.assert_array_equal(got["y"], np.concatenate(parts, 1) - y)
+
+
+def test_long_parts_of_a_concatenation_have_no_masks() -> None:
+    """Of two parts; padding by one element is not worth a loop of its own."""
+    for at, masks in ((64, False), (127, True)):
+        kernel = parse_kernel(f"""kernel k(x: r f32[8,{at}], y: w f32[8,128]) symbols [] {{
+            grid i < 8 {{ lanes p < 128 {{
+                y[i, p] = guarded(0 <= p < {at}, x[i, p], f32(0.0)) }} }} }}""")
+        module = Module()
+        emit_kernel(module, kernel, TARGETS["host"])
+        assert ("masked" in module.text()) == masks
