@@ -59,6 +59,7 @@ class Entry:
         self.places = {id: i for i, id in enumerate(self.table)}
 
     def emit(self) -> None:
+        """The whole body, then the result 0."""
         self._body(self.plan.body)
         self.b.ret(constant(I64, 0))
 

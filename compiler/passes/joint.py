@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from graphflow.compiler.ir.graph import Graph, Node, Value
+from graphflow.compiler.ir.graph import Graph, Node, Value, walk
 from graphflow.compiler.passes.canonical import CANONICAL
 from graphflow.compiler.passes.convolutions import CONVOLUTIONS
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
+from graphflow.compiler.passes.scan_hoist import hoist
+from graphflow.compiler.passes.scan_merge import tidy_scans
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.dtypes import DType
 
@@ -20,8 +22,12 @@ _EXACT = {4: 1 << 24, 8: 1 << 53}
 
 
 def optimize_jointly(graph: Graph) -> Graph:
-    """One sweep of the table together with the canonical one. Assumes that no `grad` node is left."""
-    return rewrite(graph, JOINT)
+    """One sweep of the table together with the canonical one; where there are loops, what can leave their
+    bodies does, and the table comes again. Assumes that no `grad` node is left."""
+    graph = rewrite(graph, JOINT)
+    if not any(node.op == "scan" for node in walk(graph.nodes())):
+        return graph
+    return rewrite(tidy_scans(hoist(graph)), JOINT)
 
 
 def _pass_through(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:

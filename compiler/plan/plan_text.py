@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
+from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.dtypes import DType
 from graphflow.compiler.plan.schema import (
     MAX_DEPTH,
@@ -182,7 +183,8 @@ class _Parser:
             s.expect("to")
             last = s.integer()
         alias = s.name() if s.accept("over") else ""
-        data, base, offset = b"", "", 0
+        data, base = b"", ""
+        offset: DimLike = 0
         if role == "constant":
             s.expect("data")
             data = self._data(dtype)
