@@ -1,4 +1,4 @@
-"""The thread pool: every share exactly once, on the right worker; reuse, nesting, forks, parking."""
+"""The thread pool: every task exactly once, by a worker of the team; help, reuse, nesting, forks, parking."""
 from __future__ import annotations
 
 import ctypes
@@ -61,19 +61,14 @@ def parallel() -> Any:
     return ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)(pointer)
 
 
-def owners(tasks: int, threads: int) -> np.ndarray:
-    team = max(1, min(tasks, threads))
-    return np.concatenate([np.full((w + 1) * tasks // team - w * tasks // team, w) for w in range(team)])
-
-
 def check_marks(marks: np.ndarray, tasks: int, threads: int, times: int = 1) -> None:
     np.testing.assert_array_equal(marks[:tasks, 0], times)
-    np.testing.assert_array_equal(marks[:tasks, 1], owners(tasks, threads))
+    assert np.all((0 <= marks[:tasks, 1]) & (marks[:tasks, 1] < max(1, min(tasks, threads))))
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 4, 2, 1])
-@pytest.mark.parametrize("tasks", [0, 1, 2, 3, 5, 64, 1001])
-def test_each_task_runs_once_on_its_worker(library: Library, parallel: Any, tasks: int, threads: int) -> None:
+@pytest.mark.parametrize("tasks", [0, 1, 2, 3, 5, 64, 1001, 65536, 200_003])
+def test_each_task_runs_once(library: Library, parallel: Any, tasks: int, threads: int) -> None:
     marks = np.zeros((tasks + 1, 2), np.int64)
     parallel(library.address("mark"), marks.ctypes.data, tasks, threads)
     check_marks(marks, tasks, threads)
@@ -89,6 +84,34 @@ def test_many_calls(library: Library, parallel: Any, threads: int) -> None:
     seconds = time.perf_counter() - start
     print(f"{threads} threads: {seconds / 2000 * 1e6:.2f} us a call")
     check_marks(marks, 7, threads, 2000)
+
+
+def test_others_take_over_a_share_that_is_not_run(library: Library, parallel: Any) -> None:
+    """Who gets task 0 waits until all tasks behind that piece are done: those of its own share too."""
+    @ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    def task(_: int, begin: int, end: int, worker: int) -> None:
+        limit = time.monotonic() + 20
+        while begin == 0 and done[end:].sum() < 64 - end and time.monotonic() < limit:
+            time.sleep(0.001)
+        waited.append(time.monotonic() < limit)
+        done[begin:end] = 1
+        who[begin:end] = worker
+
+    done, who, waited = np.zeros(64, np.int64), np.zeros(64, np.int64), []
+    parallel(ctypes.cast(task, ctypes.c_void_p), None, 64, 2)
+    assert all(waited) and done.all()
+    assert np.count_nonzero(who != who[0]) >= 48 or who[0] == 1     # unless the caller itself was late
+
+
+def test_teams_of_changing_size(library: Library, parallel: Any) -> None:
+    """More workers than processors, some of which are late for a call that has long been over."""
+    marks, count = np.zeros((300, 2), np.int64), np.zeros(300, np.int64)
+    rng = np.random.default_rng(0)
+    for tasks, threads in zip(rng.integers(1, 300, 3000).tolist(), rng.integers(1, 9, 3000).tolist()):
+        parallel(library.address("mark"), marks.ctypes.data, tasks, threads)
+        count[:tasks] += 1
+        assert np.array_equal(marks[:, 0], count)
+        assert np.all(marks[:tasks, 1] < min(tasks, threads))
 
 
 def test_calls_after_parking(library: Library, parallel: Any) -> None:

@@ -4,10 +4,14 @@
                      void *args, int64_t tasks, int64_t threads);
     void gf_pool_reset(void);
 
-`gf_parallel` splits [0, tasks) into contiguous shares, share w being [w·tasks/team, (w+1)·tasks/team), and
-runs each on its own thread; the caller is worker 0. The team is min(threads, tasks, MAX_THREADS), fewer only
-where the system refuses a thread. It returns when all shares are done. A call made while another one runs,
-from within a task or from another thread, does its whole range on the calling thread as worker 0.
+`gf_parallel` splits [0, tasks) into one contiguous share for each thread of the team, which is min(threads,
+tasks, MAX_THREADS) of them, fewer only where the system refuses a thread; the caller is worker 0. A worker
+takes half of what is left of its own share, from the front, until nothing is, and then helps the others:
+half of what is left of theirs, from the back. So a worker that the system keeps from running holds up nobody
+for more than the piece that it has begun, and caches still see the same worker at the same place of one call
+after another. `worker` says who runs a piece; which pieces there are is not the same every time. It returns
+when all tasks are done. A call made while another one runs, from within a task or from another thread, does
+its whole range on the calling thread as worker 0.
 
 Workers are created when first needed and wait for the next call: spinning for SPIN_NS, giving way to other
 threads for most of that, then parked on a condition variable. `gf_pool_reset` makes the pool forget its
@@ -46,20 +50,23 @@ def pool_object(target: Target) -> bytes:
 
 
 _POOL = """
-; What a worker owns: the last word it has seen when it starts, whether it is parked, a mutex and a condition
-; variable (64 bytes hold either on every supported system).
+; What a worker owns: its share, whether it is parked, a mutex and a condition variable (64 bytes hold either
+; on every supported system). A share is the number of the call in the upper 32 bits, then the first and the
+; end of the units that nobody has taken, 16 bits each; a unit is so many tasks that these suffice. Who takes
+; some of it exchanges the whole word, which fails if anything changed since it was read: so the fields
+; read in between are those of this call, as they change only while all shares are empty.
 %Worker = type { i64, i32, [52 x i8], [64 x i8], [64 x i8], [64 x i8] }
 @workers = internal global [$MAX_THREADS$ x %Worker] zeroinitializer, align 64
 @started = internal global i64 1, align 64
 
-; The word that announces a call: its number in the upper 48 bits, the size of its team in the lower 16.
-; Both are read at once, so a worker outside the team never looks at the call's fields, which may change.
-@word = internal global { i64, [56 x i8] } zeroinitializer, align 64
-@pending = internal global { i64, [56 x i8] } zeroinitializer, align 64
 @busy = internal global { i32, [60 x i8] } zeroinitializer, align 64
+@pending = internal global { i64, [56 x i8] } zeroinitializer, align 64
 @call_task = internal global ptr null, align 64
 @call_args = internal global ptr null
 @call_tasks = internal global i64 0
+@call_unit = internal global i64 0
+@call_team = internal global i64 0
+@call_number = internal global i64 0
 
 declare i32 @pthread_create(ptr, ptr, ptr, ptr) nounwind
 declare i32 @pthread_detach(ptr) nounwind
@@ -88,17 +95,76 @@ define internal i64 @now() nounwind {
   ret i64 %total
 }
 
-define internal void @run_share(i64 %worker, i64 %team) nounwind {
-  %task = load ptr, ptr @call_task
-  %args = load ptr, ptr @call_args
-  %tasks = load i64, ptr @call_tasks
-  %next = add i64 %worker, 1
-  %low = mul i64 %worker, %tasks
-  %high = mul i64 %next, %tasks
-  %begin = udiv i64 %low, %team
-  %end = udiv i64 %high, %team
-  call void %task(ptr %args, i64 %begin, i64 %end, i64 %worker)
+; Run pieces of the worker's own share, then of those of the others, until there are none.
+define internal void @work(i64 %id) nounwind {
+entry:
+  br label %scan
+scan:
+  %nth = phi i64 [ 0, %entry ], [ %further, %empty ]
+  %size = load atomic i64, ptr @call_team monotonic, align 8
+  %outside = icmp uge i64 %id, %size
+  %all = icmp uge i64 %nth, %size
+  %over = or i1 %outside, %all
+  br i1 %over, label %end, label %choose
+choose:
+  %sum = add i64 %id, %nth
+  %wrapped = sub i64 %sum, %size
+  %past = icmp uge i64 %sum, %size
+  %victim = select i1 %past, i64 %wrapped, i64 %sum
+  %share = getelementptr [$MAX_THREADS$ x %Worker], ptr @workers, i64 0, i64 %victim
+  %own = icmp eq i64 %nth, 0
+  br label %look
+look:
+  %word = load atomic i64, ptr %share acquire, align 8
+  %shifted = lshr i64 %word, 16
+  %first = and i64 %shifted, 65535
+  %last = and i64 %word, 65535
+  %some = icmp ult i64 %first, %last
+  br i1 %some, label %take, label %empty
+empty:
+  %further = add i64 %nth, 1
+  br label %scan
+take:
+  %task = load atomic ptr, ptr @call_task monotonic, align 8
+  %args = load atomic ptr, ptr @call_args monotonic, align 8
+  %tasks = load atomic i64, ptr @call_tasks monotonic, align 8
+  %unit = load atomic i64, ptr @call_unit monotonic, align 8
+  %team = load atomic i64, ptr @call_team monotonic, align 8
+  %member = icmp ult i64 %id, %team
+  br i1 %member, label %exchange, label %end
+exchange:
+  %rest = sub i64 %last, %first
+  %rounded = add i64 %rest, 1
+  %half = lshr i64 %rounded, 1
+  %front = shl i64 %half, 16
+  %without_front = add i64 %word, %front
+  %without_back = sub i64 %word, %half
+  %left = select i1 %own, i64 %without_front, i64 %without_back
+  %back = sub i64 %last, %half
+  %from = select i1 %own, i64 %first, i64 %back
+  %pair = cmpxchg ptr %share, i64 %word, i64 %left acq_rel acquire
+  %mine = extractvalue { i64, i1 } %pair, 1
+  br i1 %mine, label %run, label %look
+run:
+  %to = add i64 %from, %half
+  %begin = mul i64 %from, %unit
+  %whole = mul i64 %to, %unit
+  %stop = call i64 @llvm.smin.i64(i64 %whole, i64 %tasks)
+  call void %task(ptr %args, i64 %begin, i64 %stop, i64 %id)
+  atomicrmw sub ptr @pending, i64 %half release
+  br label %look
+end:
   ret void
+}
+
+; Whether there is something left of a share.
+define internal i1 @waits(ptr %share) nounwind {
+  %word = load atomic i64, ptr %share seq_cst, align 8
+  %shifted = lshr i64 %word, 16
+  %first = and i64 %shifted, 65535
+  %last = and i64 %word, 65535
+  %some = icmp ult i64 %first, %last
+  ret i1 %some
 }
 
 define internal ptr @worker_main(ptr %argument) nounwind {
@@ -108,22 +174,14 @@ entry:
   %parked = getelementptr %Worker, ptr %me, i64 0, i32 1
   %mutex = getelementptr %Worker, ptr %me, i64 0, i32 3
   %condition = getelementptr %Worker, ptr %me, i64 0, i32 4
-  %first = load i64, ptr %me
   br label %idle
 idle:
-  %before = phi i64 [ %first, %entry ], [ %new, %work ]
   %since = call i64 @now()
   br label %spin
 spin:
-  %seen = phi i64 [ %before, %idle ], [ %seen, %pause ], [ %seen, %yield ], [ %seen, %rest ], [ %word, %else ]
-  %spins = phi i64 [ 0, %idle ], [ %more, %pause ], [ 0, %yield ], [ 0, %rest ], [ %spins, %else ]
-  %word = load atomic i64, ptr @word acquire, align 8
-  %same = icmp eq i64 %word, %seen
-  br i1 %same, label %pause, label %else
-else:
-  %team = and i64 %word, 65535
-  %member = icmp ult i64 %id, %team
-  br i1 %member, label %work, label %spin
+  %spins = phi i64 [ 0, %idle ], [ %more, %pause ], [ 0, %yield ], [ 0, %rest ]
+  %called = call i1 @waits(ptr %me)
+  br i1 %called, label %work, label %pause
 pause:
   call void $PAUSE$
   %more = add i64 %spins, 1
@@ -145,11 +203,7 @@ park:
   store atomic i32 1, ptr %parked seq_cst, align 4
   br label %check
 check:
-  %now_word = load atomic i64, ptr @word seq_cst, align 8
-  %changed = icmp ne i64 %now_word, %seen
-  %now_team = and i64 %now_word, 65535
-  %now_member = icmp ult i64 %id, %now_team
-  %wanted = and i1 %changed, %now_member
+  %wanted = call i1 @waits(ptr %me)
   br i1 %wanted, label %unpark, label %wait
 wait:
   call i32 @pthread_cond_wait(ptr %condition, ptr %mutex)
@@ -159,10 +213,7 @@ unpark:
   call i32 @pthread_mutex_unlock(ptr %mutex)
   br label %work
 work:
-  %new = phi i64 [ %word, %else ], [ %now_word, %unpark ]
-  %new_team = and i64 %new, 65535
-  call void @run_share(i64 %id, i64 %new_team)
-  atomicrmw sub ptr @pending, i64 1 release
+  call void @work(i64 %id)
   br label %idle
 }
 
@@ -190,8 +241,7 @@ create:
   %parked = getelementptr %Worker, ptr %worker, i64 0, i32 1
   %mutex = getelementptr %Worker, ptr %worker, i64 0, i32 3
   %condition = getelementptr %Worker, ptr %worker, i64 0, i32 4
-  %word = load i64, ptr @word
-  store i64 %word, ptr %worker
+  store i64 0, ptr %worker
   store i32 0, ptr %parked
   call i32 @pthread_mutex_init(ptr %mutex, ptr null)
   call i32 @pthread_cond_init(ptr %condition, ptr null)
@@ -234,21 +284,43 @@ inline:
   br label %end
 publish:
   %team = call i64 @grow(i64 %wanted)
-  store ptr %task, ptr @call_task
-  store ptr %args, ptr @call_args
-  store i64 %tasks, ptr @call_tasks
-  %others = sub i64 %team, 1
-  store atomic i64 %others, ptr @pending monotonic, align 8
-  %old = load atomic i64, ptr @word monotonic, align 8
-  %number = and i64 %old, -65536
-  %advanced = add i64 %number, 65536
-  %announced = or i64 %advanced, %team
-  store atomic i64 %announced, ptr @word seq_cst, align 8
+  %more_tasks = add i64 %tasks, 65534
+  %unit = udiv i64 %more_tasks, 65535
+  %up = add i64 %unit, -1
+  %padded = add i64 %tasks, %up
+  %units = udiv i64 %padded, %unit
+  store atomic ptr %task, ptr @call_task monotonic, align 8
+  store atomic ptr %args, ptr @call_args monotonic, align 8
+  store atomic i64 %tasks, ptr @call_tasks monotonic, align 8
+  store atomic i64 %unit, ptr @call_unit monotonic, align 8
+  store atomic i64 %team, ptr @call_team monotonic, align 8
+  store atomic i64 %units, ptr @pending monotonic, align 8
+  %old = load i64, ptr @call_number
+  %number = add i64 %old, 1
+  store i64 %number, ptr @call_number
+  %upper = shl i64 %number, 32
+  br label %hand_out
+hand_out:
+  %member = phi i64 [ 0, %publish ], [ %following, %hand_out ]
+  %following = add i64 %member, 1
+  %low = mul i64 %member, %units
+  %high = mul i64 %following, %units
+  %first = udiv i64 %low, %team
+  %last = udiv i64 %high, %team
+  %first_bits = shl i64 %first, 16
+  %range = or i64 %first_bits, %last
+  %share = or i64 %upper, %range
+  %share_at = getelementptr [$MAX_THREADS$ x %Worker], ptr @workers, i64 0, i64 %member
+  store atomic i64 %share, ptr %share_at release, align 8
+  %others = icmp ult i64 %following, %team
+  br i1 %others, label %hand_out, label %handed_out
+handed_out:
+  fence seq_cst
   br label %wake
 wake:
-  %id = phi i64 [ 1, %publish ], [ %next, %woken ]
+  %id = phi i64 [ 1, %handed_out ], [ %next, %woken ]
   %more = icmp ult i64 %id, %team
-  br i1 %more, label %look, label %share
+  br i1 %more, label %look, label %own
 look:
   %worker = getelementptr [$MAX_THREADS$ x %Worker], ptr @workers, i64 0, i64 %id
   %parked_at = getelementptr %Worker, ptr %worker, i64 0, i32 1
@@ -265,11 +337,11 @@ signal:
 woken:
   %next = add i64 %id, 1
   br label %wake
-share:
-  call void @run_share(i64 0, i64 %team)
+own:
+  call void @work(i64 0)
   br label %join
 join:
-  %spins = phi i64 [ 0, %share ], [ %spun, %pause ], [ %spun, %yield ]
+  %spins = phi i64 [ 0, %own ], [ %spun, %pause ], [ %spun, %yield ]
   %left = load atomic i64, ptr @pending acquire, align 8
   %finished = icmp eq i64 %left, 0
   br i1 %finished, label %release, label %pause
@@ -292,8 +364,18 @@ end:
 }
 
 define void @gf_pool_reset() nounwind {
+entry:
   store i64 1, ptr @started
   store i64 0, ptr @pending
+  br label %forget
+forget:
+  %id = phi i64 [ 0, %entry ], [ %next, %forget ]
+  %share = getelementptr [$MAX_THREADS$ x %Worker], ptr @workers, i64 0, i64 %id
+  store i64 0, ptr %share
+  %next = add i64 %id, 1
+  %more = icmp ult i64 %next, $MAX_THREADS$
+  br i1 %more, label %forget, label %done
+done:
   store atomic i32 0, ptr @busy release, align 4
   ret void
 }
