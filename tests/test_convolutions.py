@@ -9,6 +9,7 @@ from support import graph_of, native_program, one_op
 
 from graphflow.compiler.driver import Compilation
 from graphflow.compiler.emit.winograd import winograd
+from graphflow.compiler.emit.winograd_weights import winograd_weights
 from graphflow.compiler.interpret import interpret
 from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.graph import Graph
@@ -104,10 +105,11 @@ def uses_winograd(graph: Graph) -> bool:
     """Whether some kernel of the graph is computed so."""
     target = host_target()
     kernels = Compilation(graph, target).result("memory").kernels.values()
-    return any(isinstance(k, ContractionKernel) and winograd(k, target) is not None for k in kernels)
+    return any(isinstance(k, ContractionKernel) and bool(winograd(k, target) or winograd_weights(k, target))
+               for k in kernels)
 
 
-@pytest.mark.parametrize("name", ["conv", "conv_input_grad"])
+@pytest.mark.parametrize("name", ["conv", "conv_input_grad", "conv_weight_grad"])
 @pytest.mark.parametrize("x, channels, padding", SMALL_PLACES)
 def test_winograd(name: str, x: tuple[int, ...], channels: int, padding: Any) -> None:
     """No less accurate than a sum of as many products in float32, the same for any number of threads, and
@@ -116,18 +118,18 @@ def test_winograd(name: str, x: tuple[int, ...], channels: int, padding: Any) ->
     w = (channels, x[1], 3, 3)
     attrs: dict[str, Any] = {"padding": padding}
     y = output_shape(x, w, attrs)
-    if name == "conv_input_grad":
-        attrs["spatial"] = x[2:]
-    arrays = [rng.standard_normal(s).astype(np.float32) for s in ((x, w) if name == "conv" else (y, w))]
+    more = {"conv": {}, "conv_input_grad": {"spatial": x[2:]}, "conv_weight_grad": {"kernel": (3, 3)}}
+    shapes = {"conv": (x, w), "conv_input_grad": (y, w), "conv_weight_grad": (x, y)}[name]
+    attrs |= more[name]
+    arrays = [rng.standard_normal(s).astype(np.float32) for s in shapes]
     _, inputs, node = one_op(OPS[name], arrays, attrs)
     graph = graph_of(inputs, [node.result()])
     assert uses_winograd(graph)
     (expected,) = OPS[name].reference([a.astype(np.float64) for a in arrays], node.attrs, node.types)
-    found = [native_program(graph, threads, guard=True).run(arrays)[0] for threads in (1, 2, 3)]
-    terms = 9 * (x[1] if name == "conv" else channels)
-    np.testing.assert_allclose(found[0], expected, rtol=0, atol=2e-6 * terms ** 0.5)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    found = [native_program(graph, threads, guard=True).run(arrays)[0] for threads in (1, 3)]
+    terms = {"conv": 9 * x[1], "conv_input_grad": 9 * channels, "conv_weight_grad": x[0] * y[2] * y[3]}[name]
+    np.testing.assert_allclose(found[0], expected, rtol=0, atol=2e-6 * terms ** 0.5 + 1e-7 * terms)
+    np.testing.assert_array_equal(*found)
 
 
 def test_winograd_with_stores_and_any_batch() -> None:
@@ -151,6 +153,23 @@ def test_winograd_with_stores_and_any_batch() -> None:
             expected = interpret(graph, feeds, {})[0]
             for found, key in zip(program.run(arrays), ("y0", "y1")):
                 np.testing.assert_allclose(found, expected[key], rtol=0, atol=1e-4)
+
+
+def test_winograd_of_weights_in_place_and_any_batch() -> None:
+    """The gradient goes straight into the update of the weights, and pieces of the batch are cut short."""
+    rng = np.random.default_rng(5)
+    b = Builder()
+    x = b.input(name="x", dtype=F32, shape=(symbol("N"), 40, 13, 10))
+    dy = b.input(name="dy", dtype=F32, shape=(symbol("N"), 24, 13, 10))
+    gradient = b.conv_weight_grad(x, dy, kernel=(3, 3), padding=1)
+    graph = graph_of([x, dy], [b.add(b.mul(gradient, b.constant(0.5, F32, gradient.shape)), 1.0)])
+    assert uses_winograd(graph)
+    for threads in (1, 2):
+        program = native_program(graph, threads, guard=True)
+        for images in (1, 13, 0):
+            arrays = [rng.standard_normal((images, c, 13, 10)).astype(np.float32) for c in (40, 24)]
+            expected = interpret(graph, dict(zip(("x", "dy"), arrays)), {})[0]["y0"]
+            np.testing.assert_allclose(program.run(arrays)[0], expected, rtol=0, atol=4e-4)
 
 
 @pytest.mark.parametrize("change", [{"dilation": 2}, {"stride": 2}, {"groups": 2}, {"channels": 3},

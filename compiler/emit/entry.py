@@ -19,6 +19,7 @@ from graphflow.compiler.emit.builder import (
     Module,
     Value,
     constant,
+    prepared,
 )
 from graphflow.compiler.emit.indices import Indices
 from graphflow.compiler.emit.nodes import Nodes
@@ -140,6 +141,11 @@ class Entry:
         for i, value in enumerate(values):
             b.store(value, b.gep(self.args, i, I64), align=8)
         tasks, zero = self.dims.scalar(item.tasks), constant(I64, 0)
+        if kernel.name in b.module.prepared:
+            before = Value(PTR, f"@{prepared(kernel.name)}")
+            count = constant(I64, b.module.prepared[kernel.name])
+            with b.when(b.compare("gt", tasks, 0)):      # without tasks there is no scratch
+                b.call_address(self.parallel, VOID, [before, self.args, count, self.threads])
         task = Value(PTR, f"@{kernel.name}")
         if isinstance(item.tasks, int):
             if item.tasks == 1:

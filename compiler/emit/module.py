@@ -15,6 +15,12 @@ from graphflow.compiler.emit.loops import cut, emit_loop_kernel
 from graphflow.compiler.emit.routines import emit_routine, routine_scratch, routine_tasks
 from graphflow.compiler.emit.tiling import contraction_scratch, contraction_tasks
 from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
+from graphflow.compiler.emit.winograd_weights import (
+    emit_winograd_weights,
+    winograd_weights,
+    winograd_weights_scratch,
+    winograd_weights_tasks,
+)
 from graphflow.compiler.kernel.form import Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike
@@ -42,6 +48,8 @@ def emit_kernel(module: Module, kernel: Kernel, target: Target, note: str = "") 
         emit_routine(module, kernel, target)
     elif (fast := winograd(kernel, target)) is not None:
         emit_winograd(module, kernel, target, fast)
+    elif (weights := winograd_weights(kernel, target)) is not None:
+        emit_winograd_weights(module, kernel, target, weights)
     else:
         emit_contraction(module, kernel, target)
 
@@ -55,6 +63,9 @@ def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
     fast = winograd(kernel, target)
     if fast is not None:
         return winograd_tasks(fast)
+    weights = winograd_weights(kernel, target)
+    if weights is not None:
+        return winograd_weights_tasks(weights)
     return contraction_tasks(kernel, target)
 
 
@@ -67,4 +78,7 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
     fast = winograd(kernel, target)
     if fast is not None:
         return winograd_scratch(fast)
+    weights = winograd_weights(kernel, target)
+    if weights is not None:
+        return winograd_weights_scratch(weights)
     return contraction_scratch(kernel, target)

@@ -14,22 +14,18 @@ infinite input makes NaN of its whole tiles.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
+from graphflow.compiler.emit.builder import I64, Module, Value, constant, prepared
 from graphflow.compiler.emit.cost import UNKNOWN
-from graphflow.compiler.emit.loops import start_function
-from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.operands import is_direct, names_of
-from graphflow.compiler.emit.tiling import rows_of_tile, whole_lines
-from graphflow.compiler.kernel.form import Argument, Const, ContractionKernel, Expr, Guard, Guarded, Load
+from graphflow.compiler.emit.tiling import rows_of_tile
+from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, TileEmitter, Tiles, depends_on_sum, padded
+from graphflow.compiler.kernel.form import ContractionKernel
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, ceildiv, substitute, symbol
+from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
 from graphflow.compiler.target import Target
 
-ZERO = constant(I64, 0)
 _INPUT, _OUTPUT, _WEIGHT, _STREAM = 90.0, 130.0, 20.0, 0.95
 """Cycles: to transform the inputs of a vector of tiles, for a channel; to transform its sums back and store
 them; to transform the weights of a pair of channels. And the share of the peak that products reach."""
@@ -59,43 +55,35 @@ class Winograd:
     lanes: int
 
     @property
-    def down(self) -> int:
-        """Tiles along the height."""
-        return -(-self.height // 2)
-
-    @property
-    def across(self) -> int:
-        """Tiles along the width."""
-        return -(-self.width // 2)
+    def places(self) -> Tiles:
+        """The tiles of the output."""
+        return Tiles(self.height, self.width, self.nr, self.lanes)
 
     @property
     def tiles(self) -> int:
         """Tiles of an image."""
-        return self.down * self.across
+        return self.places.count
 
     @property
     def m_tiles(self) -> int:
         """Register tiles along the output channels."""
         return -(-self.outs // self.mr)
 
-    @property
-    def plane(self) -> int:
-        """Elements of a plane of half-transformed inputs: the even or the odd rows under a panel's tiles."""
-        rows = min(self.down, (self.nr - 2) // self.across + 2) + 1
-        return rows * self.across + self.lanes
+    def weights(self) -> dict[str, int]:
+        """The transformed weights [tile of m][16][channel][mr], in elements of scratch."""
+        return padded({"weights ": self.m_tiles * 16 * self.channels * self.mr}, self.lanes)
 
     def parts(self) -> dict[str, int]:
-        """The pieces of a worker's scratch, in elements: transformed weights [tile of m][16][channel][mr] and
-        inputs [16][channel][nr], half-transformed inputs [4][parity][plane], products [16][mr][nr], and a
-        row of finished sums [parity][2 nr]."""
+        """The pieces of a worker's own scratch, in elements: transformed inputs [16][channel][nr],
+        half-transformed inputs [4][parity][plane], products [16][mr][nr], and a row of finished sums
+        [parity][2 nr]."""
         sizes = {
-            "weights ": self.m_tiles * 16 * self.channels * self.mr,
             "inputs ": 16 * self.channels * self.nr,
-            "half ": 8 * self.plane,
+            "half ": 8 * self.places.plane,
             "products ": 16 * self.mr * self.nr,
-            "finished ": 4 * self.nr + self.lanes,
+            "finished ": 4 * self.nr,
         }
-        return {name: whole_lines(4 * (size + self.lanes)) // 4 for name, size in sizes.items()}
+        return padded(sizes, self.lanes)
 
 
 def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
@@ -112,7 +100,7 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     others = {y, x, *(v for v, _ in c.batch)}
     if not is_direct(kernel, c.a, (*c.m, *c.k)) or names_of(c.a) & others or out in names_of(c.b):
         return None
-    step = next((s for s in (1, -1) if all(_depends_on_sum(c.b, p, t, s)
+    step = next((s for s in (1, -1) if all(depends_on_sum(c.b, p, t, s)
                                            for p, (t, _) in zip((y, x), taps))), None)
     if step is None:
         return None
@@ -122,16 +110,6 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     w = Winograd(image, y, x, out, channel, (taps[0][0], taps[1][0]), height, width,   # type: ignore[arg-type]
                  outs, channels, step < 0, mr, 2 * lanes, lanes)       # type: ignore[arg-type]
     return w if _pays(w) else None
-
-
-def _depends_on_sum(b: Expr, place: str, tap: str, step: int) -> bool:
-    """Whether b depends on `place` + step * `tap` alone."""
-    load, fill, guards = (b.value, b.fill, b.guards) if isinstance(b, Guarded) else (b, Const(0, b.dtype), ())
-    if not isinstance(load, Load) or not isinstance(fill, Const) or fill.value:
-        return False
-    dims = [*load.index, *(d for g in guards for d in (g.at, g.bound))]
-    moved = {place: symbol(place) + step, tap: symbol(tap) - 1}
-    return all(substitute(d, moved) == d for d in dims)
 
 
 def _pays(w: Winograd) -> bool:
@@ -150,178 +128,102 @@ def winograd_tasks(w: Winograd) -> DimLike:
 
 
 def winograd_scratch(w: Winograd) -> int:
-    """Bytes of scratch that each worker needs."""
-    return 4 * sum(w.parts().values())
+    """Bytes of scratch for each worker; what they share is counted for each."""
+    return 4 * sum((*w.weights().values(), *w.parts().values()))
 
 
 def emit_winograd(module: Module, kernel: ContractionKernel, target: Target, w: Winograd) -> None:
-    """Adds the kernel's function to the module."""
+    """Adds the kernel's function and the one that prepares the weights to the module."""
+    prepare = replace(kernel, name=prepared(kernel.name))
+    module.prepared[kernel.name] = w.m_tiles * w.channels
+    _Weights(module, prepare, target, w).emit()
     _Emission(module, kernel, target, w).emit()
 
 
-class _Emission:
+class _Weights(TileEmitter):
+    """G g G' of every pair of channels; a task is an input channel and a register tile of output channels."""
+
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, w: Winograd):
-        self.kernel, self.c, self.w = kernel, kernel.contraction, w
-        self.e = e = start_function(module, kernel, target)
-        self.b = e.b
-        self.type: Type = MEMORY_TYPES["f32"].vector(w.lanes)
-        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
-            e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
-        e.bounds.update({"pair": (0, w.down), "tile x": (0, w.across - 1), "m tile": (0, w.m_tiles - 1)})
+        super().__init__(module, kernel, target, w.places)
+        self.w = w
 
     def emit(self) -> None:
         """The whole function."""
-        e, b = self.e, self.b
-        _, begin, end, worker = b.params
-        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
-        area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
-        at = b.gep(area, b.mul(worker, b.load(I64, b.gep(b.params[0], slot + 1, I64))), Type("i8"))
-        for name, size in self.w.parts().items():
-            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
-            at = b.gep(at, size, MEMORY_TYPES["f32"])
-        self._weights()
+        e, b, w = self.e, self.b, self.w
+        _, begin, end, _ = b.params
+        self.scratch({}, w.weights())
+        e.bounds.update({"m tile": (0, w.m_tiles - 1), "row": (0, w.mr - 1)})
+        count = min(w.lanes, 1 << (w.mr - 1).bit_length())
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
-            first = b.mul(task.index, self.w.nr)
-            with e.scopes.block("first", first):
-                with self._segments():
-                    self._inputs()
-                with e.scopes.loop("m tile", ZERO, constant(I64, self.w.m_tiles)) as tile:
-                    tile.next()
-                    self._products()
-                    self._results()
+            tile = b.udiv(task.index, constant(I64, w.channels))
+            e.scopes.bind("m tile", tile)
+            e.scopes.bind(w.channel, b.sub(task.index, b.mul(tile, w.channels)))
+            left = b.sub(constant(I64, w.outs), b.mul(tile, w.mr))
+            stop = constant(I64, w.mr) if w.outs % w.mr == 0 else b.intrinsic("smin", left, w.mr)
+            e.scopes.lanes("row", ZERO, stop, count, self._transform, masked_only=True)
         b.ret()
 
-    # -- weights -------------------------------------------------------------------------------------------
-
-    def _weights(self) -> None:
-        """G g G' of every pair of channels."""
+    def _transform(self, carry: list[Value]) -> list[Value]:
         e, b, w = self.e, self.b, self.w
-        count = min(w.lanes, 1 << (w.mr - 1).bit_length())
+        lane = e.scopes.lane
+        assert lane is not None
         node = e.nodes.substitute(e.nodes.of(self.c.a), {w.out: symbol("m tile") * w.mr + symbol("row")})
-        e.bounds["row"] = (0, w.mr - 1)
-        row, half = symbol("row"), constant(MEMORY_TYPES["f32"], 0.5)
+        half = constant(FLOAT, 0.5)
 
         def transformed(g: list[Value]) -> list[Value]:
             ends = b.add(g[0], g[2])
             return [g[0], b.mul(b.add(ends, g[1]), half), b.mul(b.sub(ends, g[1]), half), g[2]]
 
-        def body(carry: list[Value]) -> list[Value]:
-            lane = e.scopes.lane
-            assert lane is not None
-            taps = [2, 1, 0] if w.flip else [0, 1, 2]
-            values = [[b.splat(e.value(e.nodes.substitute(node, dict(zip(w.taps, (i, j))))), count)
-                       for i in taps] for j in taps]
-            columns = [transformed(g) for g in values]
-            for i in range(4):
-                for j, value in enumerate(transformed([column[i] for column in columns])):
-                    at = ((symbol("m tile") * 16 + 4 * i + j) * w.channels + symbol(w.channel)) * w.mr + row
-                    if lane.mask is None:
-                        b.store(value, e.address("weights ", at))
-                    else:
-                        b.masked_store(value, e.address("weights ", at), lane.mask)
-            return []
+        taps = [2, 1, 0] if w.flip else [0, 1, 2]
+        values = [[b.splat(e.value(e.nodes.substitute(node, dict(zip(w.taps, (i, j))))), lane.count)
+                   for i in taps] for j in taps]
+        columns = [transformed(g) for g in values]
+        for i in range(4):
+            for j, value in enumerate(transformed([column[i] for column in columns])):
+                at = ((symbol("m tile") * 16 + 4 * i + j) * w.channels + symbol(w.channel)) * w.mr
+                self.put(value, e.address("weights ", at + symbol("row")))
+        return []
 
-        with e.scopes.loop("m tile", ZERO, constant(I64, w.m_tiles)) as tile:
-            tile.next()
-            left = b.sub(constant(I64, w.outs), b.mul(tile.index, w.mr))
-            stop = constant(I64, w.mr) if w.outs % w.mr == 0 else b.intrinsic("smin", left, w.mr)
-            with e.scopes.loop(w.channel, ZERO, constant(I64, w.channels)) as channel:
-                channel.next()
-                e.scopes.lanes("row", ZERO, stop, count, body, masked_only=True)
 
-    # -- the panel -----------------------------------------------------------------------------------------
+class _Emission(TileEmitter):
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, w: Winograd):
+        super().__init__(module, kernel, target, w.places)
+        self.w = w
+        self.e.bounds["m tile"] = (0, w.m_tiles - 1)
 
-    @contextmanager
-    def _segments(self) -> Iterator[None]:
-        """A loop over the images that the panel has tiles of. Binds "from", "to": the image's part of the
-        panel; "shift": what to add to a place in the panel for the tile's number in the image; "top",
-        "bottom": the rows of tiles."""
+    def emit(self) -> None:
+        """The whole function."""
         e, b, w = self.e, self.b, self.w
-        first = e.scopes.bound("first")
-        total = b.mul(e.scalar(w.image[1]), w.tiles)
-        last = b.sub(b.intrinsic("smin", b.add(first, w.nr), total), 1)
-        begin = b.udiv(first, constant(I64, w.tiles))
-        end = b.add(b.udiv(last, constant(I64, w.tiles)), 1)
-        with e.scopes.loop(w.image[0], begin, end) as image:
-            image.next()
-            shift = b.sub(first, b.mul(image.index, w.tiles))
-            low = b.intrinsic("smax", shift, 0)
-            high = b.intrinsic("smin", b.add(shift, w.nr), w.tiles)
-            e.scopes.bind("shift", shift)
-            e.scopes.bind("from", b.sub(low, shift))
-            e.scopes.bind("to", b.sub(high, shift))
-            e.scopes.bind("top", b.udiv(low, constant(I64, w.across)))
-            e.scopes.bind("bottom", b.add(b.udiv(b.sub(high, 1), constant(I64, w.across)), 1))
-            yield
+        _, begin, end, _ = b.params
+        self.scratch(w.parts(), w.weights())
+        images = e.scalar(w.image[1])
+        with e.scopes.loop("task ", begin, end) as task:
+            task.next()
+            with e.scopes.block("first", b.mul(task.index, w.nr)):
+                with self.segments(w.image[0], images):
+                    self._inputs()
+                with e.scopes.loop("m tile", ZERO, constant(I64, w.m_tiles)) as tile:
+                    tile.next()
+                    self._products()
+                    self._results(images)
+        b.ret()
 
     def _inputs(self) -> None:
-        """B' d B of the image's tiles in the panel: along x for the rows under them, each row once, then
-        along y. Tiles that are neighbours in a plane of half-transformed rows are neighbours in the panel."""
-        e, w, bound = self.e, self.w, self.e.scopes.bound
-        with e.scopes.loop(w.channel, ZERO, constant(I64, w.channels)) as channel:
-            channel.next()
-            with e.scopes.loop("pair", bound("top"), self.b.add(bound("bottom"), 1)) as pair:
-                pair.next()
-                count = min(w.lanes, 1 << max(w.across - 1, 0).bit_length())
-                for parity in (0, 1):
-                    e.scopes.lanes("tile x", ZERO, constant(I64, w.across), count,
-                                   self._half(parity), masked_only=True)
-            e.scopes.lanes("column", bound("from"), bound("to"), w.lanes, self._other_half, align=1)
-
-    def _half(self, parity: int) -> Callable[[list[Value]], list[Value]]:
-        """The transformation along x of the even or the odd row of a pair."""
-        e, b, w = self.e, self.b, self.w
-
-        def body(carry: list[Value]) -> list[Value]:
-            lane = e.scopes.lane
-            assert lane is not None
-            d = [b.splat(e.value(self._input(parity, i)), lane.count) for i in range(4)]
-            row = (symbol("pair") - symbol("top")) * w.across + symbol("tile x")
-            for i, value in enumerate(self._differences(d)):
-                b.store(value, e.address("half ", (2 * i + parity) * w.plane + row), align=4)
-            return []
-
-        return body
-
-    def _input(self, parity: int, i: int) -> Node:
-        """Element i of 4 of each tile's row."""
+        """B' d B of one image's tiles in the panel."""
         e, w = self.e, self.w
         start = -2 if w.flip else 0
-        y, x = 2 * symbol("pair") + (parity + start), 2 * symbol("tile x") + (i + start)
-        node = e.nodes.substitute(e.nodes.of(self.c.b), {w.y: y, w.x: x, w.taps[0]: 0, w.taps[1]: 0})
-        # What no place of the kernel reaches may lie outside of memory.
-        guards = []
-        if w.height % 2:
-            guards.append(Guard(y - start, w.height + 2))
-        if w.width % 2:
-            guards.append(Guard(x - start, w.width + 2))
-        if not guards:
-            return node
-        return e.nodes.guarded(tuple(guards), node, e.nodes.of(Const(0, dtypes.F32)))
+        node = e.nodes.substitute(e.nodes.of(self.c.b), dict.fromkeys(w.taps, 0))
+        elements = [[self.element(node, w.y, w.x, start, parity, i, 2) for i in range(4)]
+                    for parity in (0, 1)]
 
-    def _differences(self, d: list[Value]) -> list[Value]:
-        """B' of four values."""
-        b = self.b
-        return [b.sub(d[0], d[2]), b.add(d[1], d[2]), b.sub(d[2], d[1]), b.sub(d[1], d[3])]
+        def into(i: int) -> Value:
+            row = (i * w.channels + symbol(w.channel)) * w.nr
+            return e.address("inputs ", row + symbol("column"))
 
-    def _other_half(self, carry: list[Value]) -> list[Value]:
-        """The transformation along y of a vector of tiles."""
-        e, b, w = self.e, self.b, self.w
-        lane = e.scopes.lane
-        assert lane is not None
-        at = symbol("column") + symbol("shift") - symbol("top") * w.across
-        for j in range(4):
-            rows = [e.address("half ", (2 * j + i % 2) * w.plane + at + i // 2 * w.across) for i in range(4)]
-            d = [b.load(self.type, row, align=4) for row in rows]
-            for i, value in enumerate(self._differences(d)):
-                to = e.address("inputs ",
-                               ((4 * i + j) * w.channels + symbol(w.channel)) * w.nr + symbol("column"))
-                if lane.mask is None:
-                    b.store(value, to, align=4)
-                else:
-                    b.masked_store(value, to, lane.mask, align=4)
-        return []
+        with e.scopes.loop(w.channel, ZERO, constant(I64, w.channels)) as channel:
+            channel.next()
+            self.transform(elements, self.input_change, into)
 
     # -- products and results ------------------------------------------------------------------------------
 
@@ -339,14 +241,13 @@ class _Emission:
                 base = ((symbol("m tile") * 16 + number) * w.channels + k) * w.mr
                 sums = []
                 for r, total in enumerate(loop.carry):
-                    left = b.splat(b.load(MEMORY_TYPES["f32"], e.address("weights ", base + r)), w.nr)
-                    fused = e.target.has_fma
-                    sums.append(b.fma(left, right, total) if fused else b.add(b.mul(left, right), total))
+                    left = b.load(FLOAT, e.address("weights ", base + r))
+                    sums.append(self.multiply(left, right, total))
                 loop.next(*sums)
             for r, total in enumerate(loop.results):
                 b.store(total, e.address("products ", (number * w.mr + r) * w.nr), align=64)
 
-    def _results(self) -> None:
+    def _results(self, images: Value) -> None:
         """A' m A of each row of the tile of output channels, and the stores."""
         e, b, w = self.e, self.b, self.w
         start = b.mul(e.scopes.bound("m tile"), w.mr)
@@ -358,7 +259,7 @@ class _Emission:
             with e.scopes.loop("part", ZERO, constant(I64, w.nr), w.lanes) as part:
                 part.next()
                 self._back()
-            with self._segments():
+            with self.segments(w.image[0], images):
                 self._stores()
 
     def _back(self) -> None:
@@ -393,7 +294,7 @@ class _Emission:
         count = min(w.lanes, 1 << max(w.width - 1, 0).bit_length())
         with e.scopes.loop(w.y, b.mul(bound("top"), 2), stop) as y:
             y.next()
-            done = b.mul(b.lshr(y.index, 1), 2 * w.across)           # elements of the rows of tiles above
+            done = b.mul(b.lshr(y.index, 1), 2 * w.places.across)       # elements of the rows of tiles above
             left = b.intrinsic("smax", b.sub(first, done), 0)
             right = b.intrinsic("smin", b.sub(end, done), w.width)
             e.scopes.bind("done", b.add(b.sub(done, b.mul(bound("shift"), 2)),
@@ -405,12 +306,5 @@ class _Emission:
         lane = e.scopes.lane
         assert lane is not None
         at = e.address("finished ", symbol("done") + symbol(w.x))
-        total = self.b.load(self.type.vector(lane.count), at, align=4)
-        e.scopes.bind("acc ", total)
-        e.nodes.bind("acc", e.nodes.given("acc ", dtypes.F32))
-        for let in self.c.lets:
-            (node,) = e.nodes.lets((let,))
-            e.value(node)
-        for store in self.c.stores:
-            e.store_value(store.arg, store.index, e.value(e.nodes.of(store.value)))
+        self.store(self.b.load(self.type.vector(lane.count), at, align=4), {})
         return []

@@ -145,7 +145,7 @@ class OpPoint:
         finally:
             del e.guards[outer:]
         other = Const(_python(fill, v.dtype), v.dtype)
-        if isinstance(inner, Guarded) and inner.guards == inside and outer == 0:
+        if isinstance(inner, Guarded) and inner.guards == inside and (not outer or inner.fill == other):
             return replace(inner, fill=other)
         return Guarded(tuple(needed), inner, other)
 

@@ -16,6 +16,7 @@ from graphflow.compiler.passes.access import Probe, domain
 from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.passes.fuse import FEW_ROWS, typical
 from graphflow.compiler.plan.dims import product
+from graphflow.compiler.plan.dtypes import F32
 
 PIECE = 2048
 """About how many products one piece of a split contraction sums, and
@@ -101,6 +102,8 @@ def split(node: Node) -> int:
         m, n, batch = (typical(product(x)) for x in (parts.m, parts.n, parts.batch))
         k, rest = typical(product(parts.k)), typical(product(parts.k[1:]))
         tiles = batch * -(-m // TILE_M) * -(-n // TILE_N)
+        if _sums_over_tiles(anchor):
+            return _images_apiece(anchor)
         if not parts.k or k < 2 * PIECE or tiles >= ENOUGH_TILES:
             return 0
         first = typical(parts.k[0])
@@ -121,6 +124,30 @@ def split(node: Node) -> int:
         piece = _power_of_two(8 * PIECE // max(total // first, 1))
         return piece if piece < first else 0
     return 0
+
+
+def _sums_over_tiles(anchor: Node) -> bool:
+    """Whether this is a gradient for weights of the kind that `emit/winograd_weights.py` is for: its tasks
+    have all output channels, and 32 input channels or more."""
+    geometry = (anchor.attrs.get(name) for name in ("stride", "dilation", "groups"))
+    return (anchor.op == "conv_weight_grad" and anchor.attrs["kernel"] == (3, 3)
+            and anchor.types[0].dtype == F32 and all(_ones(g) for g in geometry)
+            and all(isinstance(d, int) and d >= 16 for d in anchor.types[0].shape[:2]))
+
+
+def _ones(x: object) -> bool:
+    return all(n == 1 for n in x) if isinstance(x, tuple) else x == 1
+
+
+def _images_apiece(anchor: Node) -> int:
+    """The images of a piece of such a gradient, if its channels alone make too few tasks: enough that sums
+    are taken up and put down rarely, few enough for several pieces."""
+    out, channels = (typical(d) for d in anchor.types[0].shape[:2])
+    images, places = typical(anchor.inputs[0].shape[0]), typical(product(anchor.inputs[1].shape[2:]))
+    if channels >= 32 * ENOUGH_TILES or not places:
+        return 0
+    piece = _power_of_two(max(PIECE // 2 // places, -(-images * 9 * out * channels // (4 * MAX_PARTIALS))))
+    return piece if piece < images else 0
 
 
 def _power_of_two(size: int) -> int:
