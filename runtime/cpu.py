@@ -124,8 +124,10 @@ class CpuProgram:
     def _bound_for(self, feeds: Sequence[np.ndarray]) -> Bound:
         try:
             key = tuple([feed.shape for feed in feeds])
-            bound = self._bindings[key]
-        except (AttributeError, KeyError):
+            bound = self._bindings.get(key)
+        except AttributeError:
+            bound = None
+        if bound is None:                             # outside of `except`: an error has no other as its cause
             self.checker.check_types(feeds)
             bound = self._bind(feeds)
             key = tuple(feed.shape for feed in feeds)

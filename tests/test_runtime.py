@@ -153,6 +153,7 @@ def test_wrong_feeds(code, feeds, message):
     with pytest.raises(FeedError) as caught:
         program.run(feeds)
     assert message in str(caught.value)
+    assert not isinstance(caught.value.__context__, KeyError)       # the traceback shows this error alone
     assert ("net.py:7" in str(caught.value)) == ("feed 'x'" in message or caught.value.where is not None)
 
 
