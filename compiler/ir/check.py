@@ -52,9 +52,7 @@ class _Check:
         self.effects()
         self.symbols()
         self.origins()
-        for node in self.nodes:
-            if node.op == "fused":
-                self.in_place(node)
+        self.in_place([n for n in self.nodes if n.op == "fused" and any(n.attrs["inplace"])])
 
     def leaves(self) -> None:
         """Feeds, states and the table of inputs agree, each name once."""
@@ -181,39 +179,42 @@ class _Check:
                 if not node.origins:
                     raise _wrong(f"{node.op} : {list(node.types)} has lost its origins")
 
-    def in_place(self, node: Node) -> None:
+    def in_place(self, writers: Sequence[Node]) -> None:
         """Whoever reads the old value of a state runs before the kernel that writes over it."""
-        names = [name for name in node.attrs["inplace"] if name]
-        if not names:
+        if not writers:
             return
-        before = _ancestors(node)
-        for i, name in enumerate(node.attrs["inplace"]):
-            if not name:
-                continue
-            update = self.graph.updates().get(name)
-            if update is None or update.inputs[0] != node.result(i):
-                raise _wrong(f"fused writes the state {name!r} in place, but its result {i} is not the "
-                             f"state's update", node)
-            leaf = self.graph.states().get(name)
-            if leaf is None:
-                continue
-            if leaf.types[0] != node.types[i]:
-                raise _wrong(f"fused writes {node.types[i]} over the state {name!r}, {leaf.types[0]}", node)
-            for reader in self.graph.users()[leaf]:
-                if reader is not node and reader not in before:
-                    raise _wrong(f"{reader.op} reads the old value of the state {name!r}, but nothing orders "
-                                 f"it before the kernel that writes over it", reader)
+        users, updates, states = self.graph.users(), self.graph.updates(), self.graph.states()
+        place = {n: i for i, n in enumerate(self.nodes)}
+        before = _ancestors(self.nodes)
+        for node in writers:
+            for i, name in enumerate(node.attrs["inplace"]):
+                if not name:
+                    continue
+                update, leaf = updates.get(name), states.get(name)
+                if update is None or update.inputs[0] != node.result(i):
+                    raise _wrong(f"fused writes the state {name!r} in place, but its result {i} is not the "
+                                 f"state's update", node)
+                if leaf is None:
+                    continue
+                if leaf.types[0] != node.types[i]:
+                    raise _wrong(f"fused writes {node.types[i]} over the state {name!r}, {leaf.types[0]}",
+                                 node)
+                for reader in users[leaf]:
+                    if reader is not node and not before[node] >> place[reader] & 1:
+                        raise _wrong(f"{reader.op} reads the old value of the state {name!r}, but nothing "
+                                     f"orders it before the kernel that writes over it", reader)
 
 
-def _ancestors(node: Node) -> set[Node]:
-    seen: set[Node] = set()
-    stack = [v.node for v in node.inputs]
-    while stack:
-        n = stack.pop()
-        if n not in seen:
-            seen.add(n)
-            stack.extend(v.node for v in n.inputs)
-    return seen
+def _ancestors(nodes: Sequence[Node]) -> dict[Node, int]:
+    """The nodes that each node needs, directly or not: a bit for each, by its place among the nodes."""
+    closure: dict[Node, int] = {}           # with the node itself
+    out: dict[Node, int] = {}
+    for place, node in enumerate(nodes):
+        needed = 0
+        for v in node.inputs:
+            needed |= closure[v.node]
+        out[node], closure[node] = needed, needed | 1 << place
+    return out
 
 
 def _plain(type: TensorType) -> TensorType:

@@ -318,6 +318,12 @@ class _Program:
         self.written: dict[str, int] = {}
         self.counters: set[str] = set()                     # of the loops around and before an item
         self.placed = any(b.role == "arena" and b.last for b in self.plan.buffers)      # `memory` has run
+        # buffer -> positions of the items that touch it or a view of it
+        self.touching: dict[str, set[int]] = {}
+        for place in places(self.plan.body):
+            for id in touched(place.item):
+                for name in {id, self.table[id].base} if id in self.table else {id}:
+                    self.touching.setdefault(name, set()).add(place.position)
 
     def require(self, condition: bool, message: str) -> None:
         if not condition:
@@ -437,8 +443,7 @@ class _Program:
     def overwrite(self, who: str, position: int, item: Launch, id: str) -> None:
         """A state is written once, after everything that reads its old value, which the launch names."""
         self.require(id not in self.written, f"{who} writes the state {id} a second time")
-        readers = {p.position for p in places(self.plan.body) if p.position < position
-                   and any(id in (read, self.table[read].base) for read in touched(p.item))}
+        readers = {p for p in self.touching.get(id, ()) if p < position}
         forgotten = sorted(readers - set(item.after))
         self.require(not forgotten, f"{who} overwrites {id}, but is not ordered after {forgotten}, which "
                                     f"read it")

@@ -115,10 +115,6 @@ def _in_place(
     """Which values are written straight into a state, and behind which groups each writer must run."""
     inplace: dict[Value, str] = {}
     after: dict[int, list[Group]] = {}
-    users: dict[int, list[Group]] = {id(g): [] for g in groups}
-    for g in groups:
-        for h in sources[id(g)]:
-            users[id(h)].append(g)
     checked = _ancestors(
         [
             f.group_of[v.node]
@@ -142,12 +138,14 @@ def _in_place(
         if states.get(name) in copied:
             reason = "another state takes over the old value"
         others = [h for h in readers if h is not g]
-        if reason is None and any(_leads(g, h, groups, users, after) for h in others):
+        if reason is None and any(f.order.leads([g], h) for h in others):
             reason = "a kernel that needs the new value also reads the old one"
         if reason is not None:
             f.refusals.append((effect.origins, f"the update of {name!r} is not made in place: {reason}"))
             continue
         inplace[value] = name
+        for h in others:
+            f.order.order(h, g)
         if others:
             after.setdefault(id(g), []).extend(h for h in others if h not in after.get(id(g), []))
     return inplace, after
@@ -207,31 +205,6 @@ def _ancestors(groups: list[Group], sources: dict[int, list[Group]]) -> set[int]
             seen.add(id(g))
             stack.extend(sources[id(g)])
     return seen
-
-
-def _leads(
-    start: Group,
-    target: Group,
-    groups: list[Group],
-    users: dict[int, list[Group]],
-    after: dict[int, list[Group]],
-) -> bool:
-    """Whether `target` must run behind `start`, through values or earlier ordering."""
-    followers: dict[int, list[Group]] = {}
-    for g in groups:
-        for h in after.get(id(g), ()):
-            followers.setdefault(id(h), []).append(g)
-    seen: set[int] = set()
-    stack = [start]
-    while stack:
-        g = stack.pop()
-        if g is target:
-            return True
-        if id(g) not in seen:
-            seen.add(id(g))
-            stack.extend(users[id(g)])
-            stack.extend(followers.get(id(g), ()))
-    return False
 
 
 def _fused_node(

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.passes.access import Read, domain, has_index_map, reads, reduced_axes, relation
+from graphflow.compiler.passes.precedence import Precedence
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
 from graphflow.compiler.plan.errors import Location
 
@@ -31,7 +32,7 @@ MANY_ELEMENTS = 1 << 14
 FEW_ROWS = 8
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """A kernel in the making. `level` of a member: "full" evaluated at each element of `shape`; "outer" once
     per row (kind row: the axes of `shape` that are not in `reduced`); "inlined" at some other index inside
@@ -51,7 +52,8 @@ class Group:
 
 @dataclass
 class Fusion:
-    """The outcome: the groups (in no order), which group computes each node, and what was refused."""
+    """The outcome: which group computes each node, the order that this asks of the groups, and what was
+    refused."""
 
     graph: Graph
     free: set[Node]
@@ -60,6 +62,7 @@ class Fusion:
     reads: dict[Node, list[Read]]
     needed: dict[Node, dict[Value, None]]
     consumers: dict[Node, list[Node]]
+    order: Precedence[Group] = field(default_factory=Precedence)
 
 
 def fusion_of(graph: Graph) -> Fusion:
@@ -82,7 +85,12 @@ def fusion_of(graph: Graph) -> Fusion:
     for v in roots:
         f.needed.setdefault(v.node, {})[v] = None
     for node in reversed(work):
-        _place(f, node, readers[node])
+        group = f.group_of[node] = _place(f, node, readers[node])
+        if group not in f.order.before:
+            f.order.add(group)
+        for reader, _ in readers[node]:
+            if f.group_of[reader] is not group:
+                f.order.order(group, f.group_of[reader])
     for node in work:
         for reader in f.consumers.get(node, ()):
             _unite(f, f.group_of[node], f.group_of[reader])
@@ -104,23 +112,20 @@ def _reads_whole(node: Node) -> bool:
     return OPS[node.op].kind in ("routine", "control") or (is_view(node) and not has_index_map(node))
 
 
-def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
+def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> Group:
     """Joins the node to a group of its readers, or opens a group."""
-    groups = list(dict.fromkeys(id(f.group_of[c]) for c, _ in readers))
-    by_id = {id(f.group_of[c]): f.group_of[c] for c, _ in readers}
+    groups = list(dict.fromkeys(f.group_of[c] for c, _ in readers))
     reasons: list[str] = []
-    for key in reversed(groups):
-        group = by_id[key]
+    for group in reversed(groups):
         inside = [(c, r) for c, r in readers if f.group_of[c] is group]
         outside = len(groups) > 1 or node in f.needed
         reason = _join(f, node, group, inside, outside)
         if reason is None and outside:
-            others = [by_id[k] for k in groups if k != key]
-            if _reaches(f, others, group):
+            if f.order.leads((g for g in groups if g is not group), group):
                 reason = "another reader comes before the kernel that would compute it"
         if reason is None:
-            _commit(f, node, group, inside)
-            return
+            _commit(node, group, inside)
+            return group
         reasons.append(reason)
     alias = _is_alias(f, node, readers)
     if reasons and not alias:
@@ -129,17 +134,14 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> None:
         )
     kind = OPS[node.op].kind
     if kind == "reduce":
-        f.group_of[node] = Group("row", domain(node), {node: "outer"}, reduced_axes(node))
-    elif kind == "contraction":
-        f.group_of[node] = Group("contraction", domain(node), {node: "full"}, anchor=node)
-    elif is_view(node) and not has_index_map(node):
-        f.group_of[node] = Group("copy" if _source_changes(f, node) else "view", domain(node), {node: "full"})
-    elif alias:
-        f.group_of[node] = Group("view", domain(node), {node: "full"})
-    else:
-        f.group_of[node] = Group(
-            kind if kind in ("routine", "control") else "map", domain(node), {node: "full"}
-        )
+        return Group("row", domain(node), {node: "outer"}, reduced_axes(node))
+    if kind == "contraction":
+        return Group("contraction", domain(node), {node: "full"}, anchor=node)
+    if is_view(node) and not has_index_map(node):
+        return Group("copy" if _source_changes(f, node) else "view", domain(node), {node: "full"})
+    if alias:
+        return Group("view", domain(node), {node: "full"})
+    return Group(kind if kind in ("routine", "control") else "map", domain(node), {node: "full"})
 
 
 def _is_alias(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> bool:
@@ -271,7 +273,7 @@ def typical(d: DimLike) -> int:
     return evaluate(d, {s: TYPICAL_SIZE for s in symbols_of(d)})
 
 
-def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
+def _commit(node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
     found = _level(group, inside)
     assert not isinstance(found, str), found
     level, axes = found
@@ -285,23 +287,6 @@ def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]
     elif level == "outer" and group.kind == "map":
         group.kind, group.reduced = "row", axes
     group.level[node] = level
-    f.group_of[node] = group
-
-
-def _reaches(f: Fusion, sources: list[Group], target: Group) -> bool:
-    """Whether a chain of readers leads from one of the sources to the target."""
-    seen: set[int] = set()
-    stack = list(sources)
-    while stack:
-        group = stack.pop()
-        if group is target:
-            return True
-        if id(group) in seen:
-            continue
-        seen.add(id(group))
-        for node in group.level:
-            stack.extend(f.group_of[c] for c in f.consumers.get(node, ()) if c in f.group_of)
-    return False
 
 
 def _unite(f: Fusion, first: Group, then: Group) -> None:
@@ -327,9 +312,9 @@ def _unite(f: Fusion, first: Group, then: Group) -> None:
         for r in f.reads[node]:
             if f.group_of.get(r.value.node) is first and not _in_step(f, first, node, r, at[node], reduced):
                 return
-    others = [g for g in _read_groups(f, then) if g is not first]
-    if any(_reaches(f, [g for g in _readers_of(f, first) if g is not then], other) for other in others):
+    if f.order.between(first, then):
         return
+    f.order.merge(first, then)
     first.level.update(at)
     if first.kind != "contraction":
         first.kind, first.reduced = ("row" if reduced else "map"), reduced
@@ -353,18 +338,3 @@ def _in_step(f: Fusion, first: Group, reader: Node, read: Read, level: str, redu
     have = first.level[read.value.node]
     how = relation(read, domain(reader))
     return (how == "identity" and at == have) or (at == "full" and have == "outer" and how == reduced)
-
-
-def _read_groups(f: Fusion, group: Group) -> list[Group]:
-    found = {
-        id(f.group_of[r.value.node]): f.group_of[r.value.node]
-        for n in group.level
-        for r in f.reads[n]
-        if r.value.node in f.group_of
-    }
-    return [g for g in found.values() if g is not group]
-
-
-def _readers_of(f: Fusion, group: Group) -> list[Group]:
-    found = {id(f.group_of[c]): f.group_of[c] for n in group.level for c in f.consumers.get(n, ())}
-    return [g for g in found.values() if g is not group]

@@ -11,6 +11,7 @@ they can, before the first state is written.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -28,6 +29,7 @@ from graphflow.compiler.plan.schema import (
     Item,
     Launch,
     Message,
+    Place,
     Plan,
     base_of,
     places,
@@ -55,6 +57,7 @@ class Lowering:
         self.end: list[Item] = []
         self.views: dict[tuple[str, DimLike, tuple[DimLike, ...]], str] = {}
         self.counters = 0  # how many loops have one
+        self.made: Counter[str] = Counter()  # how many buffers' ids begin with a letter
 
     def program(self) -> KernelProgram:
         """The whole program."""
@@ -73,7 +76,8 @@ class Lowering:
         guards = tuple(
             EntryGuard(x.left, x.right, self.numbers.get(x.where, -1) if x.where else -1) for x in g.guards
         )
-        changed = [n for n, e in g.updates().items() if e.inputs[0] != _old_value(g, n)]
+        leaves = g.states()     # an update with what the state held when the step began changes nothing
+        changed = [n for n, e in g.updates().items() if n not in leaves or e.inputs[0] != leaves[n].result()]
         written = [self.state[name] for name in changed]
         plan = Plan(
             g.name,
@@ -95,7 +99,8 @@ class Lowering:
 
     def buffer(self, prefix: str, role: str, name: str, type: TensorType, node: Node) -> str:
         """A new buffer; its id."""
-        id = f"{prefix}{sum(b.startswith(prefix) for b in self.buffers)}"
+        id = f"{prefix}{self.made[prefix]}"
+        self.made[prefix] += 1
         self.buffers[id] = Buffer(
             id, role, name, type.dtype, type.shape, type.layout, origins=self._numbers(node)
         )
@@ -301,20 +306,25 @@ class Lowering:
     def _ordered(self, body: Sequence[Item]) -> tuple[Item, ...]:
         """Fills `after`: a launch that writes a state names what reads its old value."""
         states = set(self.state.values())
-        every = places(body)
+        readers: dict[str, dict[int, Place]] = {id: {} for id in states}
+        for place in places(body):
+            for id in self._read(place.item) & states:
+                readers[id][place.position] = place
         out: list[Item] = []
+        position = 0
         for item in body:
-            position = positions(out)
             written = self._written(item) & states if isinstance(item, Launch) else set()
             if written:
                 assert isinstance(item, Launch)
-                touching = [p for p in every if written & self._read(p.item) and p.position != position]
+                found = {p: place for id in written for p, place in readers[id].items() if p != position}
+                touching = [place for _, place in sorted(found.items())]
                 if any(p.position > position and not self._reads_new(written, p.item) for p in touching):
                     raise CompilerError(
                         f"the kernel {item.kernel} writes a state that a later one still reads", stage="lower"
                     )
                 item = replace(item, after=tuple(p.position for p in touching if p.position < position))
             out.append(item)
+            position += positions([item])
         return tuple(out)
 
     def _read(self, item: Item) -> set[str]:
@@ -328,9 +338,3 @@ class Lowering:
         return not states & self._written(item) and any(
             base_of(self.buffers, self.at[v]) in states and v.node.op == "fused" for v in self.at
         )
-
-
-def _old_value(graph: Graph, state: str) -> Value | None:
-    """What a state held when the step began, where the graph reads it: an update with it changes nothing."""
-    leaf = graph.states().get(state)
-    return None if leaf is None else leaf.result()
