@@ -127,7 +127,7 @@ class CpuProgram:
             bound = self._bindings.get(key)
         except AttributeError:
             bound = None
-        if bound is None:                             # outside of `except`: an error has no other as its cause
+        if bound is None:                # outside of `except`: an error then has no other as its cause
             self.checker.check_types(feeds)
             bound = self._bind(feeds)
             key = tuple(feed.shape for feed in feeds)
