@@ -147,6 +147,21 @@ def test_a_loop_without_anything_to_take_out_stays_as_it_is() -> None:
     assert loop.attrs["steps"] == 0
 
 
+def test_inputs_that_are_the_same_for_every_step_are_not_stored_for_each() -> None:
+    """A literal goes into the body, a row becomes a constant of the loop; others stay inputs of a step."""
+    b, (x, h, k), arrays = start(x=(5, 3), h=(3,), k=(3,))
+    steps = [b.constant(0.25, F32, (5, 3)), b.broadcast(k, (5, 3)), x,
+             b.broadcast(b.reshape(k, shape=(1, 3)), (5, 3))]
+
+    def body(i: Builder, h: Value, *v: Value) -> list[Value]:
+        product = i.mul(i.broadcast(v[4], (3,)), v[5])
+        return [i.add(i.add(i.mul(h, v[0]), v[1]), i.add(i.add(v[2], v[3]), product)), v[0]]
+
+    last, every = scan(b, [h], steps, [b.constant(3.0, F32), b.constant(1.0, F32, (3,))], body, 5)
+    loop = check(graph(b, {"last": last, "every": every}), arrays, ["add"] * 4 + ["mul"], [])
+    assert loop.attrs["steps"] == 1 and len(loop.inputs) == 3
+
+
 def test_nothing_leaves_a_loop_that_is_to_keep_carries_alone() -> None:
     b, (x, h, w), arrays = start(x=(5, 3, 4), h=(3, 6), w=(4, 6))
     (last,) = scan(b, [h], [x], [w], lambda i, h, x, w: [i.add(i.matmul(x, i.exp(w)), h)], 5)

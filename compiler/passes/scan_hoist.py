@@ -3,6 +3,8 @@
 - A value that no step changes is computed before the loop and becomes an operand.
 - A product of what a step reads with something that no step changes, as of an input with a weight, is taken
   for all steps at once before the loop: one large product instead of many small ones.
+- A step's input that is the same for every step becomes an operand that no step changes, and a literal goes
+  into the body: neither is stored for every step.
 - A stacked output behind such a product, which no carry needs, as an output layer or the gradient of the
   inputs, is computed after the loop from what goes into the product, stacked instead.
 
@@ -37,12 +39,60 @@ def hoist(graph: Graph) -> Graph:
 
     def make(b: Builder, node: Node, inputs: list[Value]) -> Sequence[Value]:
         node = in_bodies(node, hoist)
-        if node.op != "scan" or node.attrs["save"] == "carries":
+        if node.op != "scan":
+            return b.copy(node, inputs).results
+        node, inputs = _entered(b, node, inputs)
+        if node.attrs["save"] == "carries":
             return b.copy(node, inputs).results
         plan = _plan(node)
         return _rebuilt(b, node, inputs, plan) if plan.found else b.copy(node, inputs).results
 
     return rebuild(graph, make)
+
+
+def _entered(b: Builder, node: Node, inputs: list[Value]) -> tuple[Node, list[Value]]:
+    """The scan and its operands, with inputs that are the same for every step as constants, each constant
+    once, and literals in the body."""
+    count, steps, body = node.attrs["carries"], node.attrs["steps"], node.regions[0]
+    alike = {i: _row(b, v) for i, v in enumerate(inputs[count:count + steps], count)}
+    rows = [i for i, row in alike.items() if row is None]
+    whole = {i: row for i, row in alike.items() if row is not None}
+    whole.update(enumerate(inputs[count + steps:], count + steps))
+    literals = [i for i, v in whole.items() if _literal(v) is not None]
+    first = {v: i for i, v in reversed(whole.items()) if i not in literals}
+    if len(rows) == steps and not literals and len(first) == len(whole):
+        return node, inputs
+    inner = Builder()
+    given: dict[int, Value] = {}
+    for i in (*range(count), *rows, *first.values()):
+        with inner.origin(body.parameters[i].node.origins):
+            given[i] = inner.parameter(body.parameters[i].type, len(given))
+    for i in literals:
+        literal = _literal(whole[i])
+        assert literal is not None
+        with inner.origin(literal.origins):
+            given[i] = inner.constant(literal.attrs["value"], whole[i].dtype, whole[i].shape)
+    parameters = tuple(v for i, v in given.items() if i not in literals)
+    given.update({i: given[first[v]] for i, v in whole.items() if v in first})
+    region = Region(parameters, tuple(inline(inner, body, [given[i] for i in range(len(inputs))])))
+    operands = [*inputs[:count], *(inputs[i] for i in rows), *first]
+    made = Node("scan", tuple(operands), {**node.attrs, "steps": len(rows)}, (region,), node.types,
+                node.origins)
+    return made, operands
+
+
+def _row(b: Builder, stacked: Value) -> Value | None:
+    """What every step sees of an array that is the same along axis 0; None where it is not."""
+    view = stacked.node
+    if view.op != "broadcast_to" or view.inputs[0].type.rank == stacked.type.rank:
+        return None
+    return b.broadcast(view.inputs[0], stacked.shape[1:])
+
+
+def _literal(v: Value) -> Node | None:
+    """The literal that every element of the value is."""
+    node = v.node.inputs[0].node if v.op == "broadcast_to" else v.node
+    return node if node.op == "constant" else None
 
 
 @dataclass
@@ -82,8 +132,9 @@ def _fixed(body: Region, varies: Test) -> list[Value]:
     """Values that no step changes, that take some work, and that others which change read."""
     found: dict[Value, None] = {}
     worth: set[Value] = set()
+    computed = dependent(body.nodes(), body.parameters)      # the rest is literals, which the rewriting folds
     for n in body.nodes():
-        if n.op != "parameter" and not any(varies(v) for v in n.results):
+        if n.op != "parameter" and computed(n.result()) and not any(varies(v) for v in n.results):
             if OPS[n.op].kind not in ("view", "leaf") or any(v in worth for v in n.inputs):
                 worth.update(n.results)
 
