@@ -290,7 +290,8 @@ def qr(a: Operand, mode: str = "reduced") -> QR | Tensor:
     if mode not in ("reduced", "r"):
         raise UseError(f"qr: the modes are 'reduced' and 'r', not {mode!r}", op="qr", where=here())
     if not isinstance(m, int) or not isinstance(n, int):
-        raise ShapeError("qr takes matrices of known extents", op="qr", shapes=[x.shape], where=here())
+        raise ShapeError("qr takes matrices of known extents", op="qr", shapes=[x.shape], where=here(),
+                         hint="declare the inputs with numbers there")
     if m < n:                                          # the other columns follow from the square part
         q, r = _tall_qr(x[..., :m])
         r = concatenate([r, matmul(_transposed(q), x[..., m:])], -1)
@@ -342,7 +343,8 @@ def lstsq(a: Operand, b: Operand) -> Tensor:
     m, n = left.shape[-2:]
     if not isinstance(m, int) or not isinstance(n, int):
         raise ShapeError("lstsq takes matrices of known extents", op="lstsq", shapes=[left.shape],
-                         where=here())
+                         where=here(), hint="declare them as numbers, or, where there are more rows than "
+                         "columns, solve (aᵀ a) x = aᵀ b by gf.linalg.solve")
     if m >= n:
         q, r = qr(left)
         found = solve_triangular(r, matmul(_transposed(q), right))

@@ -151,12 +151,24 @@ def test_two_optimizers_on_one_parameter_keep_slots_of_their_own() -> None:
     assert first.store.names("slot") == ["p.momentum", "p.momentum_1"]
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_rmsprop_with_a_mean_that_stays(device: str) -> None:
+    """0.00001 / 0.00005 and 100 / 25, before the learning rate: the mean square is set by hand."""
+    p, g = gf.parameter((2,), 0.0, "p"), gf.input("g", (2,))
+    program = gf.function(g, [], gf.optim.RMSprop(1.0, decay=1.0, eps=0.0).apply([(p, g)]), device=device)
+    program.store["p.square"] = np.array([0.00005 ** 2, 25.0 ** 2], "float32")
+    program(np.array([0.00001, 100.0], "float32"))
+    np.testing.assert_allclose(program.store["p"], [-0.2, -4.0], rtol=1e-6)
+    np.testing.assert_array_equal(program.store["p.square"], np.array([0.00005 ** 2, 625.0], "float32"))
+
+
 @pytest.mark.parametrize("make, message", [
     (lambda: gf.optim.SGD(-1), "the learning rate is -1"), (lambda: gf.optim.SGD(0.1, 1.0),
                                                             "the momentum is 1.0"),
     (lambda: gf.optim.SGD(0.1, nesterov=True), "needs a momentum"), (lambda: gf.optim.Adam(beta2=2),
                                                                      "beta2 is 2"),
     (lambda: gf.optim.RMSprop(decay=-0.1), "decay is -0.1"),
+    (lambda: gf.optim.RMSprop(decay=1.1), "from 0 to 1"),
     (lambda: gf.optim.SGD("fast"), "the learning rate is 'fast'"),
     (lambda: gf.optim.SGD(gf.constant([0.1])), "the learning rate is one number"),
     (lambda: gf.optim.SGD(lambda t: gf.stack([t, t])).minimize(gf.sum(gf.parameter((2,), 0.0))),

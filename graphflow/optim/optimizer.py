@@ -253,8 +253,9 @@ def _check(name: str, value: Any) -> None:
         _check_scalar(name, value)
     if isinstance(value, Tensor) or callable(value):
         return
-    if name in _DECAYS and not 0 <= value < 1:
-        raise UseError(f"{label} is {value!r}", where=here(), hint="use a number from 0 to below 1")
+    if name in _DECAYS and not 0 <= value < 1 and not (name == "decay" and value == 1):
+        raise UseError(f"{label} is {value!r}", where=here(),
+                       hint=f"use a number from 0 to {'1' if name == 'decay' else 'below 1'}")
     if not value >= 0:
         raise UseError(f"{label} is {value!r}", where=here(), hint="use a number >= 0 or a Tensor")
 
