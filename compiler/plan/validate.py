@@ -52,6 +52,7 @@ class _Validator:
         _unique((b.id for b in plan.buffers), "buffer")
         _require(_depth(plan.body) <= MAX_DEPTH, f"loops and branches nest deeper than {MAX_DEPTH}")
         self.items = {p.position: p.item for p in places(plan.body)}
+        self.every_counter = {item.counter for item in self.items.values() if isinstance(item, Repeat)}
         self.length = positions(plan.body)
         for b in plan.buffers:
             self.buffer(b)
@@ -107,8 +108,7 @@ class _Validator:
         base = self.table[b.base]
         _require((base.dtype, base.layout, b.layout) == (b.dtype, "", ""),
                  f"{who} lies in {b.base!r}, which is of another type")
-        counters = {p.counter for p in self.items.values() if isinstance(p, Repeat)}
-        unknown = symbols_of(b.offset) - self.symbols - counters
+        unknown = symbols_of(b.offset) - self.symbols - self.every_counter
         _require(not unknown, f"{who} uses the unknown symbol {', '.join(sorted(unknown))}")
 
     def lists(self) -> None:
