@@ -96,3 +96,52 @@ def test_long_parts_of_a_concatenation_have_no_masks() -> None:
         module = Module()
         emit_kernel(module, kernel, TARGETS["host"])
         assert ("masked" in module.text()) == masks
+
+
+SUMS = """kernel k(x: r f32[R,C], s: w f32[R], m: w f32[R], a: w i64[R], v: w f32[R], t: w f32[R])
+    symbols [R, C] {{ grid i < R {{
+        let s1 = sum(lanes j < C: x[i, j])
+        let m1 = max(lanes k < C: x[i, k])
+        let c1 = mul(s1, f32(0.5))
+        let v1 = sum(lanes l < C: mul(sub(x[i, l], c1), m1))
+        let a1 = argmax(lanes p < C: x[i, p], index<i64>(p))#1
+        let t1 = sum(q < C: mul(x[i, q], {factor}))
+        s[i] = s1
+        m[i] = m1
+        a[i] = a1
+        v[i] = v1
+        t[i] = t1 }} }}"""
+
+
+@pytest.mark.parametrize("columns", [1, 5, 64, 100, 1000])
+@pytest.mark.parametrize("factor", ["x[i, q]", "s1", "v1"])
+def test_reductions_that_share_a_loop(columns: int, factor: str, target: Target) -> None:
+    """Sums, a maximum and its place together; what needs their results comes behind."""
+    x = numbers((3, columns))
+    out = {name: np.zeros(3, np.float32) for name in "smvt"}
+    got = run(parse_kernel(SUMS.format(factor=factor)), {"x": x, "a": np.zeros(3, np.int64), **out},
+              {"R": 3, "C": columns}, target)
+    wide = x.astype(np.float64)
+    total = wide.sum(1)
+    last = ((wide - total[:, None] / 2) * wide.max(1)[:, None]).sum(1)
+    factors = {"x[i, q]": wide, "s1": total[:, None], "v1": last[:, None]}
+    np.testing.assert_array_equal(got["m"], x.max(1))
+    np.testing.assert_array_equal(got["a"], x.argmax(1))
+    for name, expected in (("s", total), ("v", last), ("t", (wide * factors[factor]).sum(1))):
+        bound = 1e-5 * columns * np.maximum(1, np.abs(expected))
+        assert np.all(np.abs(got[name] - expected) <= bound), name
+
+
+def test_what_joined_reductions_read_is_loaded_once() -> None:
+    loads = []
+    for second in ("x[i, k]", "mul(x[i, k], x[i, k])", "mul(x[i, k], s1)"):
+        kernel = parse_kernel(f"""kernel k(x: r f32[8,128], s: w f32[8], t: w f32[8]) symbols [] {{
+            grid i < 8 {{
+                let s1 = sum(lanes j < 128: x[i, j])
+                let t1 = sum(lanes k < 128: {second})
+                s[i] = s1
+                t[i] = t1 }} }}""")
+        module = Module()
+        emit_kernel(module, kernel, TARGETS["host"])
+        loads.append(module.text().count("load <"))
+    assert loads == [1, 1, 2]

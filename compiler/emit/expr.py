@@ -63,6 +63,7 @@ class Emitter(Indices):
         self.target, self.arguments = target, dict(arguments)
         self.pointers: dict[str, Value] = {}
         self._strides = {name: strides(a) for name, a in arguments.items()}
+        self.joined: dict[Node, tuple[Node, int]] = {}  # a reduction -> the one that it is a part of, where
 
     def add_argument(self, argument: Argument, pointer: Value) -> None:
         """Makes a piece of memory readable like an argument of the kernel."""
@@ -101,6 +102,9 @@ class Emitter(Indices):
         """The results of a reduce node."""
         from graphflow.compiler.emit.reduction import emit_reduction
 
+        if node in self.joined:
+            whole, at = self.joined[node]
+            return self.reduction(whole, guards)[at : at + len(node.args)]
         names = node.deps | self.guard_names(guards)
         return self.scopes.placed(names, (node, guards), lambda: emit_reduction(self, node, guards))
 

@@ -19,12 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from graphflow.compiler.emit.builder import I64, PTR, Builder, Module, Value, constant
 from graphflow.compiler.emit.cost import TASK_NS, statement_ns, trips
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.halves import emit_halves, has_halves
 from graphflow.compiler.emit.nodes import Node, Nodes
+from graphflow.compiler.emit.reduction import join_reductions
 from graphflow.compiler.emit.width import lane_count, reachable
 from graphflow.compiler.kernel.form import Kernel, Let, Loop, LoopKernel, Statement, Store
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
@@ -135,9 +137,13 @@ def _decode(e: Emitter, grid: Sequence[Loop], flat: Value | None) -> None:
 
 
 def statements(e: Emitter, body: Sequence[Statement]) -> None:
-    """Emits statements in order. A Let is evaluated where it stands."""
-    for s in body:
+    """Emits statements in order. A Let is evaluated where it stands, but for reductions that neighbours
+    take along."""
+    for i, s in enumerate(body):
         if isinstance(s, Let):
+            if i == 0 or not isinstance(body[i - 1], Let):
+                neighbours = takewhile(lambda x: isinstance(x, Let), body[i:])
+                join_reductions(e, e.nodes.lets(x for x in neighbours if isinstance(x, Let)))
             (node,) = e.nodes.lets((s,))
             e.value(node)
         elif isinstance(s, Store):

@@ -6,7 +6,7 @@ combined by a tree.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import product as tuples
 
 import numpy as np
@@ -16,41 +16,102 @@ from graphflow.compiler.emit.expr import Emitter, register_type
 from graphflow.compiler.emit.indices import Guards
 from graphflow.compiler.emit.math import scalar
 from graphflow.compiler.emit.nodes import Node
-from graphflow.compiler.emit.width import lane_count
-from graphflow.compiler.plan.dims import product
+from graphflow.compiler.emit.width import lane_count, reachable
+from graphflow.compiler.kernel.form import REDUCTIONS
+from graphflow.compiler.plan.dims import DimLike, product, symbol
 from graphflow.compiler.plan.dtypes import DType
 
 UNROLL = 16
 """Serial reductions over at most this many elements become straight code."""
+MOST_JOINED = 4
+"""At most so many reductions share a loop: their sums must fit the registers."""
 
 Combine = Callable[[Builder, list[Value], list[Value]], list[Value]]
 _SIMPLE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum", "any": "or", "all": "and"}
 
 
+def join_reductions(e: Emitter, values: Sequence[Node]) -> None:
+    """Of values that are bound one after the other, lets reductions over the same elements run in one loop,
+    where none needs another's result: what they read is then read once."""
+    waiting = list(dict.fromkeys(v.args[0] for v in values if v.kind == "result"))
+    waiting = [r for r in waiting if r not in e.joined and not _is_short(r.data[1])]
+    while waiting:
+        first, group = waiting[0], [waiting[0]]
+        for r in waiting[1:]:
+            if len(group) < MOST_JOINED and _in_step(first, r) and not set(waiting) & set(reachable(r.args)):
+                group.append(r)
+        waiting = [r for r in waiting if r not in group]
+        if len(group) > 1:
+            _join(e, group)
+
+
+def _in_step(x: Node, y: Node) -> bool:
+    """Whether two reductions have the same loops but for the names of variables."""
+    (_, loops, lanes), (_, others, other) = x.data, y.data
+    pairs = list(zip(loops, others))
+    return (len(loops) == len(others) and all(a[1] == b[1] for a, b in pairs) and x.deps == y.deps
+            and all((a[0] == lanes) == (b[0] == other) for a, b in pairs))
+
+
+def _join(e: Emitter, group: Sequence[Node]) -> None:
+    _, loops, lanes = group[0].data
+    kinds: list[str] = []
+    operands: list[Node] = []
+    for r in group:
+        names: dict[str, DimLike] = {own: symbol(var) for (own, _), (var, _) in zip(r.data[1], loops)}
+        kinds.append(r.data[0])
+        operands += [e.nodes.substitute(a, names) for a in r.args]
+    data, own = (tuple(kinds), loops, lanes), frozenset(var for var, _ in loops)
+    whole = e.nodes.make("reduce", data, tuple(operands), group[0].dtype, [x for _, x in loops], own)
+    at = 0
+    for r in group:
+        e.joined[r] = whole, at
+        at += len(r.args)
+
+
+def _is_short(loops: Sequence[tuple[str, DimLike]]) -> bool:
+    """Whether the elements are few, and how many is known."""
+    size = product(extent for _, extent in loops)
+    known = all(isinstance(extent, int) for _, extent in loops)  # 0 times a symbol is known, the loops not
+    return known and isinstance(size, int) and size <= UNROLL
+
+
 def emit_reduction(e: Emitter, node: Node, guards: Guards) -> list[Value]:
-    """The reduced values of all operands of a reduce node, evaluated where the guards hold."""
+    """The reduced values of all operands of a reduce node, evaluated where the guards hold. Its kind may be
+    several, of reductions that run in one loop."""
     kind, loops, lanes = node.data
+    kinds = kind if isinstance(kind, tuple) else (kind,)
     for var, extent in loops:
         e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
     lane = e.scopes.lane
     vector = lane is not None and lane.var in node.deps | e.guard_names(guards)
     width = lane.count if lane is not None and vector else 1
-    first = [
-        constant(register_type(a.dtype).vector(width), x)
-        for a, x in zip(node.args, identity(kind, [a.dtype for a in node.args]))
-    ]
-    combine = combination(kind, [a.dtype for a in node.args])
-    size = product(extent for _, extent in loops)
-    known = all(
-        isinstance(extent, int) for _, extent in loops
-    )  # 0 times a symbol is known, the loops are not
-    if (vector or not lanes) and known and isinstance(size, int) and size <= UNROLL:
+    dtypes = [a.dtype for a in node.args]
+    first = [constant(register_type(d).vector(width), x) for d, x in zip(dtypes, _identities(kinds, dtypes))]
+    combine = _combinations(kinds, dtypes)
+    if (vector or not lanes) and _is_short(loops):
         return _unrolled(e, node, guards, first, combine)
     if vector or not lanes:
         return _nest(e, node, guards, first, combine, 0, "", 1)
-    count = lane_count(e, node.args, lanes, dict(loops)[lanes], vectors=4)
+    vectors = 4 if len(node.args) <= 2 else 2
+    count = lane_count(e, node.args, lanes, dict(loops)[lanes], vectors=vectors)
     wide = [e.b.splat(v, count) for v in first]
     return _across(e.b, _nest(e, node, guards, wide, combine, 0, lanes, count), combine)
+
+
+def _identities(kinds: Sequence[str], dtypes: list[DType]) -> list[float]:
+    out: list[float] = []
+    for kind in kinds:
+        out += identity(kind, dtypes[len(out) : len(out) + REDUCTIONS[kind]])
+    return out
+
+
+def _combinations(kinds: Sequence[str], dtypes: list[DType]) -> Combine:
+    ends = [0]
+    for kind in kinds:
+        ends.append(ends[-1] + REDUCTIONS[kind])
+    parts = [(a, z, combination(kind, dtypes[a:z])) for kind, a, z in zip(kinds, ends, ends[1:])]
+    return lambda b, x, y: [v for a, z, combine in parts for v in combine(b, x[a:z], y[a:z])]
 
 
 def _unrolled(e: Emitter, node: Node, guards: Guards, first: list[Value], combine: Combine) -> list[Value]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from graphflow.compiler.ir.graph import Graph, Node, Value, walk
 from graphflow.compiler.passes.canonical import CANONICAL
+from graphflow.compiler.passes.centred import CENTRED
 from graphflow.compiler.passes.convolutions import CONVOLUTIONS
 from graphflow.compiler.passes.one_hot import ONE_HOT
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
@@ -105,6 +106,7 @@ JOINT: tuple[Rule, ...] = (
     Rule("sum of a stretched value", "reduce_sum", _sum_of_stretched, "tolerance"),
     Rule("matmul of a transposed", "matmul", _matmul_of_transposed, "tolerance"),
     Rule("transposed matmul", "transpose", _transposed_matmul, "tolerance"),
+    *CENTRED,
     *ONE_HOT,
     *CONVOLUTIONS,
     *CANONICAL,
