@@ -59,6 +59,19 @@ def test_softmax_is_one_kernel() -> None:
     assert kinds(nodes) == ["row"] and not reasons
 
 
+def test_rows_compared_with_each_other_are_made_before() -> None:
+    """The kernel of the distances needs each row at two places, neither of which is its own."""
+    net = Net()
+    b, h = net.b, net.b.tanh(net.input("x", (2,)))
+    apart = b.sub(b.broadcast(h, (net.n, net.n, 2)),
+                  b.broadcast(b.reshape(h, shape=(net.n, 1, 2)), (net.n, net.n, 2)))
+    squares = b.reduce_sum(b.mul(apart, apart), axes=(2,))
+    nodes, reasons = fused(net.graph(h=h, squares=squares))
+    assert kinds(nodes) == ["map", "row"]
+    assert reasons == ["tanh f32[N,2] is not fused into its reader: it is needed at several indices of one "
+                       "kernel"]
+
+
 def test_every_update_of_a_momentum_step_is_in_place() -> None:
     nodes, reasons = fused(mlp_step())
     written = [name for n in nodes for name in n.attrs["inplace"] if name]

@@ -192,7 +192,7 @@ def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[in
         levels = (
             {(level, axes) for level, axes in levels if axes}
             if group.kind != "row"
-            else {("outer", group.reduced)}
+            else {(level, axes or group.reduced) for level, axes in levels}
         )
     if len(levels) != 1:
         return "it is needed at several indices of one kernel"
