@@ -74,7 +74,7 @@ def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Ro
     short = []
     if rows:
         short.append(report.steps_table(rows, works))
-        short.append(f"{about}. {report.how(args.rounds)}")
+        short.append(f"{about}. {report.how(args.rounds, all(r.engine == compare.MINE for r in rows))}")
     if "overhead" in found:
         short.append(overhead.table(found["overhead"]))
     parts = ["# Benchmarks of graphflow", *(short if rows else [f"{about}.", *short])]

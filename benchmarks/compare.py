@@ -1,7 +1,7 @@
 """Times engines on the same training steps, in turn, and checks that they compute the same.
 
     python benchmarks/compare.py [--workloads mlp lenet ...] [--engines graphflow jax-jit ...] [--python PATH]
-                                 [--threads 2] [--rounds 7] [--round-ms 300] [--small] [--json FILE]
+                                 [--threads 2] [--rounds 7] [--round-ms 200] [--small] [--json FILE]
 
 Each engine is a process of its own (worker.py); they are started one after the other, so that no compiler
 disturbs another, and then take turns, so that all see the same moods of the machine. Time is taken here, not
@@ -68,11 +68,15 @@ class Row:
         head = f"{self.workload:<10}{self.engine:<14}"
         if self.failure:
             return f"{head} failed: {self.failure}"
+        beside = ""
+        if math.isfinite(self.ratio):
+            beside = (
+                f"  x fastest peer {self.ratio:>6.3f}  losses apart {self.loss_apart:.0e}"
+                f"  norms {self.norm_apart:.0e}" + "  WRONG" * self.wrong
+            )
         return (
             f"{head}{self.median_ms:>10.3f} ms  first {self.first_s:>6.2f} s  peak {self.peak_mb:>6.0f} MB"
-            f"  x fastest peer {self.ratio:>6.3f}  losses apart {self.loss_apart:.0e}"
-            f"  norms {self.norm_apart:.0e}" + "  WRONG" * self.wrong
-        )
+        ) + beside
 
 
 class Worker:
@@ -254,7 +258,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--threads", type=int, default=processors)
     parser.add_argument("--rounds", type=int, default=7, help="how often the engines take turns")
-    parser.add_argument("--round-ms", type=float, default=300, help="about how long a turn lasts")
+    parser.add_argument("--round-ms", type=float, default=200, help="about how long a turn lasts")
     parser.add_argument("--small", action="store_true", help="nets of few units, to try this out in a minute")
 
 

@@ -20,44 +20,48 @@ class Net:
 
     def __init__(self, initial: Arrays) -> None:
         self.initial = initial
+        self.shapes = {key: value.shape for key, value in initial.items()}
+
+    def value(self, key: str) -> Callable[..., np.ndarray]:
+        """An initialiser that gives the value away, so that it is not kept beside the Store's."""
+        return lambda *_: self.initial.pop(key)
 
     def dense(self, h: gf.Tensor, key: str, activation: Any = None) -> gf.Tensor:
         """A dense layer."""
-        weight, bias = self.initial[f"{key}.W"], self.initial[f"{key}.b"]
-        return gf.nn.dense(h, len(bias), activation, weight_init=weight, bias_init=bias, name=key)
+        weight, bias = self.value(f"{key}.W"), self.value(f"{key}.b")
+        units = self.shapes[f"{key}.W"][1]
+        return gf.nn.dense(h, units, activation, weight_init=weight, bias_init=bias, name=key)
 
     def conv(
         self, h: gf.Tensor, key: str, activation: Any = None, stride: int = 1, padding: int = 0
     ) -> gf.Tensor:
         """A convolution; without a bias if it has none."""
-        weight, bias = self.initial[f"{key}.W"], self.initial.get(f"{key}.b", 0.0)
+        channels, _, *window = self.shapes[f"{key}.W"]
         return gf.nn.conv2d(
             h,
-            len(weight),
-            weight.shape[-1],
+            channels,
+            window,
             stride,
             padding,
             activation,
-            weight_init=weight,
-            bias_init=bias,
-            use_bias=f"{key}.b" in self.initial,
+            weight_init=self.value(f"{key}.W"),
+            bias_init=self.value(f"{key}.b"),
+            use_bias=f"{key}.b" in self.shapes,
             name=layer_name(key),
         )
 
     def normed(self, h: gf.Tensor, key: str, stride: int = 1) -> gf.Tensor:
         """A 3x3 convolution without bias, and batch norm."""
-        weight, name = self.initial[f"{key}.W"], layer_name(key)
-        h = gf.nn.conv2d(h, len(weight), 3, stride, 1, use_bias=False, weight_init=weight, name=name)
-        return gf.nn.batch_norm(
-            h, scale_init=self.initial[f"{key}.g"], bias_init=self.initial[f"{key}.b"], name=name
-        )
+        channels, weight, name = self.shapes[f"{key}.W"][0], self.value(f"{key}.W"), layer_name(key)
+        h = gf.nn.conv2d(h, channels, 3, stride, 1, use_bias=False, weight_init=weight, name=name)
+        scale, bias = self.value(f"{key}.g"), self.value(f"{key}.b")
+        return gf.nn.batch_norm(h, scale_init=scale, bias_init=bias, name=name)
 
     def lstm(self, h: gf.Tensor, key: str) -> gf.Tensor:
         """The outputs of an LSTM layer."""
-        weight, recurrent, bias = (self.initial[f"{key}.{part}"] for part in ("Wx", "Wh", "b"))
-        return gf.nn.lstm(
-            h, len(recurrent), weight_init=weight, recurrent_init=recurrent, bias_init=bias, name=key
-        )[0]
+        weight, recurrent, bias = (self.value(f"{key}.{part}") for part in ("Wx", "Wh", "b"))
+        units = self.shapes[f"{key}.Wh"][0]
+        return gf.nn.lstm(h, units, weight_init=weight, recurrent_init=recurrent, bias_init=bias, name=key)[0]
 
 
 def layer_name(key: str) -> str:
@@ -118,7 +122,7 @@ def resnet(net: Net, x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
     """ResNet-20 for small images: three stages of three residual blocks."""
     h = gf.relu(net.normed(x, "stem"))
     for key in (f"s{stage}b{block}" for stage in range(3) for block in range(3)):
-        stride = 2 if f"{key}.p.W" in net.initial else 1
+        stride = 2 if f"{key}.p.W" in net.shapes else 1
         short = net.conv(h, f"{key}.p", stride=2) if stride == 2 else h
         inner = gf.relu(net.normed(h, f"{key}.1", stride))
         h = gf.relu(net.normed(inner, f"{key}.2") + short)
@@ -138,7 +142,7 @@ def alexnet(net: Net, x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
 
 def charrnn(net: Net, x: gf.Tensor, y: gf.Tensor) -> gf.Tensor:
     """Two layers of LSTM over characters; x, y: [time, batch]."""
-    h = net.lstm(net.lstm(gf.one_hot(x, len(net.initial["l1.Wx"])), "l1"), "l2")
+    h = net.lstm(net.lstm(gf.one_hot(x, net.shapes["l1.Wx"][0]), "l1"), "l2")
     return gf.loss.softmax_cross_entropy(net.dense(h, "fc"), y)
 
 
@@ -158,7 +162,8 @@ def optimizer(work: Workload) -> gf.optim.Optimizer:
 def training_step(
     work: Workload, initial: Arrays, data: Arrays, threads: int, device: str = "cpu"
 ) -> gf.Program:
-    """The workload's step, for any batch size; `data` is a batch like those that it will get."""
+    """The workload's step, for any batch size; `initial` is emptied, `data` a batch like those that it will
+    get."""
     batch_axis = 1 if work.steps else 0
     feeds = []
     for key, array in data.items():
@@ -172,7 +177,7 @@ def training_step(
 
 
 class Engine:
-    """A step that is built and compiled when it first runs; `initial` is let go of then."""
+    """A step that is built and compiled when it first runs; `initial` is emptied then."""
 
     def __init__(
         self,
@@ -184,16 +189,13 @@ class Engine:
         device: str = "cpu",
     ) -> None:
         self.work, self.batches, self.threads, self.device = work, batches, threads, device
-        self.initial: Arrays | None = initial
-        self.keys = list(initial)
+        self.initial, self.keys = initial, list(initial)
         self.program: gf.Program | None = None
 
     def step(self, index: int) -> Any:
         """Runs a training step; its loss."""
         if self.program is None:
-            assert self.initial is not None
             self.program = training_step(self.work, self.initial, self.batches[0], self.threads, self.device)
-            self.initial = None
         return self.program(**self.batches[index % 2])
 
     def read_loss(self, loss: Any) -> float:

@@ -37,8 +37,11 @@ def number(value: float, form: str) -> str:
 
 
 def steps_table(rows: Sequence[Row], works: Sequence[Workload]) -> str:
-    """graphflow beside the fastest of the other engines, a line for each workload."""
-    return markdown(COLUMNS, [_step(work, [r for r in rows if r.workload == work.name]) for work in works])
+    """graphflow beside the fastest of the other engines, a line for each workload; without columns that would
+    be empty."""
+    cells = [_step(work, [r for r in rows if r.workload == work.name]) for work in works]
+    filled = [i for i in range(len(COLUMNS)) if any(line[i] for line in cells)]
+    return markdown([COLUMNS[i] for i in filled], [[line[i] for i in filled] for line in cells])
 
 
 def _step(work: Workload, rows: Sequence[Row]) -> list[str]:
@@ -77,12 +80,12 @@ def engines_table(rows: Sequence[Row]) -> str:
     return markdown(heads, cells, left=2)
 
 
-def how(rounds: int) -> str:
-    """What the columns of the steps' table mean."""
+def how(rounds: int, alone: bool) -> str:
+    """What the columns of the steps' table mean; `alone`: without other engines."""
+    turns = " in which engines take turns; ratio: graphflow's time over the other's, the median of the rounds"
     return (
-        f"Medians of {rounds} rounds in which engines take turns; ratio: graphflow's time over the other's, "
-        "the median of the rounds; peak: of the whole process, from its first step on; the first step "
-        "includes compiling, with no caches."
+        f"Medians of {rounds} rounds{'' if alone else turns}; peak: of the whole process, from its first step "
+        "on; the first step includes compiling, with no caches."
     )
 
 
@@ -95,6 +98,7 @@ BARS: tuple[tuple[str, str, Callable[[Row], float]], ...] = (
     ("first.png", "first step, compiling included, s", lambda r: r.first_s),
 )
 """File, title and what the bars show."""
+
 
 def plots(folder: Path, rows: Sequence[Row], kernels: dict[str, Any] | None) -> list[Path]:
     """Draws what there is; none, saying so, where matplotlib is missing."""
