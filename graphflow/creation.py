@@ -51,6 +51,8 @@ def extent(size: DimLike, dtype: Any = "float32") -> Tensor:
     """A dimension as a number that a program computes with, e.g. the size of the batch."""
     if not isinstance(size, Dim):
         return constant(size, dtype)
+    if element_type(dtype).is_half:
+        return cast(extent(size), dtype)
     # Element `size` of 0, 1, … size is within bounds whatever the call's shapes.
     count = apply("iota", [], shape=(size + 1,), axis=0, dtype=element_type(dtype))
     return reshape(count[size:], ())

@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from graphflow.arguments import as_axes, as_axis, as_tensor
+from graphflow.autocast import master_type
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.dtypes import BOOL, F32, I64
 from graphflow.compiler.plan.errors import ShapeError, UseError
@@ -64,6 +65,8 @@ def mean(x: Operand, axis: Axes = None, keepdims: bool = False) -> Tensor:
     x = as_tensor(x)
     x = x if x.dtype.has_gradient else cast(x, F32)
     axes = as_axes(x, axis, "mean")
+    if x.dtype.is_half:                           # which may hold neither the sum nor the count
+        return cast(mean(cast(x, F32), axes, keepdims), master_type(x.dtype))
     return _reduce("reduce_sum", x, axes, keepdims) / extent(product(x.shape[a] for a in axes), x.dtype)
 
 

@@ -91,3 +91,12 @@ def test_a_scaled_loss_keeps_small_gradients_and_leaves_out_infinite_ones() -> N
     assert (moved[0][1] < 1).all() and np.isfinite(moved[1][1]).all()
     np.testing.assert_array_equal(moved[0][1], moved[1][1])             # the update was left out
     assert (moved[2][1] < moved[1][1]).all()
+
+
+@pytest.mark.reference
+def test_a_loss_of_halves_says_where_to_declare_it() -> None:
+    with gf.autocast("bfloat16"):
+        logits = gf.nn.dense(gf.input("x", (None, 4)), 3)
+    loss = gf.loss.softmax_cross_entropy(logits, gf.input("y", (None,), "int64"))
+    with pytest.raises(gf.UseError, match="this is bfloat16(?s:.)*inside of gf.autocast"):
+        gf.optim.SGD(0.1).minimize(loss)

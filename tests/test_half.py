@@ -145,3 +145,18 @@ def test_float16_loads_no_package() -> None:
             "gf.function([x], x + 1, device='reference');"
             "sys.exit('ml_dtypes' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@DEVICES
+@HALVES
+def test_means_of_more_than_a_half_counts(half: DType, device: str) -> None:
+    """257 is no bfloat16, and 70000 is no float16; both axes are the call's."""
+    x = gf.input("x", (None, None), half.full_name)
+    program = gf.function(x, [gf.mean(x), gf.mean(x, 0), gf.mean(x, 1)], device=device)
+    for shape in ((257, 3), (3, 70000)):
+        array = np.random.default_rng(0).uniform(0.5, 1.5, shape).astype(half.numpy)
+        wide = array.astype("float64")
+        found = program(array)
+        assert all(value.dtype == half.numpy for value in found)
+        for value, expected in zip(found, (wide.mean(), wide.mean(0), wide.mean(1))):
+            np.testing.assert_allclose(value.astype("float64"), expected, rtol=2.0 ** -8)

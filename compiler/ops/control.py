@@ -30,7 +30,8 @@ def _infer_grad(types: Sequence[TensorType], attrs: Attrs, regions: Sequence[Reg
     for t in types[:count or 1]:
         if not t.dtype.is_float:
             raise UseError(f"grad differentiates a float, but this is {t.dtype.full_name}", op="grad",
-                           hint="convert it with cast before the arithmetic")
+                           hint="compute the loss in float32: inside of gf.autocast, too, or of what is cast"
+                           if t.dtype.is_half else "convert it with cast before the arithmetic")
     for i, t in enumerate(wrt):
         if not t.dtype.has_gradient:
             raise UseError(f"grad by value number {i}, which is {t}: only floats have gradients", op="grad",
