@@ -82,10 +82,10 @@ def engines_table(rows: Sequence[Row]) -> str:
 
 def how(rounds: int, alone: bool) -> str:
     """What the columns of the steps' table mean; `alone`: without other engines."""
-    turns = " in which engines take turns; ratio: graphflow's time over the other's, the median of the rounds"
+    turns = " in which engines take turns; ratio: graphflow's time over the other's, the rounds' median"
     return (
-        f"Medians of {rounds} rounds{'' if alone else turns}; peak: of the whole process, from its first step "
-        "on; the first step includes compiling, with no caches."
+        f"Medians of {rounds} rounds{'' if alone else turns}; peak: of the whole process, from its first "
+        "step on; the first step includes compiling, with no caches."
     )
 
 
