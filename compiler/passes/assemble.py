@@ -9,6 +9,7 @@ from graphflow.compiler.ops import OPS
 from graphflow.compiler.passes.access import domain, has_index_map, relation
 from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.passes.fuse import Fusion, Group, fusion_of, is_view
+from graphflow.compiler.passes.recompute import copied, recomputed
 from graphflow.compiler.plan.errors import Location
 
 Refusals = list[tuple[tuple[Location, ...], str]]
@@ -20,8 +21,15 @@ def fuse(graph: Graph, refusals: Refusals | None = None) -> Graph:
     refused: Refusals = [] if refusals is None else refusals
     b = Builder()
     private: dict[Value, Value] = {}
+    again = recomputed(graph)
+    originals: set[Node] = set()
 
     def make(_: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
+        if node in again:
+            original = b.copy(node, inputs)
+            originals.add(original)
+            return original.results
+        inputs = copied(inputs, originals)
         node = in_bodies(node, lambda body: fuse(body, refused))
         if OPS[node.op].kind in ("control", "routine"):
             inputs = [_private(v, private) for v in inputs]
