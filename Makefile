@@ -19,7 +19,7 @@ demo: $(VENV)/installed-plot
 	$(VENV)/bin/graphflow run digits
 
 test: $(VENV)/installed-test
-	$(VENV)/bin/python -m pytest tests
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup tests
 
 lint: $(VENV)/installed-test
 	$(VENV)/bin/python -m ruff check .

@@ -32,7 +32,10 @@ from graphflow.compiler.plan.errors import UserError
 SIZES = (1, 3, 17, 33, 100)
 LOOP_KINDS = ("elementwise", "view", "gather", "window", "reduce", "routine")
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no g++ on the PATH to compile the text for the CPU")
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no g++ on the PATH to compile the text for the CPU"),
+    pytest.mark.xdist_group("cuda text"),  # one process compiles the text of all ops, for all tests here
+]
 
 
 class Case(NamedTuple):
