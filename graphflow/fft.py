@@ -46,7 +46,7 @@ class Complex(NamedTuple):
     real: Tensor
     imag: Tensor
 
-    def __add__(self, other: Any) -> Complex:                                   # type: ignore[override]
+    def __add__(self, other: Any) -> Complex:
         real, imag = _operand(other)
         return Complex(self.real + real, self.imag + imag)
 
@@ -54,7 +54,7 @@ class Complex(NamedTuple):
         real, imag = _operand(other)
         return Complex(self.real - real, self.imag - imag)
 
-    def __mul__(self, other: Any) -> Complex:                                   # type: ignore[override]
+    def __mul__(self, other: Any) -> Complex:
         real, imag = _operand(other)
         if isinstance(imag, float):
             return Complex(self.real * real, self.imag * real)
@@ -69,7 +69,11 @@ class Complex(NamedTuple):
     def __abs__(self) -> Tensor:
         return elementwise("hypot", self.real, self.imag)
 
-    __radd__, __rmul__ = __add__, __mul__                                       # type: ignore[assignment]
+    def __radd__(self, other: Any) -> Complex:
+        return self + other
+
+    def __rmul__(self, other: Any) -> Complex:
+        return self * other
 
     def conj(self) -> Complex:
         """The complex conjugate."""

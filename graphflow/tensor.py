@@ -430,9 +430,8 @@ def cast(x: Operand, dtype: Any) -> Tensor:
     target = element_type(dtype)
     if not isinstance(x, Tensor):
         return constant(x, target)
-    if passes_float32(x.dtype, target):
-        x = apply("cast", [x], dtype=F32)
-    return x if x.dtype == target else apply("cast", [x], dtype=target)
+    source: Tensor = apply("cast", [x], dtype=F32) if passes_float32(x.dtype, target) else x
+    return source if source.dtype == target else apply("cast", [source], dtype=target)
 
 
 def broadcast_shapes(op: str, shapes: Sequence[tuple[DimLike, ...]]) -> tuple[DimLike, ...]:

@@ -7,7 +7,7 @@ it at every step. Random numbers depend on the loop's index, hence on a paramete
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextvars import ContextVar
 
 from graphflow.compiler.ir.graph import Node, Region, TensorType, Value, topological
@@ -90,8 +90,7 @@ def close(parts: Sequence[Part], inside: Callable[[Node], bool]) -> tuple[list[R
     for parameters, results in parts:
         own = {p.node for p in parameters}
         passed = _gradient_paths(results, inside)
-        order, outside = _reach(results, own, lambda n, passed=passed: inside(n) or n in passed
-                                or is_number(n) or n.op == "broadcast_to")
+        order, outside = _reach(results, own, _stays(inside, passed, is_number))
         orders.append(order)
         captured.update(outside)
     return [_copy(part, order, list(captured)) for part, order in zip(parts, orders)], list(captured)
@@ -143,3 +142,9 @@ def _copy(part: Part, order: Sequence[Node], captured: Sequence[Value]) -> Regio
         copy = Node(node.op, inputs, node.attrs, node.regions, node.types, node.origins)
         values.update(zip(node.results, copy.results))
     return Region(tuple(parameters), tuple(values[v] for v in part[1]))
+
+
+def _stays(inside: Callable[[Node], bool], passed: Collection[Node], is_number: Callable[[Node], bool]
+           ) -> Callable[[Node], bool]:
+    """Which nodes a body keeps: its own, those that a gradient passes through, literals."""
+    return lambda n: inside(n) or n in passed or is_number(n) or n.op == "broadcast_to"

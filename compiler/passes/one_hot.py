@@ -18,10 +18,10 @@ def _picked_rows(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resu
     x, w = inputs
     if x.type.rank != 2 or node.attrs["transpose_x"] or node.attrs["transpose_y"]:
         return None
-    indices = _indices(b, x)
-    if indices is None:
+    indices, size = _indices(b, x), x.shape[1]
+    if indices is None or not isinstance(size, int):
         return None
-    inside = _inside(b, indices, x.shape[1])
+    inside = _inside(b, indices, size)
     rows = b.gather(w, b.where(inside, indices, b.zeros(indices.type)), axis=0)
     mask = b.broadcast_to(b.reshape(inside, shape=(*indices.shape, 1)), shape=rows.shape)
     return b.where(mask, rows, b.zeros(rows.type))
@@ -33,10 +33,9 @@ def _added_rows(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resul
     x, y = inputs
     if x.type.rank != 2 or not node.attrs["transpose_x"] or node.attrs["transpose_y"] or y.dtype.is_half:
         return None
-    indices = _indices(b, x)
-    if indices is None:
+    indices, size, columns = _indices(b, x), x.shape[1], y.shape[1]
+    if indices is None or not isinstance(size, int):
         return None
-    (_, size), columns = x.shape, y.shape[1]
     last = b.constant(size, I64, indices.shape)
     sums = b.scatter_add(b.where(_inside(b, indices, size), indices, last), y, axis=0, size=size + 1)
     return b.slice(sums, starts=(0, 0), stops=(size, columns), steps=(1, 1))

@@ -149,7 +149,7 @@ def sinusoidal_encoding(length: DimLike, features: int, dtype: Any = "float32") 
     return cast(waves, dtype)
 
 
-def learned_encoding(length: int, features: int, *, weight_init: Any = None, dtype: Any = "float32",
+def learned_encoding(length: DimLike, features: int, *, weight_init: Any = None, dtype: Any = "float32",
                      name: str | None = None) -> Tensor:
     """[length, features]: a trained vector for every place, the parameter ``NAME.W``."""
     if isinstance(length, Dim):
