@@ -6,7 +6,7 @@ from graphflow.compiler.kernel.form import Apply, Expr, Guarded, Let, Load, Loop
 from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.plan.dims import DimLike
 
-TASK_NS = 10_000
+TASK_NS = 2_500
 """A task should take about this long, in nanoseconds: far more than handing it to a thread."""
 UNKNOWN = 128
 """What a symbolic extent counts as."""
