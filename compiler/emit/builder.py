@@ -38,17 +38,12 @@ __all__ = [
 ]
 
 
-def prepared(kernel: str) -> str:
-    """The name of the function that prepares what the tasks of a kernel share."""
-    return f"{kernel}.prepare"
-
-
 class Module:
-    """One LLVM module: functions, the declarations they need, and constant data. `prepared`: the kernels of
-    which a function like theirs must run before them, see `prepared`, and the number of its tasks."""
+    """One LLVM module: functions, the declarations they need, and constant data. `before`: for kernels, a
+    function like theirs that must run before them, and the number of its tasks."""
 
     def __init__(self) -> None:
-        self.prepared: dict[str, int] = {}
+        self.before: dict[str, tuple[str, int]] = {}
         self._declarations: dict[str, str] = {}
         self._globals: list[str] = []
         self._functions: list[Builder] = []

@@ -19,7 +19,6 @@ from graphflow.compiler.emit.builder import (
     Module,
     Value,
     constant,
-    prepared,
 )
 from graphflow.compiler.emit.indices import Indices
 from graphflow.compiler.emit.nodes import Nodes
@@ -141,11 +140,11 @@ class Entry:
         for i, value in enumerate(values):
             b.store(value, b.gep(self.args, i, I64), align=8)
         tasks, zero = self.dims.scalar(item.tasks), constant(I64, 0)
-        if kernel.name in b.module.prepared:
-            before = Value(PTR, f"@{prepared(kernel.name)}")
-            count = constant(I64, b.module.prepared[kernel.name])
+        if kernel.name in b.module.before:
+            name, count = b.module.before[kernel.name]
             with b.when(b.compare("gt", tasks, 0)):      # without tasks there is no scratch
-                b.call_address(self.parallel, VOID, [before, self.args, count, self.threads])
+                values = [Value(PTR, f"@{name}"), self.args, constant(I64, count), self.threads]
+                b.call_address(self.parallel, VOID, values)
         task = Value(PTR, f"@{kernel.name}")
         if isinstance(item.tasks, int):
             if item.tasks == 1:

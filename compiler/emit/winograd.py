@@ -1,11 +1,12 @@
-"""Convolutions of 3 x 3 places without stride by Winograd's algorithm F(2 x 2, 3 x 3): 16 multiplications
-where the definition has 36 (A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural Networks, 2015).
+"""Convolutions of 3 x 3 and 5 x 5 places without stride by Winograd's algorithm: F(2 x 2, 3 x 3) takes 16
+multiplications where the definition has 36 (A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural
+Networks, 2015); 5 places along an axis are 3 and 2 more, with 49 for 100.
 
-The output is cut into tiles of 2 x 2. With d the 4 x 4 inputs of a tile and g the 3 x 3 weights of a pair of
-channels, the tile is A'[(G g G') * (B' d B)]A, summed over the input channels before A is applied: 16 matrix
-products with the channels as k and the tiles as n. Everything stays within a task: a panel of `nr` tiles is
-transformed into scratch, a micro-kernel multiplies, and what the transformation back gives are finished sums
-for the kernel's stores. Each worker transforms the weights once for each call.
+The output is cut into tiles of 2 x 2. With d the inputs of a tile and g the weights of a pair of channels,
+the tile is A'[(G g G') * (B' d B)]A, summed over the input channels before A is applied: 16 or 49 matrix
+products with the channels as k and the tiles as n. A function of its own, which runs before, transforms the
+weights into scratch. The rest stays within a task: a panel of `nr` tiles is transformed into scratch, a
+micro-kernel multiplies, and what the transformation back gives are finished sums for the kernel's stores.
 
 The form of the kernel does not change: this is one way to compute a contraction that happens to be such a
 convolution, or the gradient of one for its input. It rounds about as much as the definition does. An
@@ -16,19 +17,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graphflow.compiler.emit.builder import I64, Module, Value, constant, prepared
+from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import is_direct, names_of
 from graphflow.compiler.emit.tiling import rows_of_tile
-from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, TileEmitter, Tiles, depends_on_sum, padded
+from graphflow.compiler.emit.winograd_tiles import (
+    FLOAT,
+    NUMBERS,
+    ZERO,
+    TileEmitter,
+    Tiles,
+    depends_on_sum,
+    padded,
+)
 from graphflow.compiler.kernel.form import ContractionKernel
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
 from graphflow.compiler.target import Target
 
 _INPUT, _OUTPUT, _WEIGHT, _STREAM = 90.0, 130.0, 20.0, 0.95
-"""Cycles: to transform the inputs of a vector of tiles, for a channel; to transform its sums back and store
-them; to transform the weights of a pair of channels. And the share of the peak that products reach."""
+"""Cycles where there are 16 products: to transform the inputs of a vector of tiles, for a channel; to
+transform its sums back and store them; to transform the weights of a pair of channels. And the share of the
+peak that products reach."""
 _DIRECT = 0.87
 """The share of the peak that the definition reaches."""
 
@@ -37,7 +47,8 @@ _DIRECT = 0.87
 class Winograd:
     """How a contraction is computed so. `image`: the variable and extent of the batch, if there is one; `y`,
     `x`, `out`, `channel`, `taps`: variables of the contraction; `height`, `width`, `outs`, `channels`: their
-    extents. `flip`: the weights are applied backwards. mr, nr: the register tile; lanes: of a vector."""
+    extents. `flip`: the weights are applied backwards; `side`: places of the kernel
+    along an axis. mr, nr: the register tile; lanes: of a vector."""
 
     image: tuple[str, DimLike]
     y: str
@@ -50,6 +61,7 @@ class Winograd:
     outs: int
     channels: int
     flip: bool
+    side: int
     mr: int
     nr: int
     lanes: int
@@ -57,7 +69,12 @@ class Winograd:
     @property
     def places(self) -> Tiles:
         """The tiles of the output."""
-        return Tiles(self.height, self.width, self.nr, self.lanes)
+        return Tiles(self.height, self.width, self.nr, self.lanes, self.side)
+
+    @property
+    def products(self) -> int:
+        """Matrix products: multiplications for a tile and a pair of channels."""
+        return self.places.numbers ** 2
 
     @property
     def tiles(self) -> int:
@@ -70,17 +87,17 @@ class Winograd:
         return -(-self.outs // self.mr)
 
     def weights(self) -> dict[str, int]:
-        """The transformed weights [tile of m][16][channel][mr], in elements of scratch."""
-        return padded({"weights ": self.m_tiles * 16 * self.channels * self.mr}, self.lanes)
+        """The transformed weights [tile of m][product][channel][mr], in elements of scratch."""
+        return padded({"weights ": self.m_tiles * self.products * self.channels * self.mr}, self.lanes)
 
     def parts(self) -> dict[str, int]:
-        """The pieces of a worker's own scratch, in elements: transformed inputs [16][channel][nr],
-        half-transformed inputs [4][parity][plane], products [16][mr][nr], and a row of finished sums
-        [parity][2 nr]."""
+        """The pieces of a worker's own scratch, in elements: transformed inputs [product][channel][nr],
+        half-transformed inputs [number][parity][plane], products [product][mr][nr], and a row of finished
+        sums [parity][2 nr]."""
         sizes = {
-            "inputs ": 16 * self.channels * self.nr,
-            "half ": 8 * self.places.plane,
-            "products ": 16 * self.mr * self.nr,
+            "inputs ": self.products * self.channels * self.nr,
+            "half ": 2 * self.places.numbers * self.places.plane,
+            "products ": self.products * self.mr * self.nr,
             "finished ": 4 * self.nr,
         }
         return padded(sizes, self.lanes)
@@ -93,7 +110,8 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     if kernel.indirect or c.tile or len(c.batch) > 1 or (len(c.m), len(c.n), len(c.k)) != (1, 2, 3):
         return None
     ((out, outs),), ((y, height), (x, width)), ((channel, channels), *taps) = c.m, c.n, c.k
-    if c.a.dtype != dtypes.F32 or [extent for _, extent in taps] != [3, 3]:
+    side = taps[0][1]
+    if c.a.dtype != dtypes.F32 or taps[1][1] != side or not isinstance(side, int) or side not in NUMBERS:
         return None
     if not all(isinstance(d, int) and d > 0 for d in (outs, height, width, channels)):
         return None
@@ -105,10 +123,11 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     if step is None:
         return None
     lanes = target.vector_bytes // 4
-    mr = min(rows_of_tile(outs, 2 * lanes, lanes, target), outs)       # type: ignore[type-var]
-    image = c.batch[0] if c.batch else ("image", 1)
-    w = Winograd(image, y, x, out, channel, (taps[0][0], taps[1][0]), height, width,   # type: ignore[arg-type]
-                 outs, channels, step < 0, mr, 2 * lanes, lanes)       # type: ignore[arg-type]
+    assert isinstance(outs, int) and isinstance(channels, int)
+    assert isinstance(height, int) and isinstance(width, int)
+    w = Winograd(c.batch[0] if c.batch else ("image", 1), y, x, out, channel, (taps[0][0], taps[1][0]),
+                 height, width, outs, channels, step < 0, side,
+                 min(rows_of_tile(outs, 2 * lanes, lanes, target), outs), 2 * lanes, lanes)
     return w if _pays(w) else None
 
 
@@ -116,9 +135,11 @@ def _pays(w: Winograd) -> bool:
     """Compares rough counts of cycles."""
     images = w.image[1] if isinstance(w.image[1], int) else UNKNOWN
     vectors = 2 * -(-images * w.tiles // w.nr)
-    direct = images * w.height * w.width / w.lanes * 9 * w.channels * w.outs / _DIRECT
+    direct = images * w.height * w.width / w.lanes * w.side ** 2 * w.channels * w.outs / _DIRECT
     pairs = w.channels * w.m_tiles * w.mr
-    fast = vectors * (16 / _STREAM * pairs + _INPUT * w.channels + _OUTPUT * w.outs) + _WEIGHT * pairs
+    more = w.products / 16
+    fast = vectors * more * (16 / _STREAM * pairs + _INPUT * w.channels + _OUTPUT * w.outs)
+    fast += _WEIGHT * more * pairs
     return fast < 0.95 * direct
 
 
@@ -134,8 +155,8 @@ def winograd_scratch(w: Winograd) -> int:
 
 def emit_winograd(module: Module, kernel: ContractionKernel, target: Target, w: Winograd) -> None:
     """Adds the kernel's function and the one that prepares the weights to the module."""
-    prepare = replace(kernel, name=prepared(kernel.name))
-    module.prepared[kernel.name] = w.m_tiles * w.channels
+    prepare = replace(kernel, name=f"{kernel.name}.prepare")
+    module.before[kernel.name] = prepare.name, w.m_tiles * w.channels
     _Weights(module, prepare, target, w).emit()
     _Emission(module, kernel, target, w).emit()
 
@@ -173,15 +194,17 @@ class _Weights(TileEmitter):
 
         def transformed(g: list[Value]) -> list[Value]:
             ends = b.add(g[0], g[2])
-            return [g[0], b.mul(b.add(ends, g[1]), half), b.mul(b.sub(ends, g[1]), half), g[2]]
+            found = [g[0], b.mul(b.add(ends, g[1]), half), b.mul(b.sub(ends, g[1]), half), g[2]]
+            return [*found, g[3], b.add(g[3], g[4]), g[4]] if w.side == 5 else found
 
-        taps = [2, 1, 0] if w.flip else [0, 1, 2]
+        taps = range(w.side - 1, -1, -1) if w.flip else range(w.side)
         values = [[b.splat(e.value(e.nodes.substitute(node, dict(zip(w.taps, (i, j))))), lane.count)
                    for i in taps] for j in taps]
         columns = [transformed(g) for g in values]
-        for i in range(4):
+        for i in range(w.places.numbers):
             for j, value in enumerate(transformed([column[i] for column in columns])):
-                at = ((symbol("m tile") * 16 + 4 * i + j) * w.channels + symbol(w.channel)) * w.mr
+                number = symbol("m tile") * w.products + w.places.numbers * i + j
+                at = (number * w.channels + symbol(w.channel)) * w.mr
                 self.put(value, e.address("weights ", at + symbol("row")))
         return []
 
@@ -212,9 +235,10 @@ class _Emission(TileEmitter):
     def _inputs(self) -> None:
         """B' d B of one image's tiles in the panel."""
         e, w = self.e, self.w
-        start = -2 if w.flip else 0
+        start = 1 - w.side if w.flip else 0
         node = e.nodes.substitute(e.nodes.of(self.c.b), dict.fromkeys(w.taps, 0))
-        elements = [[self.element(node, w.y, w.x, start, parity, i, 2) for i in range(4)]
+        elements = [[self.element(node, w.y, w.x, start, parity, i, w.side - 1)
+                     for i in range(w.places.window)]
                     for parity in (0, 1)]
 
         def into(i: int) -> Value:
@@ -228,17 +252,17 @@ class _Emission(TileEmitter):
     # -- products and results ------------------------------------------------------------------------------
 
     def _products(self) -> None:
-        """The 16 products of the current tile of output channels."""
+        """The products of the current tile of output channels."""
         e, b, w = self.e, self.b, self.w
         wide = self.type.vector(w.nr)
         number, k = symbol("number"), symbol("k")
-        e.bounds.update({"number": (0, 15), "k": (0, w.channels - 1)})
-        with e.scopes.loop("number", ZERO, constant(I64, 16)) as turn:
+        e.bounds.update({"number": (0, w.products - 1), "k": (0, w.channels - 1)})
+        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as turn:
             turn.next()
             zeros = [constant(wide, 0)] * w.mr
             with e.scopes.loop("k", ZERO, constant(I64, w.channels), 1, zeros) as loop:
                 right = b.load(wide, e.address("inputs ", (number * w.channels + k) * w.nr), align=64)
-                base = ((symbol("m tile") * 16 + number) * w.channels + k) * w.mr
+                base = ((symbol("m tile") * w.products + number) * w.channels + k) * w.mr
                 sums = []
                 for r, total in enumerate(loop.carry):
                     left = b.load(FLOAT, e.address("weights ", base + r))
@@ -268,11 +292,14 @@ class _Emission(TileEmitter):
         row = (symbol(w.out) - symbol("m start")) * w.nr + symbol("part")
 
         def summed(m: list[Value]) -> tuple[Value, Value]:
-            return b.add(b.add(m[0], m[1]), m[2]), b.sub(b.sub(m[1], m[2]), m[3])
+            y0, y1 = b.add(b.add(m[0], m[1]), m[2]), b.sub(b.sub(m[1], m[2]), m[3])
+            if w.side == 5:
+                y0, y1 = b.add(y0, b.add(m[4], m[5])), b.add(y1, b.sub(m[5], m[6]))
+            return y0, y1
 
-        halves = []
-        for i in range(4):
-            m = [b.load(self.type, e.address("products ", (4 * i + j) * w.mr * w.nr + row)) for j in range(4)]
+        halves, n = [], w.places.numbers
+        for i in range(n):
+            m = [b.load(self.type, e.address("products ", (n * i + j) * w.mr * w.nr + row)) for j in range(n)]
             halves.append(summed(m))
         columns = [summed([half[q] for half in halves]) for q in (0, 1)]
         size = w.lanes

@@ -1,7 +1,9 @@
 """Tiles of 2 x 2 elements of images, and their transformations: what Winograd's algorithms share.
 
 The tiles of all images form one long axis, cut into panels. A transformation takes a window of each tile of
-a panel, along x and then along y, to 4 x 4 numbers. Rows that tiles share are transformed along x once.
+a panel, along x and then along y, to `numbers` x `numbers` numbers: 4 for kernels of 3 places, 7 for 5, which
+are taken as 3 places and 2 more, for the algorithm for 5 at once is less accurate. Rows that tiles share are
+transformed along x once.
 """
 
 from __future__ import annotations
@@ -29,16 +31,30 @@ from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
 FLOAT = MEMORY_TYPES["f32"]
+NUMBERS = {3: 4, 5: 7}
+"""By the places of a kernel along an axis: products for two neighbouring outputs."""
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of an image of `height` x `width`, in panels of `panel` tiles; `lanes` of a vector."""
+    """The tiles of an image of `height` x `width`, in panels of `panel` tiles, for kernels of `places` x
+    `places`; `lanes` of a vector."""
 
     height: int
     width: int
     panel: int
     lanes: int
+    places: int
+
+    @property
+    def window(self) -> int:
+        """Inputs under a tile, along an axis."""
+        return self.places + 1
+
+    @property
+    def numbers(self) -> int:
+        """What a window becomes, along an axis."""
+        return NUMBERS[self.places]
 
     @property
     def down(self) -> int:
@@ -58,7 +74,7 @@ class Tiles:
     @property
     def plane(self) -> int:
         """Elements of a plane of half-transformed rows: the even or the odd ones under a panel's tiles."""
-        rows = min(self.down, (self.panel - 2) // self.across + 2) + 1
+        rows = min(self.down, (self.panel - 2) // self.across + 2) + self.window // 2 - 1
         return rows * self.across + self.lanes
 
 
@@ -87,7 +103,7 @@ class TileEmitter:
         self.type: Type = FLOAT.vector(tiles.lanes)
         for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
             e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
-        e.bounds.update({"pair": (0, tiles.down), "tile x": (0, tiles.across - 1)})
+        e.bounds.update({"pair": (0, tiles.down + tiles.window // 2 - 2), "tile x": (0, tiles.across - 1)})
 
     def scratch(self, own: Mapping[str, int], shared: Mapping[str, int]) -> None:
         """Makes the pieces of scratch arguments: those that all workers share, then the worker's own."""
@@ -138,7 +154,7 @@ class TileEmitter:
         """Transforms the windows of one image's tiles in the panel, in a loop over channels of the caller's.
 
         `elements`: of the even and of the odd row of a pair, the elements of a window's row; `change`: a
-        window's values as four; into(i): the address of number i of 16 of the tile at "column"."""
+        window's values as numbers; into(i): the address of number i of all of the tile at "column"."""
         e, t, bound = self.e, self.tiles, self.e.scopes.bound
         count = min(t.lanes, 1 << max(t.across - 1, 0).bit_length())
         size = len(elements[0])
@@ -172,11 +188,11 @@ class TileEmitter:
 
         def body(carry: list[Value]) -> list[Value]:
             at = symbol("column") + symbol("shift") - symbol("top") * t.across
-            for j in range(4):
+            for j in range(t.numbers):
                 rows = [e.address("half ", (2 * j + i % 2) * t.plane + at + i // 2 * t.across)
                         for i in range(size)]
                 for i, value in enumerate(change([b.load(self.type, row, align=4) for row in rows])):
-                    self.put(value, into(4 * i + j))
+                    self.put(value, into(t.numbers * i + j))
             return []
 
         return body
@@ -190,9 +206,12 @@ class TileEmitter:
             self.b.masked_store(value, address, lane.mask, align=4)
 
     def input_change(self, d: list[Value]) -> list[Value]:
-        """B' of four inputs."""
+        """B' of a window's inputs."""
         b = self.b
-        return [b.sub(d[0], d[2]), b.add(d[1], d[2]), b.sub(d[2], d[1]), b.sub(d[1], d[3])]
+        found = [b.sub(d[0], d[2]), b.add(d[1], d[2]), b.sub(d[2], d[1]), b.sub(d[1], d[3])]
+        if self.tiles.places == 5:
+            found += [b.sub(d[3], d[4]), d[4], b.sub(d[4], d[5])]
+        return found
 
     def multiply(self, left: Value, right: Value, total: Value) -> Value:
         """total + left * right, the left a scalar."""

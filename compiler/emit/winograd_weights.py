@@ -1,10 +1,11 @@
-"""The gradient of a convolution of 3 x 3 places without stride for its weights, by Winograd's algorithm
-F(3 x 3, 2 x 2): 16 multiplications where the definition has 36.
+"""The gradient of a convolution of 3 x 3 or 5 x 5 places without stride for its weights, by Winograd's
+algorithm: F(3 x 3, 2 x 2) takes 16 multiplications where the definition has 36; 5 places along an axis are 3
+and 2 more, with 49 for 100.
 
-With d the 4 x 4 inputs under a tile of 2 x 2 outputs and g the gradient for these outputs, the tile adds
-A'[(G g G') * (B' d B)]A to the gradient of a pair of channels: 16 matrix products with the tiles of all
+With d the inputs under a tile of 2 x 2 outputs and g the gradient for these outputs, the tile adds
+A'[(G g G') * (B' d B)]A to the gradient of a pair of channels: 16 or 49 matrix products with the tiles of all
 images as k, to whose sums A is applied once at the end. A task does this for a group of input channels,
-block by block of `panel` tiles: it transforms both operands into scratch, turns the inputs so that channels
+block by block of PANEL tiles: it transforms both operands into scratch, turns the inputs so that channels
 are neighbours, and adds the products to the sums, which stay in scratch.
 """
 
@@ -17,7 +18,15 @@ from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import drop_guard, is_direct, names_of, shared_limit
 from graphflow.compiler.emit.packing import axis_values, transpose
 from graphflow.compiler.emit.tiling import rows_of_tile
-from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, TileEmitter, Tiles, depends_on_sum, padded
+from graphflow.compiler.emit.winograd_tiles import (
+    FLOAT,
+    NUMBERS,
+    ZERO,
+    TileEmitter,
+    Tiles,
+    depends_on_sum,
+    padded,
+)
 from graphflow.compiler.kernel.form import ContractionKernel, Guard
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, symbol
@@ -27,6 +36,9 @@ PANEL = 32
 """Tiles of a block."""
 _SUMS_BYTES = 5 << 17
 """The sums of a task of several panels of channels take at most so much memory."""
+_INPUT, _GRADIENT = 150.0, 55.0
+"""Cycles, where there are 16 products, to transform the inputs, and to turn them, or the gradients of a
+vector of tiles for a channel."""
 _LEAST = 16
 """With fewer channels on either side the transformations cost more than they save."""
 
@@ -35,8 +47,8 @@ _LEAST = 16
 class WinogradWeights:
     """How a contraction is computed so. `pieces`: the batch axes; `image`: the variable and extent of the
     images of a piece, cut by `limit`; `y`, `x`, `out`, `channel`, `taps`: variables of the contraction;
-    `height`, `width`, `outs`, `channels`: extents. mr, nr: the register tile; `group`: the input channels of
-    a task, a multiple of nr; lanes: of a vector."""
+    `height`, `width`, `outs`, `channels`: extents; `side`: places of the kernel along an axis. mr, nr: the
+    register tile; `group`: the input channels of a task, a multiple of nr; lanes: of a vector."""
 
     pieces: tuple[tuple[str, DimLike], ...]
     image: tuple[str, DimLike]
@@ -50,6 +62,7 @@ class WinogradWeights:
     width: int
     outs: int
     channels: int
+    side: int
     mr: int
     nr: int
     group: int
@@ -58,7 +71,12 @@ class WinogradWeights:
     @property
     def places(self) -> Tiles:
         """The tiles of the output."""
-        return Tiles(self.height, self.width, PANEL, self.lanes)
+        return Tiles(self.height, self.width, PANEL, self.lanes, self.side)
+
+    @property
+    def products(self) -> int:
+        """Matrix products: multiplications for a tile and a pair of channels."""
+        return NUMBERS[self.side] ** 2
 
     @property
     def m_tiles(self) -> int:
@@ -71,17 +89,17 @@ class WinogradWeights:
         return -(-self.channels // self.group)
 
     def parts(self) -> dict[str, int]:
-        """The pieces of a worker's scratch, in elements: transformed inputs [16][channel][tile] and, turned,
-        [16][tile][channel], transformed gradients [16][out][tile], sums [16][out][channel], half-transformed
-        rows [4][parity][plane], and a row of the result."""
+        """The pieces of a worker's scratch, in elements: transformed inputs [product][channel][tile]
+        and, turned, [product][tile][channel], transformed gradients [product][out][tile], sums
+        [product][out][channel], half-transformed rows [number][parity][plane], and a row of the result."""
         rows = self.m_tiles * self.mr
         sizes = {
-            "inputs ": 16 * self.group * PANEL,
-            "turned ": 16 * PANEL * self.group,
-            "gradients ": 16 * rows * PANEL,
-            "sums ": 16 * rows * self.group,
-            "half ": 8 * self.places.plane,
-            "finished ": 9 * self.group,
+            "inputs ": self.products * self.group * PANEL,
+            "turned ": self.products * PANEL * self.group,
+            "gradients ": self.products * rows * PANEL,
+            "sums ": self.products * rows * self.group,
+            "half ": 2 * self.places.numbers * self.places.plane,
+            "finished ": self.side ** 2 * self.group,
         }
         return padded(sizes, self.lanes)
 
@@ -94,7 +112,8 @@ def winograd_weights(kernel: ContractionKernel, target: Target) -> WinogradWeigh
         return None
     image, ((y, height), (x, width)) = (c.k[0] if len(c.k) == 3 else ("image", 1)), c.k[-2:]
     ((out, outs),), ((channel, channels), *taps) = c.m, c.n
-    if c.a.dtype != dtypes.F32 or [extent for _, extent in taps] != [3, 3]:
+    side = taps[0][1]
+    if c.a.dtype != dtypes.F32 or taps[1][1] != side or not isinstance(side, int) or side not in NUMBERS:
         return None
     if not all(isinstance(d, int) and d > 0 for d in (outs, height, width, channels)):
         return None
@@ -106,20 +125,27 @@ def winograd_weights(kernel: ContractionKernel, target: Target) -> WinogradWeigh
         return None
     lanes = target.vector_bytes // 4
     assert isinstance(outs, int) and isinstance(channels, int)
+    assert isinstance(height, int) and isinstance(width, int)
     nr = 2 * lanes if channels > lanes else lanes
     mr = min(rows_of_tile(outs, nr, lanes, target), outs)
-    most = _SUMS_BYTES // (64 * -(-outs // mr) * mr * nr) if c.batch else 1
+    most = _SUMS_BYTES // (4 * NUMBERS[side] ** 2 * -(-outs // mr) * mr * nr) if c.batch else 1
     panels = max(1, min(-(-channels // nr), most))
     w = WinogradWeights(c.batch, image, limit, y, x, out, channel, (taps[0][0], taps[1][0]),
-                        height, width, outs, channels, mr, nr, panels * nr, lanes)  # type: ignore[arg-type]
+                        height, width, outs, channels, side, mr, nr, panels * nr, lanes)
     return w if _pays(w) else None
 
 
 def _pays(w: WinogradWeights) -> bool:
-    """Whether there are enough channels, tiles within the images, and tiles to apply A once for."""
+    """Compares rough counts of cycles for a vector of tiles."""
     images = w.image[1] if isinstance(w.image[1], int) else UNKNOWN
-    used = w.height * w.width / (4 * w.places.count)
-    return min(w.outs, w.channels) >= _LEAST and used > 0.6 and images * w.places.count >= 2 * PANEL
+    vectors = images * w.places.count / w.lanes
+    if min(w.outs, w.channels) < _LEAST or vectors * w.lanes < 2 * PANEL:
+        return False
+    direct = 4 * w.side ** 2 * w.outs * w.channels * w.height * w.width / (4 * w.places.count)
+    fast: float = w.products * w.m_tiles * w.mr * w.groups * w.group
+    fast += w.products / 16 * (_INPUT * w.channels + _GRADIENT * w.outs * w.groups)
+    fast += w.outs * w.channels * (w.products + 2 * w.side ** 2) / vectors
+    return fast < 0.9 * direct
 
 
 def winograd_weights_tasks(w: WinogradWeights) -> DimLike:
@@ -177,7 +203,7 @@ class _Emission(TileEmitter):
         """Sets the sums to 0."""
         e, b, w = self.e, self.b, self.w
         wide = self.type.vector(w.nr)
-        with e.scopes.loop("at", ZERO, constant(I64, 16 * self.rows * w.group), w.nr) as loop:
+        with e.scopes.loop("at", ZERO, constant(I64, w.products * self.rows * w.group), w.nr) as loop:
             loop.next()
             b.store(constant(wide, 0), e.address("sums ", symbol("at")), align=64)
 
@@ -187,13 +213,16 @@ class _Emission(TileEmitter):
         """B' d B and G g G' of one image's tiles in the block."""
         e, b, w = self.e, self.b, self.w
         node = e.nodes.substitute(e.nodes.of(drop_guard(self.c.b, w.limit)), dict.fromkeys(w.taps, 0))
-        inputs = [[self.element(node, w.y, w.x, 0, parity, i, 2) for i in range(4)] for parity in (0, 1)]
+        inputs = [[self.element(node, w.y, w.x, 0, parity, i, w.side - 1) for i in range(w.places.window)]
+                  for parity in (0, 1)]
         node = e.nodes.of(drop_guard(self.c.a, w.limit))
         gradients = [[self.element(node, w.y, w.x, 0, parity, i, 0) for i in (0, 1)] for parity in (0, 1)]
         half = constant(FLOAT, 0.5)
 
         def gradient_change(g: list[Value]) -> list[Value]:
-            return [g[0], b.mul(b.add(g[0], g[1]), half), b.mul(b.sub(g[0], g[1]), half), b.neg(g[1])]
+            total = b.add(g[0], g[1])
+            found = [g[0], b.mul(total, half), b.mul(b.sub(g[0], g[1]), half), b.neg(g[1])]
+            return [*found, g[0], total, g[1]] if w.side == 5 else found
 
         def place(i: int, name: str, rows: int, row: DimLike) -> Value:
             return e.address(name, (i * rows + row) * PANEL + symbol("column"))
@@ -212,7 +241,7 @@ class _Emission(TileEmitter):
         e, b, w = self.e, self.b, self.w
         size = w.lanes
         number, row, column = symbol("number"), symbol("row"), symbol("column")
-        with e.scopes.loop("number", ZERO, constant(I64, 16)) as loop:
+        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as loop:
             loop.next()
             with e.scopes.loop("row", ZERO, constant(I64, w.group), size) as rows:
                 rows.next()
@@ -232,7 +261,7 @@ class _Emission(TileEmitter):
         e, b, w = self.e, self.b, self.w
         wide = self.type.vector(w.nr)
         number, panel, row, k = (symbol(name) for name in ("number", "panel", "row", "k"))
-        with e.scopes.loop("number", ZERO, constant(I64, 16)) as loop:
+        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as loop:
             loop.next()
             with e.scopes.loop("panel", ZERO, constant(I64, w.group), w.nr) as panels:
                 panels.next()
@@ -254,13 +283,13 @@ class _Emission(TileEmitter):
     def _results(self) -> None:
         """A' s A of each pair of channels, and the stores."""
         e, b, w = self.e, self.b, self.w
-        e.bounds["flat"] = (0, 9 * w.channels - 1)
+        e.bounds["flat"] = (0, w.side ** 2 * w.channels - 1)
         with e.scopes.loop(w.out, ZERO, constant(I64, w.outs)) as out:
             out.next()
             with e.scopes.loop("column", ZERO, constant(I64, w.group), w.lanes) as column:
                 column.next()
                 self._back()
-            start, stop = (b.mul(e.scopes.bound(name), 9) for name in ("start", "stop"))
+            start, stop = (b.mul(e.scopes.bound(name), w.side ** 2) for name in ("start", "stop"))
             e.scopes.lanes("flat", start, stop, w.lanes, self._store, align=w.lanes)
 
     def _back(self) -> None:
@@ -269,23 +298,24 @@ class _Emission(TileEmitter):
 
         def summed(m: list[Value]) -> list[Value]:
             middle = b.add(m[1], m[2])
-            return [b.add(m[0], middle), b.sub(m[1], m[2]), b.add(middle, m[3])]
+            found = [b.add(m[0], middle), b.sub(m[1], m[2]), b.add(middle, m[3])]
+            return [*found, b.add(m[4], m[5]), b.sub(m[5], m[6])] if w.side == 5 else found
 
         at = symbol(w.out) * w.group + symbol("column")
-        columns = []
-        for j in range(4):
-            m = [b.load(self.type, e.address("sums ", (4 * i + j) * self.rows * w.group + at), align=4)
-                 for i in range(4)]
+        columns, n = [], w.places.numbers
+        for j in range(n):
+            m = [b.load(self.type, e.address("sums ", (n * i + j) * self.rows * w.group + at), align=4)
+                 for i in range(n)]
             columns.append(summed(m))
-        first = e.address("finished ", 9 * symbol("column"))
-        lanes = b.iota(I64.vector(w.lanes), 0, 9)
-        for r in range(3):
+        first = e.address("finished ", w.side ** 2 * symbol("column"))
+        lanes = b.iota(I64.vector(w.lanes), 0, w.side ** 2)
+        for r in range(w.side):
             for s, value in enumerate(summed([column[r] for column in columns])):
-                b.scatter(value, b.gep(b.gep(first, 3 * r + s, FLOAT), lanes, FLOAT))
+                b.scatter(value, b.gep(b.gep(first, w.side * r + s, FLOAT), lanes, FLOAT))
 
     def _store(self, carry: list[Value]) -> list[Value]:
         """The stores of a vector of the result's row."""
         e = self.e
-        at = e.address("finished ", symbol("flat") - 9 * symbol("start"))
+        at = e.address("finished ", symbol("flat") - self.w.side ** 2 * symbol("start"))
         self.store(self.b.load(self.type, at, align=4), axis_values(e, self.c.n, symbol("flat"), ""))
         return []

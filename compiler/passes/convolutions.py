@@ -18,7 +18,8 @@ from graphflow.compiler.plan.dims import product
 WORTH = 8
 """A product that is written, read and added costs about as much as this many multiplications."""
 _FEWER = 2
-"""How many times fewer multiplications a contraction may need for kernels of 3 x 3 without a stride."""
+"""How many times fewer multiplications a contraction may need for kernels of 3 x 3 or 5 x 5 without a
+stride."""
 
 
 def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
@@ -30,7 +31,7 @@ def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]
     per_group = dy.shape[1] // groups
     zero = not all(isinstance(d, int) and d for d in (*w.shape, few))
     strides = per_axis(node.op, "stride", node.attrs["stride"], axes, 1)
-    saved = many - (_FEWER if kernel == (3, 3) and strides == (1, 1) else 1) * few
+    saved = many - (_FEWER if kernel in ((3, 3), (5, 5)) and strides == (1, 1) else 1) * few
     if zero or dy.dtype.bytes < 4 or typical(per_group) * saved <= WORTH * few:
         return None
     images, channels = dy.shape[0], w.shape[1]

@@ -130,9 +130,10 @@ def _sums_over_tiles(anchor: Node) -> bool:
     """Whether this is a gradient for weights of the kind that `emit/winograd_weights.py` is for: its tasks
     have all output channels, and 32 input channels or more."""
     geometry = (anchor.attrs.get(name) for name in ("stride", "dilation", "groups"))
-    return (anchor.op == "conv_weight_grad" and anchor.attrs["kernel"] == (3, 3)
+    return (anchor.op == "conv_weight_grad" and anchor.attrs["kernel"] in ((3, 3), (5, 5))
             and anchor.types[0].dtype == F32 and all(_ones(g) for g in geometry)
-            and all(isinstance(d, int) and d >= 16 for d in anchor.types[0].shape[:2]))
+            and all(isinstance(d, int) and d >= 16 for d in anchor.types[0].shape[:2])
+            and -typical(anchor.types[0].shape[1]) % 16 < 6)
 
 
 def _ones(x: object) -> bool:
@@ -142,11 +143,12 @@ def _ones(x: object) -> bool:
 def _images_apiece(anchor: Node) -> int:
     """The images of a piece of such a gradient, if its channels alone make too few tasks: enough that sums
     are taken up and put down rarely, few enough for several pieces."""
-    out, channels = (typical(d) for d in anchor.types[0].shape[:2])
+    channels = typical(anchor.types[0].shape[1])
     images, places = typical(anchor.inputs[0].shape[0]), typical(product(anchor.inputs[1].shape[2:]))
     if channels >= 32 * ENOUGH_TILES or not places:
         return 0
-    piece = _power_of_two(max(PIECE // 2 // places, -(-images * 9 * out * channels // (4 * MAX_PARTIALS))))
+    most = 4 * MAX_PARTIALS // typical(product(anchor.types[0].shape))
+    piece = _power_of_two(max(PIECE // 2 // places, -(-images // max(most, 1))))
     return piece if piece < images else 0
 
 
