@@ -6,18 +6,19 @@ inputs, or a function of the inputs.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, overload
 
 import numpy as np
 
-from graphflow.compiler.ir.graph import topological
+from graphflow.compiler.ir.graph import Node, topological, walk
 from graphflow.compiler.plan.errors import DTypeError, ShapeError, UseError
 from graphflow.indexing import one_hot
 from graphflow.reductions import sum as total
 from graphflow.scope import here
 from graphflow.shapes import broadcast_to, reshape, stack
 from graphflow.tensor import Tensor, apply, as_array, cast, constant, elementwise
+from graphflow.tracing import REMADE
 
 Outputs = Tensor | Sequence[Tensor] | Callable[..., Any]
 """A Tensor, several, or a function of the inputs that gives them."""
@@ -225,10 +226,25 @@ def _check_depends(outputs: Sequence[Tensor], wrt: Sequence[Tensor]) -> None:
             raise UseError(f"grad takes tensors, not {t!r}", op="grad", where=here())
     known = set(topological([y.value.node for y in outputs]))
     for i, t in enumerate(wrt):
+        which = repr(t.name) if t.name else f"tensor number {i} (the result of {t.value.op})"
+        if _is_remade(t.value.node, known):
+            raise UseError(f"a loop or a branch makes {which} anew inside, where no gradient by it is seen",
+                           op="grad", shapes=[outputs[0].shape, t.shape], where=here(),
+                           hint="give it to the loop as a carry, to the branch as an operand; or "
+                                "differentiate by what is broadcast")
         if t.value.node not in known:
-            which = repr(t.name) if t.name else f"tensor number {i} (the result of {t.value.op})"
             what = "scalar does" if len(outputs) == 1 and not outputs[0].shape else "output does"
             raise UseError(f"the {what} not depend on {which}", op="grad",
                            shapes=[outputs[0].shape, t.shape], where=here(),
                            hint="differentiate by what it is computed from; reshaping or casting a tensor "
                                 "makes another one")
+
+
+def _is_remade(node: Node, known: Collection[Node]) -> bool:
+    """Whether bodies among the nodes have copies of this literal or broadcast (see `tracing.close`): nodes of
+    the same line that say the same."""
+    if node.op not in REMADE:
+        return False
+    bodies = (n for k in known for r in k.regions for n in walk(r.nodes()))
+    return any((n.op, n.attrs, n.types, n.origins) == (node.op, node.attrs, node.types, node.origins)
+               for n in bodies)

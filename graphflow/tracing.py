@@ -23,6 +23,8 @@ OUTSIDE = ("input", "state")
 """Ops that are never part of a region."""
 _NUMBERS = ("constant", "training", "iota")
 _VIEWS = ("broadcast_to", "reshape")
+REMADE = (*_NUMBERS, *_VIEWS)
+"""Ops whose nodes a body may have copies of instead of reading them from outside."""
 
 
 def note(node: Node) -> None:

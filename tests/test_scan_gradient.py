@@ -467,6 +467,21 @@ def test_gradients_taken_inside_a_body(device: str) -> None:
     agree(results[0], results[1])
 
 
+def test_gradients_by_what_a_body_makes_anew_are_refused() -> None:
+    """A body has a broadcast of its own, so the gradient by the one outside would miss that part."""
+    w, flag = gf.input("w", (), "float64"), gf.input("flag", (), "bool")
+    p = gf.broadcast_to(w, (3,))
+    looped, _ = gf.scan(lambda c, _: (c + gf.sum(p * c), None), gf.constant(1.0, "float64"), length=2)
+    chosen = gf.cond(flag, lambda: gf.sum(p), lambda: gf.sum(p * p))
+    for scalar in (looped, chosen, looped + gf.sum(p)):
+        with pytest.raises(gf.UseError, match="makes tensor number 0(?s:.)*as a carry"):
+            gf.grad(scalar, p)
+    outside = gf.cond(flag, gf.sum, lambda q: gf.sum(q * q), p) + gf.sum(p)
+    found = gf.function([w, flag], [gf.grad(looped, w), gf.grad(outside, p)], device="reference")(2.0, False)
+    np.testing.assert_array_equal(found[0], 6 * (1 + 3 * 2.0))
+    np.testing.assert_array_equal(found[1], [5.0, 5.0, 5.0])
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_gradients_inside_a_body_by_what_lies_outside(device: str) -> None:
     """The way from `a` to the scalar leads through a node that no parameter of the body decides."""
