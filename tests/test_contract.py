@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy import signal
-from support import EagerPoint, evaluate_lowering, one_op
+from support import EagerPoint, evaluate_lowering, graph_of, native_program, one_op
 
 from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.graph import Node, TensorType, topological
@@ -163,6 +163,21 @@ def test_no_guards_where_there_is_no_padding() -> None:
         parts.a(batch, m, k)
         parts.b(batch, n, k)
         assert len(guards) == 2 * padding
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("inner, columns", [(4099, 1025), (700, 2051), (1, 700)])
+def test_few_rows_and_a_large_matrix(rows: int, inner: int, columns: int, dtype: type) -> None:
+    """The matrix is read in long runs where it lies, the last one cut short."""
+    rng = np.random.default_rng(7)
+    x, y = rng.standard_normal((rows, inner)).astype(dtype), rng.standard_normal((inner, columns)).astype(dtype)
+    _, inputs, node = one_op(OPS["matmul"], [x, y], {"transpose_x": False, "transpose_y": False})
+    graph = graph_of(inputs, [node.result()])
+    found = [native_program(graph, threads, guard=True).run([x, y])[0] for threads in (1, 2)]
+    np.testing.assert_allclose(found[0], x.astype(np.float64) @ y, rtol=0,
+                               atol=1e-10 if dtype is np.float64 else 1e-3)
+    np.testing.assert_array_equal(*found)
 
 
 # --- pooling

@@ -29,6 +29,8 @@ from graphflow.compiler.target import Target
 _FLOPS_PER_NS = 60.0
 MAX_PIECES = 4
 """A vector that touches more runs of the last n axis than this is gathered."""
+_THIN, _ENOUGH_PANELS = 4, 8
+"""So few rows take wider panels, as long as there are so many panels."""
 _GATHER, _TRANSPOSE = 30.0, 6.0
 _SYMBOLIC_K = 1024
 """Rows of a panel where the extent of k is not known."""
@@ -115,19 +117,25 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     size = c.a.dtype.bytes
     m_total, n_total = (product(x for _, x in axes) for axes in (c.m, c.n))
     lanes = target.vector_bytes // size
-    nr = c.tile.get("nr") or _columns(n_total, lanes)
-    mr = c.tile.get("mr") or rows_of_tile(m_total, nr, lanes, target)
+    nr = c.tile.get("nr") or _columns(n_total, lanes, m_total)
+    mr = c.tile.get("mr") or rows_of_tile(m_total, min(nr, 2 * lanes), lanes, target)
     mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
     limit = shared_limit(c.a, c.b, c.k)
-    outer, chunk, inner = _cut_k(c.k, c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size)))
+    single = isinstance(m_total, int) and m_total <= mr
+    mode = _b_mode(kernel, drop_guard(c.b, limit), c.n, nr, min(lanes, nr), single)
+    depth = c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size))
+    outer, chunk, inner = _cut_k(c.k, depth)
+    blocks = bool(outer) or chunk > 0
+    if mode == "inline" and blocks:
+        if mr <= _THIN and all(isinstance(extent, int) for _, extent in c.k):
+            outer, chunk, inner, blocks = (), 0, c.k, False        # what is read once needs no panel
+        else:
+            mode = "lanes"
     rows = chunk or 1
     for _, extent in inner[1 if chunk else 0 :]:
         assert isinstance(extent, int)
         rows *= extent
-    blocks = bool(outer) or chunk > 0
     tiles = _tiles(m_total, mr, nr, rows, blocks)
-    single = isinstance(m_total, int) and m_total <= mr and not blocks
-    mode = _b_mode(kernel, drop_guard(c.b, limit), c.n, nr, min(lanes, nr), single)
     pack_a = not is_direct(kernel, drop_guard(c.a, limit), c.k)
     return Tiling(
         c.batch, c.m, c.n, mr, nr, min(lanes, nr), tiles, outer, chunk, inner, rows, mode, pack_a, limit
@@ -157,10 +165,16 @@ def whole_lines(size: int) -> int:
     return -(-size // 64) * 64
 
 
-def _columns(n: DimLike, lanes: int) -> int:
-    """Two registers, or fewer for a short n."""
+def _columns(n: DimLike, lanes: int, m: DimLike) -> int:
+    """Two registers, or fewer for a short n; more for few rows and a long n, so that a matrix that is read
+    only once is read in long runs."""
     whole = 2 * lanes
-    return min(whole, 1 << max(n - 1, 0).bit_length()) if isinstance(n, int) else whole
+    if not isinstance(n, int):
+        return whole
+    if isinstance(m, int) and 0 < m <= _THIN:
+        while 2 * whole * m <= 16 * lanes and n >= 2 * _ENOUGH_PANELS * whole:
+            whole *= 2
+    return min(whole, 1 << max(n - 1, 0).bit_length())
 
 
 def rows_of_tile(m: DimLike, nr: int, lanes: int, target: Target) -> int:
