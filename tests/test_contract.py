@@ -171,7 +171,7 @@ def test_no_guards_where_there_is_no_padding() -> None:
 def test_few_rows_and_a_large_matrix(rows: int, inner: int, columns: int, dtype: type) -> None:
     """The matrix is read in long runs where it lies, the last one cut short."""
     rng = np.random.default_rng(7)
-    x, y = rng.standard_normal((rows, inner)).astype(dtype), rng.standard_normal((inner, columns)).astype(dtype)
+    x, y = (rng.standard_normal(shape).astype(dtype) for shape in ((rows, inner), (inner, columns)))
     _, inputs, node = one_op(OPS["matmul"], [x, y], {"transpose_x": False, "transpose_y": False})
     graph = graph_of(inputs, [node.result()])
     found = [native_program(graph, threads, guard=True).run([x, y])[0] for threads in (1, 2)]
