@@ -11,12 +11,11 @@ Importing it loads neither the code generator nor a device library: these come w
 """
 from __future__ import annotations
 
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from graphflow import data, debug, fft, functions, init, linalg, loss, metrics, nn, optim, random
+from graphflow import debug, functions, init, loss, nn, optim, random
 from graphflow.autocast import autocast
-from graphflow.callbacks import Callback, EarlyStopping
-from graphflow.checkpoints import Checkpoints
 from graphflow.compiler.plan.errors import (
     CheckpointError,
     CompilerError,
@@ -35,8 +34,6 @@ from graphflow.custom import custom_gradient, custom_op
 from graphflow.debug import check, print  # noqa: A004
 from graphflow.function import Program, function
 from graphflow.gradient import check_gradient, grad, hessian, hvp, jacobian, jvp, value_and_grad, vjp
-from graphflow.history import History
-from graphflow.model import Model
 from graphflow.optim.parameters import freeze, unfreeze
 from graphflow.products import matmul
 from graphflow.runtime.store import Store
@@ -44,6 +41,13 @@ from graphflow.scope import scope
 from graphflow.state import input, parameter  # noqa: A004
 from graphflow.substitute import substitute
 from graphflow.tensor import Tensor, cast, constant, dim
+
+if TYPE_CHECKING:
+    from graphflow import data, fft, linalg, metrics
+    from graphflow.callbacks import Callback, EarlyStopping
+    from graphflow.checkpoints import Checkpoints
+    from graphflow.history import History
+    from graphflow.model import Model
 
 __version__ = "0.1.0"
 
@@ -57,8 +61,18 @@ __all__ = ["Callback", "CheckpointError", "Checkpoints", "CompilerError", "DType
            "value_and_grad", "vjp", "while_loop"]
 
 
+_ON_DEMAND = {"Callback": "callbacks", "Checkpoints": "checkpoints", "EarlyStopping": "callbacks",
+              "History": "history", "Model": "model", "data": "", "fft": "", "linalg": "", "metrics": ""}
+"""What is imported when it is first named, so that `import graphflow` is quick: name -> its module, "" for a
+module itself."""
+
+
 def __getattr__(name: str) -> Any:
     """Every function of the language is also found here: ``gf.exp`` is ``gf.functions.exp``."""
+    if name in _ON_DEMAND:
+        module = import_module(f"graphflow.{_ON_DEMAND[name] or name}")
+        globals()[name] = module if not _ON_DEMAND[name] else getattr(module, name)
+        return globals()[name]
     if name.startswith("_"):
         raise AttributeError(f"graphflow has no {name!r}")
     return getattr(functions, name)

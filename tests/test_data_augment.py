@@ -53,7 +53,7 @@ TRANSFORMS: list[Transform] = [
     Cutout(4), Normalize([[[0.5]]], [[[0.2]]]), ToFloat(0.5)]
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize("transform", TRANSFORMS, ids=lambda t: type(t).__name__)
 def test_a_row_is_changed_alike_in_every_batch_and_its_source_not_at_all(transform: Transform) -> None:
     before = IMAGES.copy()
     whole = transform(IMAGES, draws())

@@ -111,7 +111,7 @@ C = "constant broadcast_to "
     (lambda b, x: b.add(x, b.cast(b.constant(7, I32, x.shape), dtype=F32)), C + "add"),
     (lambda b, x: b.mul(x, b.exp(splat(b, x, 1))), "constant exp broadcast_to mul"),
     (lambda b, x: b.sub(x, b.sub(x, x)), "sub sub"),
-], ids=str)
+])
 def test_canonical_arithmetic(make: Make, expected: str) -> None:
     keeps_bits(make, expected)
 
@@ -290,7 +290,7 @@ def test_gradients_of_stable_formulas_are_finite() -> None:
     (lambda b, x: b.exp(b.stop_gradient(x)), "exp"),
     (lambda b, x: b.reduce_sum(b.constant(0.75, F32, (3, 5)), axes=(1,)), C[:-1]),
     (lambda b, x: b.reduce_sum(b.constant(3, F32, (1 << 12, 1 << 10)), axes=(0, 1)), "constant"),
-], ids=str)
+])
 def test_joint_rows_that_keep_bits(make: Make, expected: str) -> None:
     rules = [rule for rule in JOINT if rule.keeps == "bits"]
     keeps_bits(make, expected, shape=(4, 3), stage=lambda graph: rewrite(graph, rules))
@@ -313,7 +313,7 @@ def test_a_sum_that_rounds_keeps_its_order_among_the_rows_that_keep_bits() -> No
     (lambda b, x: b.matmul(x, b.transpose(x, perm=(1, 0))), "matmul"),
     (lambda b, x: b.transpose(b.matmul(b.abs(x), x, transpose_x=True), perm=(1, 0)), "abs matmul"),
     (lambda b, x: b.transpose(b.matmul(b.abs(x), x, transpose_y=True), perm=(1, 0)), "abs matmul"),
-], ids=str)
+])
 def test_joint_rows_within_a_tolerance(make: Make, expected: str) -> None:
     before = graph_of(make, F64, (4, 3))
     after = optimize_jointly(before)
