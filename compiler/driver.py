@@ -76,13 +76,14 @@ def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
 
     program = tile(program)
+    sizes = {name: (kernel_tasks(kernel, context.target), kernel_scratch(kernel, context.target))
+             for name, kernel in program.kernels.items()}
 
     def sized(item: Item) -> Item:
         if not isinstance(item, Launch):
             return item
-        kernel = program.kernels[item.kernel]
-        return replace(item, tasks=kernel_tasks(kernel, context.target),
-                       scratch=kernel_scratch(kernel, context.target))
+        tasks, scratch = sizes[item.kernel]
+        return replace(item, tasks=tasks, scratch=scratch)
 
     return replace(program, plan=replace(program.plan, body=map_items(program.plan.body, sized)))
 
