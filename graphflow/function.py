@@ -3,6 +3,7 @@ device."""
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -178,9 +179,10 @@ def _bind_variables(variables: Sequence[Variable], store: Store | None) -> Store
                                "all programs")
     bound = store or Store()
     known: dict[str, Variable] = {v.name: v for v in variables if v.store is not None}
-    for v in variables:
-        if v.store is None:
-            v.bind(bound, known)
+    new = dict.fromkeys(v for v in variables if v.store is None)
+    bound.reserve(math.prod(v.shape) * v.dtype.bytes for v in new)
+    for v in new:
+        v.bind(bound, known)
     return bound
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any
@@ -110,6 +110,12 @@ class Store:
             self._taken.update(".".join(parts[:i + 1]) for i in range(len(parts)))
             self._views[name] = self._view(entry)
             self._views[name][...] = value
+            self.version += 1
+
+    def reserve(self, sizes: Iterable[int]) -> None:
+        """Makes room for entries of so many bytes each: declaring them then moves nothing."""
+        with self.lock:
+            self._grow(self._used + sum(map(align, sizes)))
             self.version += 1
 
     def _initial_value(self, name: str, dtype: DType, shape: tuple[int, ...], initial: Initial) -> np.ndarray:

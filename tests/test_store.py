@@ -83,6 +83,20 @@ def test_layout_in_memory():
     assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:]))
 
 
+def test_reserved_room_is_used_without_moving():
+    store = Store()
+    store.declare("w", "parameter", "float32", (3,), np.float32([1, 2, 3]))
+    version = store.version
+    store.reserve([4000, 12])
+    assert store.version > version
+    before = store.address("w")
+    store.declare("big", "parameter", "float32", (1000,), 5.0)
+    store.declare("small", "parameter", "float32", (3,), 6.0)
+    assert store.address("w") == before
+    np.testing.assert_array_equal(store["w"], [1, 2, 3])
+    assert (store["big"] == 5).all() and (store["small"] == 6).all()
+
+
 def test_growth_keeps_values_and_changes_the_version():
     store = net()
     before, version = store["w"], store.version
