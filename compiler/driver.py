@@ -111,12 +111,17 @@ STAGES = (
 NAMES = tuple(s.name for s in STAGES)
 
 
-def check(result: Any, stage: str) -> None:
-    """Raises CompilerError where the result of a stage breaks the rules of its level."""
+def check(result: Any, stage: str, target: Target) -> None:
+    """Raises CompilerError where the result of a stage breaks the rules of its level, or asks the target for
+    what it cannot do."""
     if isinstance(result, Graph):
         check_graph(result, stage)
     elif isinstance(result, KernelProgram):
+        from graphflow.compiler.emit.candidates import check_tile
+
         check_program(result, stage)
+        for kernel in result.kernels.values():
+            check_tile(kernel, target, stage)
     elif isinstance(result, Plan):
         try:
             validate(result)
@@ -187,7 +192,7 @@ class Compilation:
                 begin = time.perf_counter()
                 current = current if s is STAGES[self.first] else s.run(current, self.context)
                 self.seconds[s.name] = time.perf_counter() - begin
-                check(current, s.name)
+                check(current, s.name, self.context.target)
                 self._results[s.name] = current
             current = self._results[s.name]
         return current

@@ -9,18 +9,12 @@ conventions).
 from __future__ import annotations
 
 from graphflow.compiler.emit.builder import Module
+from graphflow.compiler.emit.candidates import special
 from graphflow.compiler.emit.contraction import emit_contraction
 from graphflow.compiler.emit.entry import describe, emit_entry
 from graphflow.compiler.emit.loops import cut, emit_loop_kernel
 from graphflow.compiler.emit.routines import emit_routine, routine_scratch, routine_tasks
 from graphflow.compiler.emit.tiling import contraction_scratch, contraction_tasks
-from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
-from graphflow.compiler.emit.winograd_weights import (
-    emit_winograd_weights,
-    winograd_weights,
-    winograd_weights_scratch,
-    winograd_weights_tasks,
-)
 from graphflow.compiler.kernel.form import Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike
@@ -46,10 +40,9 @@ def emit_kernel(module: Module, kernel: Kernel, target: Target, note: str = "") 
         emit_loop_kernel(module, kernel, target)
     elif isinstance(kernel, RoutineKernel):
         emit_routine(module, kernel, target)
-    elif (fast := winograd(kernel, target)) is not None:
-        emit_winograd(module, kernel, target, fast)
-    elif (weights := winograd_weights(kernel, target)) is not None:
-        emit_winograd_weights(module, kernel, target, weights)
+    elif (found := special(kernel, target)) is not None:
+        algorithm, how = found
+        algorithm.emit(module, kernel, target, how)
     else:
         emit_contraction(module, kernel, target)
 
@@ -60,12 +53,10 @@ def kernel_tasks(kernel: Kernel, target: Target) -> DimLike:
         return cut(kernel).count
     if isinstance(kernel, RoutineKernel):
         return routine_tasks(kernel, target)
-    fast = winograd(kernel, target)
-    if fast is not None:
-        return winograd_tasks(fast)
-    weights = winograd_weights(kernel, target)
-    if weights is not None:
-        return winograd_weights_tasks(weights)
+    found = special(kernel, target)
+    if found is not None:
+        algorithm, how = found
+        return algorithm.tasks(how)
     return contraction_tasks(kernel, target)
 
 
@@ -75,10 +66,8 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
         return 0
     if isinstance(kernel, RoutineKernel):
         return routine_scratch(kernel, target)
-    fast = winograd(kernel, target)
-    if fast is not None:
-        return winograd_scratch(fast)
-    weights = winograd_weights(kernel, target)
-    if weights is not None:
-        return winograd_weights_scratch(weights)
+    found = special(kernel, target)
+    if found is not None:
+        algorithm, how = found
+        return algorithm.scratch(how)
     return contraction_scratch(kernel, target)

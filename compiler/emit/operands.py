@@ -23,6 +23,13 @@ from graphflow.compiler.target import Target
 Axes = tuple[tuple[str, DimLike], ...]
 
 
+def algorithm_asked(kernel: ContractionKernel) -> int | None:
+    """The number of the algorithm that the kernel's tile names (see `candidates`); None where a cost model
+    decides. A register tile alone is one for the direct algorithm, 0."""
+    tile = kernel.contraction.tile
+    return tile.get("algorithm", 0 if tile else None)
+
+
 def drop_guard(e: Expr, limit: Guard | None) -> Expr:
     """The expression without that guard, if it is its outermost."""
     if limit is None or not isinstance(e, Guarded):

@@ -19,11 +19,12 @@ from dataclasses import dataclass, replace
 
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
-from graphflow.compiler.emit.operands import is_direct, names_of
+from graphflow.compiler.emit.operands import algorithm_asked, is_direct, names_of
 from graphflow.compiler.emit.tiling import rows_of_tile
 from graphflow.compiler.emit.winograd_tiles import (
     FLOAT,
     NUMBERS,
+    TILES_OF_2,
     ZERO,
     TileEmitter,
     Tiles,
@@ -104,10 +105,11 @@ class Winograd:
 
 
 def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
-    """How the kernel is computed by Winograd's algorithm; None where it is no such convolution, or the
-    definition is faster."""
-    c = kernel.contraction
-    if kernel.indirect or c.tile or len(c.batch) > 1 or (len(c.m), len(c.n), len(c.k)) != (1, 2, 3):
+    """How the kernel is computed by Winograd's algorithm; None where it is no such convolution, its tile
+    names another algorithm, or none and the definition is faster."""
+    c, asked = kernel.contraction, algorithm_asked(kernel)
+    axes = len(c.m), len(c.n), len(c.k)
+    if kernel.indirect or asked not in (None, TILES_OF_2) or len(c.batch) > 1 or axes != (1, 2, 3):
         return None
     ((out, outs),), ((y, height), (x, width)), ((channel, channels), *taps) = c.m, c.n, c.k
     side = taps[0][1]
@@ -128,7 +130,7 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     w = Winograd(c.batch[0] if c.batch else ("image", 1), y, x, out, channel, (taps[0][0], taps[1][0]),
                  height, width, outs, channels, step < 0, side,
                  min(rows_of_tile(outs, 2 * lanes, lanes, target), outs), 2 * lanes, lanes)
-    return w if _pays(w) else None
+    return w if asked or _pays(w) else None
 
 
 def _pays(w: Winograd) -> bool:

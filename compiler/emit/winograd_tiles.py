@@ -31,6 +31,8 @@ from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
 FLOAT = MEMORY_TYPES["f32"]
+TILES_OF_2 = 2
+"""The number of these algorithms in the table `candidates.ALGORITHMS`."""
 NUMBERS = {3: 4, 5: 7}
 """By the places of a kernel along an axis: products for two neighbouring outputs."""
 

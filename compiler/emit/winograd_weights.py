@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
-from graphflow.compiler.emit.operands import drop_guard, is_direct, names_of, shared_limit
+from graphflow.compiler.emit.operands import algorithm_asked, drop_guard, is_direct, names_of, shared_limit
 from graphflow.compiler.emit.packing import axis_values, transpose
 from graphflow.compiler.emit.tiling import rows_of_tile
 from graphflow.compiler.emit.winograd_tiles import (
     FLOAT,
     NUMBERS,
+    TILES_OF_2,
     ZERO,
     TileEmitter,
     Tiles,
@@ -105,10 +106,13 @@ class WinogradWeights:
 
 
 def winograd_weights(kernel: ContractionKernel, target: Target) -> WinogradWeights | None:
-    """How the kernel is computed so; None where it is no such gradient, or would gain nothing."""
-    c = kernel.contraction
+    """How the kernel is computed so; None where it is no such gradient, its tile names another algorithm, or
+    none and this one would gain nothing."""
+    c, asked = kernel.contraction, algorithm_asked(kernel)
     axes = len(c.m), len(c.n), len(c.k)
-    if kernel.indirect or c.tile or len(c.batch) > 1 or axes not in ((1, 3, 3), (1, 3, 2)):
+    if kernel.indirect or asked not in (None, TILES_OF_2) or len(c.batch) > 1:
+        return None
+    if axes not in ((1, 3, 3), (1, 3, 2)):
         return None
     image, ((y, height), (x, width)) = (c.k[0] if len(c.k) == 3 else ("image", 1)), c.k[-2:]
     ((out, outs),), ((channel, channels), *taps) = c.m, c.n
@@ -132,7 +136,7 @@ def winograd_weights(kernel: ContractionKernel, target: Target) -> WinogradWeigh
     panels = max(1, min(-(-channels // nr), most))
     w = WinogradWeights(c.batch, image, limit, y, x, out, channel, (taps[0][0], taps[1][0]),
                         height, width, outs, channels, side, mr, nr, panels * nr, lanes)
-    return w if _pays(w) else None
+    return w if asked or _pays(w) else None
 
 
 def _pays(w: WinogradWeights) -> bool:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import (
     REDUCTIONS,
+    TILE_FIELDS,
     Apply,
     Argument,
     Const,
@@ -128,6 +129,10 @@ class _Kernel:
     def contraction(self, c: Contraction) -> None:
         axes = (*c.batch, *c.m, *c.n, *c.k)
         self.require(len({v for v, _ in axes}) == len(axes), "two axes have one name")
+        for name, number in c.tile.items():
+            self.require(name in TILE_FIELDS, f"its tile has no field {name!r}: there are "
+                                              f"{', '.join(TILE_FIELDS)}")
+            self.require(number >= TILE_FIELDS[name], f"its tile has {name}={number}")
         with self.loops((*c.batch, *c.m, *c.k)):
             self.expression(c.a)
         with self.loops((*c.batch, *c.n, *c.k)):

@@ -169,6 +169,11 @@ class LoopKernel:
     indirect: Mapping[str, Expr] = field(default_factory=dict)
 
 
+TILE_FIELDS = {"mr": 1, "nr": 1, "kc": 1, "algorithm": 0}
+"""What `Contraction.tile` may hold, and the least value of each: the rows and columns of the register tile,
+the rows of a panel of b, and the number of the algorithm (see `emit/candidates.py`)."""
+
+
 @dataclass(frozen=True)
 class Contraction:
     """acc(b, m, n) = sum over k of a(b, m, k) * b(b, k, n), then `stores`, in which `acc` is the Local of
@@ -177,7 +182,8 @@ class Contraction:
     Axes are (variable, extent) pairs. `batch`, `m`, `n` and `k` may have several; k's run in order. a and b
     are expressions over batch, m, k and batch, k, n variables: padding, strides and prologues live in them.
     The stores index by batch, m and n and read only their own element of what the kernel writes. `lets` bind
-    what the stores use more than once (they may use `acc`). The tile fields are filled by `tile`.
+    what the stores use more than once (they may use `acc`). `tile` says how it is computed where that is not
+    left to the emitter: a field for each of some TILE_FIELDS.
     """
     batch: tuple[tuple[str, DimLike], ...]
     m: tuple[tuple[str, DimLike], ...]

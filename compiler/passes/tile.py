@@ -22,8 +22,8 @@ the
   buffer's shape with the same row-major elements.
 - A full reduction to few elements is split by `lower` into two kernels (partials, then a fixed tree), never
 here.
-- Contraction.tile holds "mr", "nr", "kc" and may hold more ("pack_a", "m_block"); what it leaves out the
-emitter decides
+- Contraction.tile stays empty, but where the ways to compute it were timed (`compiler/tune.py`): the emitter
+decides
   from the target and the shapes.
 
 The choice is a function of the kernel and the target alone: results keep their bits for any number of
