@@ -205,4 +205,4 @@ class Engine:
     def read_norms(self) -> dict[str, float]:
         """The norm of each parameter, by its name in the workload."""
         assert self.program is not None
-        return {key: float(np.linalg.norm(self.program.store[stored_as(key)])) for key in self.keys}
+        return {key: float(np.linalg.norm(self.program.store.view(stored_as(key)))) for key in self.keys}

@@ -167,6 +167,14 @@ class Store:
         with self.lock:
             return self._views[name].copy()
 
+    def view(self, name: str) -> np.ndarray:
+        """The entry itself, read-only: no copy, so it changes with every step, and after a new entry is
+        declared it may be memory that no program uses any more."""
+        self.entry(name)
+        found = self._views[name].view()
+        found.flags.writeable = False
+        return found
+
     def __setitem__(self, name: str, value: Any) -> None:
         """Overwrites the entry; ShapeError or DTypeError if `value` does not fit it."""
         entry, value = self.entry(name), np.asarray(value)
@@ -288,4 +296,4 @@ def _converted(name: str, value: np.ndarray, dtype: DType) -> np.ndarray:
         limits = np.iinfo(dtype.numpy)
         if int(value.min()) < limits.min or int(value.max()) > limits.max:
             raise DTypeError(f"{name} takes {dtype.full_name}, and a value lies outside its range")
-    return value.astype(dtype.numpy)
+    return value.astype(dtype.numpy, copy=False)

@@ -55,6 +55,18 @@ def test_reading_copies_and_writing_copies():
     np.testing.assert_array_equal(store["w"], np.ones((3, 4)))
 
 
+def test_a_view_is_the_entry_itself():
+    store = net()
+    view = store.view("w")
+    assert address_of(view) == store.address("w") and not view.flags.writeable
+    store["w"] = np.ones((3, 4), np.float32)
+    assert view.all()
+    with pytest.raises(ValueError, match="read-only"):
+        view[0, 0] = 2
+    with pytest.raises(UseError, match="no entry 'v'"):
+        store.view("v")
+
+
 def test_initial_values_depend_on_seed_and_name_only():
     first, second = Store(5), Store(5)
     for name in ("a", "b", "c"):
