@@ -127,7 +127,9 @@ class _Kernel:
         self.needs[name] = depends
 
     def contraction(self, c: Contraction) -> None:
-        axes = (*c.batch, *c.m, *c.n, *c.k)
+        axes = (*c.batch, *c.m, *c.n, *c.k, *c.groups)
+        self.require(len(c.groups) <= 1 and all(extent > 0 for _, extent in c.groups),
+                     "its groups are not one axis of constant extent")
         self.require(len({v for v, _ in axes}) == len(axes), "two axes have one name")
         for name, number in c.tile.items():
             self.require(name in TILE_FIELDS, f"its tile has no field {name!r}: there are "
@@ -135,13 +137,13 @@ class _Kernel:
             self.require(number >= TILE_FIELDS[name], f"its tile has {name}={number}")
         with self.loops((*c.batch, *c.m, *c.k)):
             self.expression(c.a)
-        with self.loops((*c.batch, *c.n, *c.k)):
+        with self.loops((*c.batch, *c.groups, *c.n, *c.k)):
             self.expression(c.b)
         self.require(c.a.dtype == c.b.dtype and c.a.dtype.is_float,
                      f"the operands are of type {c.a.dtype} and {c.b.dtype}")
         with self.loops((*c.batch, *c.m, *c.n)):
             self.parallel = set(self.variables)
-            self.locals["acc"] = c.a.dtype
+            self.locals.update(dict.fromkeys(c.accumulators, c.a.dtype))
             self.body((*c.lets, *c.stores), "contraction", False)
         self.require(all(isinstance(s, Store) for s in c.stores) and bool(c.stores), "it stores nothing")
 
@@ -427,13 +429,11 @@ class _Program:
             self.write(who, position, id)
 
     def fits(self, who: str, a: Argument, id: str) -> None:
-        """Element type and layout must be equal; the shape may be another one of the same elements (see
-        `collapse`)."""
+        """Element types must be equal; the shape may be another one of the same elements (see `collapse`), and
+        of a buffer with a layout it is in the order of memory."""
         self.require(id in self.table, f"{who} uses the unknown buffer {id}")
         b = self.table[id]
         self.require(a.dtype == b.dtype, f"{who} takes {a.dtype} as {a.name}, but {id} is {b.dtype}")
-        self.require(a.layout == b.layout, f"{who} takes the layout {a.layout!r} as {a.name}, but {id} has "
-                                           f"{b.layout!r}")
         self.require(product(a.shape) == product(b.shape),
                      f"{who} takes {list(a.shape)} as {a.name}, but {id} is {list(b.shape)}")
 

@@ -147,7 +147,7 @@ Statement = Union[Let, Store, Loop]  # noqa: UP007
 
 @dataclass(frozen=True)
 class Argument:
-    """A formal buffer of a kernel. `mode`: "r", "w" or "rw"; `layout` as in TensorType ("" is row-major).
+    """A formal buffer of a kernel, row-major; `shape` is in the order of memory. `mode`: "r", "w" or "rw".
     An "rw" argument is read only at the very element that the same iteration writes. A "w" argument may share
     its memory with an "r" one (see `memory`): an emitter writes each of its elements once, with its final
     value, and no earlier than the kernel's text does."""
@@ -155,7 +155,6 @@ class Argument:
     dtype: DType
     shape: tuple[DimLike, ...]
     mode: str
-    layout: str = ""
 
 
 @dataclass(frozen=True)
@@ -184,6 +183,9 @@ class Contraction:
     The stores index by batch, m and n and read only their own element of what the kernel writes. `lets` bind
     what the stores use more than once (they may use `acc`). `tile` says how it is computed where that is not
     left to the emitter: a field for each of some TILE_FIELDS.
+
+    `groups`: one more axis of b, of constant extent G, or none. There are G accumulators then, ``acc0``,
+    ``acc1``, … for the stores to use together: the gates of a recurrent layer are such groups of columns.
     """
     batch: tuple[tuple[str, DimLike], ...]
     m: tuple[tuple[str, DimLike], ...]
@@ -194,6 +196,12 @@ class Contraction:
     stores: tuple[Store, ...]
     tile: Mapping[str, int] = field(default_factory=dict)
     lets: tuple[Let, ...] = ()
+    groups: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def accumulators(self) -> tuple[str, ...]:
+        """The names by which the stores use the finished sums."""
+        return tuple(f"acc{g}" for g in range(self.groups[0][1])) if self.groups else ("acc",)
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,6 @@ class _Run:
             if given is None or (given.shape, given.dtype) != (shape, a.dtype.numpy):
                 found = "nothing" if given is None else f"{given.dtype}{list(given.shape)}"
                 raise self.fault(f"{a.name} is {a.dtype}{list(shape)}, but {found} is given")
-            if a.layout:
-                raise NotImplementedError(f"{a.name} has the layout {a.layout}: the interpreter knows "
-                                          f"row-major ones only")
 
     def fault(self, message: str) -> CompilerError:
         return CompilerError(f"kernel {self.kernel.name}: {message}", stage="interpret",
@@ -246,15 +243,17 @@ class _Run:
         step = max(1, PIECE // max(1, per_batch))
         for start in range(0, count, step):
             first = np.arange(start, min(start + step, count)) if head else np.zeros(1, np.int64)
-            acc = np.zeros((len(first) * r, m, n), c.a.dtype.numpy)
+            acc = [np.zeros((len(first) * r, m, n), c.a.dtype.numpy) for _ in c.accumulators]
             k_step = max(1, PIECE // max(1,
                                          len(first) * r * (m + n) * int(np.prod(shapes[3][1:],
                                                                                 dtype=np.int64))))
             for k_start in range(0, shapes[3][0] if depth else 0, k_step):
                 piece = np.arange(k_start, min(k_start + k_step, shapes[3][0]))
                 a = self.matrix(c.a, head, first, (*rest, *c.m), k, piece, size, (len(first) * r, m))
-                b = self.matrix(c.b, head, first, (*rest, *c.n), k, piece, size, (len(first) * r, n))
-                acc += np.matmul(a, b.swapaxes(1, 2))
+                for number, part in enumerate(acc):
+                    self.symbols = {**self.symbols, **{group: number for group, _ in c.groups}}
+                    b = self.matrix(c.b, head, first, (*rest, *c.n), k, piece, size, (len(first) * r, n))
+                    part += np.matmul(a, b.swapaxes(1, 2))
             self.finish(c, head, first, rest, size, acc)
 
     def axes(self, names: Sequence[str], values: Mapping[str, np.ndarray]) -> None:
@@ -276,12 +275,13 @@ class _Run:
         return full.reshape(*shape, -1)
 
     def finish(self, c: Contraction, head: Loops, first: np.ndarray, rest: Loops, size: Mapping[str, int],
-               acc: np.ndarray) -> None:
+               acc: Sequence[np.ndarray]) -> None:
         names = [name for name, _ in (*head, *rest, *c.m, *c.n)]
         values = {name: np.arange(size[name]) for name in names}
         values.update({name: first for name, _ in head})
         self.axes(names, values)
-        self.locals["acc"] = acc.reshape(tuple(reversed(self.extents)))
+        for local, part in zip(c.accumulators, acc):
+            self.locals[local] = part.reshape(tuple(reversed(self.extents)))
         self.body((*c.lets, *c.stores))
         self.variables.clear()
         self.extents = []

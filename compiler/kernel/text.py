@@ -7,6 +7,7 @@ it is not what its parts imply, so a faulty kernel shows its fault.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from graphflow.compiler.kernel.form import (
@@ -108,7 +109,7 @@ class _Printer:
 
     def kernel(self, kernel: Kernel) -> str:
         word = _KINDS[type(kernel)]
-        arguments = ", ".join(f"{name_text(a.name)}: {a.mode} {type_text(a.dtype, a.shape, a.layout)}"
+        arguments = ", ".join(f"{name_text(a.name)}: {a.mode} {type_text(a.dtype, a.shape)}"
                               for a in kernel.arguments)
         symbols = f" symbols [{', '.join(kernel.symbols)}]" if kernel.symbols else ""
         self.lines.append(f"{word} {name_text(kernel.name)}({arguments}){symbols} {{")
@@ -127,10 +128,12 @@ class _Printer:
     def contraction(self, c: Contraction) -> None:
         for word, axes in zip(_AXES, (c.batch, c.m, c.n, c.k)):
             self.lines.append(f"  {word} [{_axes_text(axes)}]")
+        if c.groups:
+            self.lines.append(f"  groups [{_axes_text(c.groups)}]")
         if c.tile:
             self.lines.append(f"  tile [{', '.join(f'{name}={number}' for name, number in c.tile.items())}]")
         self.lines += [f"  a = {self.expression(c.a)}", f"  b = {self.expression(c.b)}"]
-        self.types.locals["acc"] = c.a.dtype
+        self.types.locals.update(dict.fromkeys(c.accumulators, c.a.dtype))
         self.statements((*c.lets, *c.stores), 1)
 
     def statements(self, body: tuple[Statement, ...], depth: int) -> None:
@@ -218,7 +221,9 @@ class _Parser:
         self.s.expect(":")
         mode = self.s.word(("r", "w", "rw"), "a mode")
         dtype, shape, layout = self.s.type()
-        return Argument(name, dtype, shape, mode, layout)
+        if layout:
+            raise self.s.error(f"the argument {name} has a layout: its shape is in the order of memory")
+        return Argument(name, dtype, shape, mode)
 
     def contraction(self) -> Contraction:
         s = self.s
@@ -226,6 +231,10 @@ class _Parser:
         for word in _AXES:
             s.expect(word)
             axes.append(s.sequence("[", self.axis, "]"))
+        groups: tuple[tuple[str, int], ...] = ()
+        if s.peek() == "groups" and s.peek(1) == "[":
+            s.take()
+            groups = tuple(s.sequence("[", self.group, "]"))
         tile: Mapping[str, int] = {}
         if s.peek() == "tile" and s.peek(1) == "[" and s.peek(3) == "=":
             s.take()
@@ -236,13 +245,14 @@ class _Parser:
         s.expect("b")
         s.expect("=")
         b = self.expression()
-        self.types.locals["acc"] = a.dtype
+        made = Contraction(axes[0], axes[1], axes[2], axes[3], a, b, (), tile, groups=groups)
+        self.types.locals.update(dict.fromkeys(made.accumulators, a.dtype))
         body = self.block()
         lets = tuple(x for x in body if isinstance(x, Let))
         stores = tuple(x for x in body if isinstance(x, Store))
         if body != (*lets, *stores):
             raise s.error("a contraction ends with lets and then stores")
-        return Contraction(axes[0], axes[1], axes[2], axes[3], a, b, stores, tile, lets)
+        return replace(made, stores=stores, lets=lets)
 
     def attribute(self) -> tuple[str, Any]:
         name = self.s.name()
@@ -258,6 +268,11 @@ class _Parser:
         name = self.s.name()
         self.s.expect("<")
         return name, self.s.dim()
+
+    def group(self) -> tuple[str, int]:
+        name = self.s.name()
+        self.s.expect("<")
+        return name, self.s.integer()
 
     def block(self) -> tuple[Statement, ...]:
         """Statements up to the closing brace."""

@@ -80,7 +80,7 @@ def loops(kernel: Kernel) -> list[tuple[str, DimLike]]:
     found: list[tuple[str, DimLike]] = []
     if isinstance(kernel, ContractionKernel):
         c = kernel.contraction
-        found += [*c.batch, *c.m, *c.n, *c.k]
+        found += [*c.batch, *c.m, *c.n, *c.k, *c.groups]
     elif not isinstance(kernel, RoutineKernel):
         found += [(s.var, s.extent) for s in statements(kernel.body) if isinstance(s, Loop)]
     for e in expressions(kernel):

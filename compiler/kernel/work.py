@@ -72,10 +72,11 @@ class _Count:
     def contraction(self, kernel: ContractionKernel) -> None:
         c = kernel.contraction
         batch, m, n, k = (self.trips(axes) for axes in (c.batch, c.m, c.n, c.k))
+        n *= self.trips(c.groups)
         self.flops += 2 * batch * m * n * k
         self.expression(c.a, batch * m * k)
         self.expression(c.b, batch * k * n)
-        self.body((*c.lets, *c.stores), batch * m * n)
+        self.body((*c.lets, *c.stores), batch * m * self.trips(c.n))
 
     def body(self, body: Iterable[Statement], times: int) -> None:
         for s in body:

@@ -150,6 +150,7 @@ class _Rewrite:
             tuple(self.store(s) for s in c.stores),
             c.tile,
             tuple(Let(x.name, self.expr(x.value)) for x in c.lets),
+            c.groups,
         )
         return replace(kernel, arguments=arguments, indirect=indirect, contraction=made)
 
