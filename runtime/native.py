@@ -10,11 +10,12 @@ import itertools
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from graphflow.compiler.plan.errors import CompilerError, UseError
+from graphflow.runtime.elf import is_elf, link
 
 _lock = threading.RLock()
 _numbers = itertools.count()
@@ -23,11 +24,11 @@ _pool: Library | None = None
 
 
 class Library:
-    """Loaded object code. Its addresses are valid as long as this lives; the memory is freed with it."""
+    """Loaded object code. `addresses` are valid as long as this lives: `owner` frees the memory with it."""
 
-    def __init__(self, tracker: Any, symbols: Sequence[str]) -> None:
-        self._tracker = tracker
-        self._addresses = {symbol: int(tracker[symbol]) for symbol in symbols}
+    def __init__(self, owner: Any, addresses: Mapping[str, int]) -> None:
+        self._owner = owner
+        self._addresses = dict(addresses)
 
     def address(self, symbol: str) -> int:
         """The address of an exported function or variable."""
@@ -43,21 +44,27 @@ class Library:
 def load_object(object_bytes: bytes, name: str, symbols: Sequence[str]) -> Library:
     """Link an object file against the process's own symbols (libc, libm, pthread) and load it.
 
-    `name` appears in debuggers; `symbols` are the functions whose addresses are wanted. CompilerError if the
+    `name` is for messages; `symbols` are the functions whose addresses are wanted. CompilerError if the
     object cannot be linked.
     """
+    load = link if is_elf(object_bytes) else _load_by_llvm
+    try:
+        return Library(*load(object_bytes, symbols))
+    except RuntimeError as error:
+        message = f"the object code of {name} cannot be loaded: {error}"
+        raise CompilerError(message, stage="emit") from error
+
+
+def _load_by_llvm(object_bytes: bytes, symbols: Sequence[str]) -> tuple[Any, dict[str, int]]:
+    """Links formats that `elf` does not know: (what keeps the code in memory, addresses)."""
     import llvmlite.binding as llvm
 
     builder = llvm.JITLibraryBuilder().add_object_img(object_bytes).add_current_process()
     for symbol in symbols:
         builder.export_symbol(symbol)
     with _lock:
-        try:
-            tracker = builder.link(_get_linker(), f"{name}.{next(_numbers)}")
-        except RuntimeError as error:
-            message = f"the object code of {name} cannot be loaded: {error}"
-            raise CompilerError(message, stage="emit") from error
-    return Library(tracker, symbols)
+        tracker = builder.link(_get_linker(), f"library.{next(_numbers)}")
+    return tracker, {symbol: int(tracker[symbol]) for symbol in symbols}
 
 
 def _get_linker() -> Any:
