@@ -28,6 +28,7 @@ from graphflow.compiler.emit.packing import (
     TO,
     KLoop,
     axis_values,
+    group_row,
     pack_a,
     pack_b,
     panel_row,
@@ -54,7 +55,7 @@ class _Contraction:
         self.b = e.b
         self.dtype = self.c.a.dtype
         self.type: Type = MEMORY_TYPES[self.dtype.name]
-        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
+        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k, *self.c.groups):
             e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
         self.a: Node = e.nodes.of(drop_guard(self.c.a, self.t.limit))
         self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
@@ -78,9 +79,9 @@ class _Contraction:
         size = b.load(I64, b.gep(b.params[0], slot + 1, I64))
         panel, packed, _ = scratch_parts(t, self.dtype.bytes)
         own = b.gep(area, b.mul(b.params[3], size), Type("i8"))
-        self._place("panel ", own, (t.panel_rows + t.spare_rows, t.nr))
+        self._place("panel ", own, (t.group_count * t.panel_rows + t.spare_rows, t.nr))
         self._place("packed ", b.gep(own, panel, Type("i8")), (t.tiles * t.mr, t.panel_rows))
-        self._place("sums ", b.gep(own, panel + packed, Type("i8")), (t.sum_rows, t.nr))
+        self._place("sums ", b.gep(own, panel + packed, Type("i8")), (t.group_count * t.sum_rows, t.nr))
 
     def _place(self, name: str, address: Value, shape: tuple[DimLike, ...]) -> None:
         """Makes a piece of scratch an argument."""
@@ -136,15 +137,15 @@ class _Contraction:
                 once = self.b.cast(fresh, I64)
                 with e.scopes.loop("pack ", ZERO, once) as pack:
                     pack.next()
-                    pack_b(e, self.right, self.t.n, self._k_loops(), t)
+                    self._pack_b()
             with self._tiles(first_row) as tile:
-                self._micro_kernel(tile, resume=False)
+                self._multiply(tile, resume=False)
                 self._store_tile(tile)
 
     def _in_blocks(self, first_row: Value) -> None:
         """Several panels: the sums of all row tiles wait in scratch."""
         b, t = self.b, self.t
-        with self._tiles(first_row) as tile:
+        with self._tiles(first_row) as tile, self._groups():
             for r in range(t.mr):
                 b.store(constant(self.type.vector(t.nr), 0), self._sum(tile, r), align=self._align())
         self._blocks(list(t.outer), first_row)
@@ -166,9 +167,9 @@ class _Contraction:
         with e.scopes.loop("chunk ", ZERO, stop, step) as chunk:
             chunk.next()
             with self._range(chunk.index, b.intrinsic("smin", b.add(chunk.index, step), stop)):
-                pack_b(e, self.right, self.t.n, self._k_loops(), t)
+                self._pack_b()
                 with self._tiles(first_row) as tile:
-                    self._micro_kernel(tile, resume=True)
+                    self._multiply(tile, resume=True)
 
     @contextmanager
     def _range(self, start: Value, stop: Value) -> Iterator[None]:
@@ -181,6 +182,21 @@ class _Contraction:
         """(variable, start, stop) of the loops within a panel."""
         first = self.t.inner[0][0]
         return [(first, symbol(FROM), symbol(TO)), *((v, 0, x) for v, x in self.t.inner[1:])]
+
+    @contextmanager
+    def _groups(self) -> Iterator[None]:
+        """A loop over the column groups, if there are any."""
+        e = self.e
+        if not self.t.groups:
+            yield
+            return
+        with e.scopes.loop(self.t.groups[0][0], ZERO, constant(I64, self.t.group_count)) as group:
+            group.next()
+            yield
+
+    def _pack_b(self) -> None:
+        with self._groups():
+            pack_b(self.e, self.right, self.t.n, self._k_loops(), self.t)
 
     # -- tiles ---------------------------------------------------------------------------------------------
 
@@ -215,12 +231,23 @@ class _Contraction:
     def _at_row(self, node: Node, row: DimLike, suffix: str) -> Node:
         return self.e.nodes.substitute(node, axis_values(self.e, self.t.m, row, suffix))
 
-    def _sum(self, tile: DimLike, r: DimLike) -> Value:
-        """The address of a row of the sums."""
-        return self.e.address("sums ", (tile * self.t.mr + r) * self.t.nr if self.t.blocks else r * self.t.nr)
+    def _sum(self, tile: DimLike, r: DimLike, group: DimLike | None = None) -> Value:
+        """The address of a row of the sums, of the group at hand or of that one."""
+        t = self.t
+        if group is None:
+            group = symbol(t.groups[0][0]) if t.groups else 0
+        row = (tile * t.mr if t.blocks else 0) + r + group * t.sum_rows
+        return self.e.address("sums ", row * t.nr)
 
     def _align(self) -> int:
         return min(64, self.t.nr * self.type.bytes)
+
+    def _multiply(self, tile: DimLike, resume: bool) -> None:
+        """The micro-kernel for each group."""
+        if self.t.pack_a:
+            pack_a(self.e, lambda row: self._at_row(self.a, row, ""), tile, self._k_loops(), self.t)
+        with self._groups():
+            self._micro_kernel(tile, resume)
 
     def _micro_kernel(self, tile: DimLike, resume: bool) -> None:
         """Adds the panel's products to the tile's sums; `resume`: they start from those in scratch."""
@@ -231,7 +258,6 @@ class _Contraction:
             for r in range(t.mr)
         ]
         if t.pack_a:
-            pack_a(e, lambda row: self._at_row(self.a, row, ""), tile, self._k_loops(), t)
             index = [(tile * t.mr + r, symbol("k flat")) for r in range(t.mr)]
             rows = [e.nodes.make("load", ("packed ", at, 0), (), self.dtype, at) for at in index]
         else:
@@ -280,7 +306,8 @@ class _Contraction:
         if t.b == "inline":
             row = b.splat(e.value(self._inline_b()), t.nr)
         else:
-            row = b.load(self.type.vector(t.nr), e.address("panel ", flat * t.nr), align=self._align())
+            at = (flat + group_row(t)) * t.nr
+            row = b.load(self.type.vector(t.nr), e.address("panel ", at), align=self._align())
         out = []
         for node, total in zip(rows, sums):
             left = b.splat(e.value(node), t.nr)
@@ -307,12 +334,14 @@ class _Contraction:
         e.bounds["r"] = (0, t.mr - 1)
         with e.scopes.loop("r", done, count) as loop:
             loop.next()
-            total = b.load(self.type.vector(t.nr), self._sum(tile, symbol("r")), align=self._align())
+            totals = [b.load(self.type.vector(t.nr), self._sum(tile, symbol("r"), group), align=self._align())
+                      for group in range(t.group_count)]
             flat = b.add(row, loop.index)
             e.scopes.bind("m flat", flat)
             e.bounds["m flat"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
-            e.scopes.bind("acc ", total)
-            e.nodes.bind("acc", e.nodes.given("acc ", self.dtype))
+            for name, total in zip(self.c.accumulators, totals):
+                e.scopes.bind(f"{name} ", total)
+                e.nodes.bind(name, e.nodes.given(f"{name} ", self.dtype))
             values = {
                 **axis_values(e, self.t.m, symbol("m flat"), ""),
                 **axis_values(e, self.t.n, symbol(COLUMN), ""),

@@ -57,6 +57,11 @@ def panel_row(loops: Sequence[KLoop]) -> DimLike:
     return row
 
 
+def group_row(t: Tiling) -> DimLike:
+    """The first row of the panel of the group that is at hand."""
+    return symbol(t.groups[0][0]) * t.panel_rows if t.groups else 0
+
+
 def pack_b(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
     """Fills the panel for the columns from COLUMN on."""
     if t.b == "transpose":
@@ -97,7 +102,7 @@ def _each_k(
 def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
     width = n[-1][1] if n else 1
     size = pieces(width, t.lanes) if len(n) > 1 else 0
-    row = panel_row(loops)
+    row = panel_row(loops) + group_row(t)
     if not 0 < size <= MAX_PIECES:
         at_column = axis_values(e, n, symbol(COLUMN), "")
         node = e.nodes.substitute(node, at_column)
@@ -178,7 +183,7 @@ def _pack_transposed(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t:
     axis lands in rows that are written later, or in the spare rows at the panel's end."""
     b, size = e.b, t.lanes
     last = b.sub(e.scalar(t.n_total), 1)
-    row = panel_row(loops)
+    row = panel_row(loops) + group_row(t)
     e.bounds["columns"] = (0, t.nr - 1)
     with e.scopes.loop("columns", constant(I64, 0), constant(I64, t.nr), size) as columns:
         columns.next()

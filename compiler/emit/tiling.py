@@ -47,7 +47,8 @@ class Tiling:
 
     b: "inline" (read in the inner loop), "lanes" (packed, vectors along n) or "transpose" (packed, vectors
     along the last k axis, transposed in registers). pack_a: a is evaluated into scratch first. limit: a guard
-    that a and b share and that just shortens the first k axis.
+    that a and b share and that just shortens the first k axis. groups: the axis of column groups, or none;
+    each group has a panel and sums of its own.
     """
 
     batch: Axes
@@ -64,6 +65,12 @@ class Tiling:
     b: str
     pack_a: bool
     limit: Guard | None
+    groups: Axes = ()
+
+    @property
+    def group_count(self) -> int:
+        """How many column groups there are."""
+        return int(product(x for _, x in self.groups))
 
     @property
     def m_total(self) -> DimLike:
@@ -88,7 +95,7 @@ class Tiling:
 
     @property
     def sum_rows(self) -> int:
-        """Rows of sums in memory: of one tile, or of a task's where they wait."""
+        """Rows of a group's sums in memory: of one tile, or of a task's where they wait."""
         return self.mr * (self.tiles if self.blocks else 1)
 
     @property
@@ -138,7 +145,8 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     tiles = _tiles(m_total, mr, nr, rows, blocks)
     pack_a = not is_direct(kernel, drop_guard(c.a, limit), c.k)
     return Tiling(
-        c.batch, c.m, c.n, mr, nr, min(lanes, nr), tiles, outer, chunk, inner, rows, mode, pack_a, limit
+        c.batch, c.m, c.n, mr, nr, min(lanes, nr), tiles, outer, chunk, inner, rows, mode, pack_a, limit,
+        c.groups
     )
 
 
@@ -150,9 +158,9 @@ def contraction_tasks(kernel: ContractionKernel, target: Target) -> DimLike:
 
 def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
     """Bytes of one worker's panel of b, packed a and sums; `size`: bytes of an element."""
-    panel = 0 if t.b == "inline" else (t.panel_rows + t.spare_rows) * t.nr * size
+    panel = 0 if t.b == "inline" else (t.panel_rows * t.group_count + t.spare_rows) * t.nr * size
     packed = t.tiles * t.mr * t.panel_rows * size if t.pack_a else 0
-    return whole_lines(panel), whole_lines(packed), whole_lines(t.sum_rows * t.nr * size)
+    return whole_lines(panel), whole_lines(packed), whole_lines(t.group_count * t.sum_rows * t.nr * size)
 
 
 def contraction_scratch(kernel: ContractionKernel, target: Target) -> DimLike:
