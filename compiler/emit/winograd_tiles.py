@@ -95,17 +95,16 @@ def depends_on_sum(b: Expr, place: str, tap: str, step: int) -> bool:
     return all(substitute(d, moved) == d for d in dims)
 
 
-class TileEmitter:
-    """Emits code on panels of tiles. In its scopes "first" is the number of a panel's first tile."""
+class WinogradEmitter:
+    """Emits one function of an algorithm with vectors of `lanes`: its scratch, products and stores."""
 
-    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, tiles: Tiles):
-        self.kernel, self.c, self.tiles = kernel, kernel.contraction, tiles
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, lanes: int):
+        self.kernel, self.c = kernel, kernel.contraction
         self.e = e = start_function(module, kernel, target)
         self.b = e.b
-        self.type: Type = FLOAT.vector(tiles.lanes)
+        self.type: Type = FLOAT.vector(lanes)
         for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
             e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
-        e.bounds.update({"pair": (0, tiles.down + tiles.window // 2 - 2), "tile x": (0, tiles.across - 1)})
 
     def scratch(self, own: Mapping[str, int], shared: Mapping[str, int]) -> None:
         """Makes the pieces of scratch arguments: those that all workers share, then the worker's own."""
@@ -119,6 +118,41 @@ class TileEmitter:
         for name, size in own.items():
             e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
             at = b.gep(at, size, FLOAT)
+
+    def put(self, value: Value, address: Value) -> None:
+        """Stores the valid lanes of a vector."""
+        lane = self.e.scopes.lane
+        if lane is None or lane.mask is None:
+            self.b.store(value, address, align=4)
+        else:
+            self.b.masked_store(value, address, lane.mask, align=4)
+
+    def multiply(self, left: Value, right: Value, total: Value) -> Value:
+        """total + left * right, the left a scalar."""
+        b, left = self.b, self.b.splat(left, right.type.lanes)
+        return b.fma(left, right, total) if self.e.target.has_fma else b.add(b.mul(left, right), total)
+
+    def store(self, total: Value, values: Mapping[str, DimLike]) -> None:
+        """The kernel's stores of a vector of finished sums; `values` stand for variables of the axes."""
+        e = self.e
+        e.scopes.bind("acc ", total)
+        e.nodes.bind("acc", e.nodes.given("acc ", dtypes.F32))
+        for let in self.c.lets:
+            (node,) = e.nodes.lets((let,))
+            e.value(e.nodes.substitute(node, values))
+        for s in self.c.stores:
+            value = e.value(e.nodes.substitute(e.nodes.of(s.value), values))
+            e.store_value(s.arg, tuple(substitute(d, values) for d in s.index), value)
+
+
+class TileEmitter(WinogradEmitter):
+    """Emits code on panels of tiles. In its scopes "first" is the number of a panel's first tile."""
+
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, tiles: Tiles):
+        super().__init__(module, kernel, target, tiles.lanes)
+        self.tiles = tiles
+        rows = tiles.down + tiles.window // 2
+        self.e.bounds.update({"pair": (0, rows - 2), "tile x": (0, tiles.across - 1)})
 
     @contextmanager
     def segments(self, image: str, images: Value) -> Iterator[None]:
@@ -199,14 +233,6 @@ class TileEmitter:
 
         return body
 
-    def put(self, value: Value, address: Value) -> None:
-        """Stores the valid lanes of a vector."""
-        lane = self.e.scopes.lane
-        if lane is None or lane.mask is None:
-            self.b.store(value, address, align=4)
-        else:
-            self.b.masked_store(value, address, lane.mask, align=4)
-
     def input_change(self, d: list[Value]) -> list[Value]:
         """B' of a window's inputs."""
         b = self.b
@@ -214,20 +240,3 @@ class TileEmitter:
         if self.tiles.places == 5:
             found += [b.sub(d[3], d[4]), d[4], b.sub(d[4], d[5])]
         return found
-
-    def multiply(self, left: Value, right: Value, total: Value) -> Value:
-        """total + left * right, the left a scalar."""
-        b, left = self.b, self.b.splat(left, right.type.lanes)
-        return b.fma(left, right, total) if self.e.target.has_fma else b.add(b.mul(left, right), total)
-
-    def store(self, total: Value, values: Mapping[str, DimLike]) -> None:
-        """The kernel's stores of a vector of finished sums; `values` stand for variables of the axes."""
-        e = self.e
-        e.scopes.bind("acc ", total)
-        e.nodes.bind("acc", e.nodes.given("acc ", dtypes.F32))
-        for let in self.c.lets:
-            (node,) = e.nodes.lets((let,))
-            e.value(e.nodes.substitute(node, values))
-        for s in self.c.stores:
-            value = e.value(e.nodes.substitute(e.nodes.of(s.value), values))
-            e.store_value(s.arg, tuple(substitute(d, values) for d in s.index), value)
