@@ -29,24 +29,28 @@ from graphflow.compiler.passes.assemble import fuse
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import canonicalize
 from graphflow.compiler.passes.joint import optimize_jointly
+from graphflow.compiler.passes.layout import lay_out
 from graphflow.compiler.passes.lower import lower
 from graphflow.compiler.passes.memory import memory
 from graphflow.compiler.passes.schedule import schedule
 from graphflow.compiler.passes.stable import stabilize
 from graphflow.compiler.passes.tile import tile
+from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Location, PlanError, UseError
 from graphflow.compiler.plan.plan_text import parse_plan, print_plan
-from graphflow.compiler.plan.schema import Item, Launch, Plan, map_items
+from graphflow.compiler.plan.schema import Item, Launch, Plan, launches, map_items
 from graphflow.compiler.plan.validate import validate
 from graphflow.compiler.target import Target, host_target
+from graphflow.compiler.tune import Tuning
 
 
 @dataclass
 class Context:
-    """What stages share: the target, the numbers of the traced graph's source lines, and what was refused and
-    why."""
+    """What stages share: the target, how the program is tuned, if it is, the numbers of the traced graph's
+    source lines, and what was refused and why."""
 
     target: Target
+    tuning: Tuning | None = None
     numbers: Mapping[Location, int] = field(default_factory=dict)
     refusals: list[tuple[tuple[Location, ...], str]] = field(default_factory=list)
 
@@ -72,10 +76,16 @@ def _fuse(graph: Graph, context: Context) -> Graph:
     return fuse(graph, context.refusals)
 
 
+def _schedule(graph: Graph, context: Context) -> Graph:
+    return schedule(lay_out(graph, context.target.lanes(F32)))
+
+
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
 
     program = tile(program)
+    if context.tuning is not None:
+        program = context.tuning.apply(program, context.target)
     sizes = {name: (kernel_tasks(kernel, context.target), kernel_scratch(kernel, context.target))
              for name, kernel in program.kernels.items()}
 
@@ -101,7 +111,7 @@ STAGES = (
     Stage("autodiff", lambda graph, context: expand_gradients(graph)),
     Stage("joint", lambda graph, context: optimize_jointly(graph), "tolerance"),
     Stage("fuse", _fuse),
-    Stage("schedule", lambda graph, context: schedule(graph)),
+    Stage("schedule", _schedule),
     Stage("lower", lambda graph, context: lower(graph, context.numbers, context.target.key()), "tolerance"),
     Stage("tile", _tile, "tolerance"),
     Stage("memory", lambda program, context: memory(program)),
@@ -162,9 +172,10 @@ def stage_index(name: str) -> int:
 class Compilation:
     """One program on its way through the stages. Stages run when they are first asked for."""
 
-    def __init__(self, start: Any, target: Target, stage: str = "trace"):
-        """`start`: the result of `stage` (a traced Graph), from which the later stages follow."""
-        self.context = Context(target)
+    def __init__(self, start: Any, target: Target, stage: str = "trace", tuning: Tuning | None = None):
+        """`start`: the result of `stage` (a traced Graph), from which the later stages follow. `tuning`: how
+        the ways to compute contractions are timed, unless the cost model decides alone."""
+        self.context = Context(target, tuning)
         self.first = stage_index(stage)
         if isinstance(start, Graph):
             numbers: dict[Location, int] = {}
@@ -228,14 +239,14 @@ class Compilation:
         return assembly(self.result("emit").ir, self.context.target)
 
     def cuda(self) -> str:
-        """CUDA C of the loop kernels; contractions are named in comments."""
+        """CUDA C of the kernels."""
         from graphflow.compiler.emit.cuda import emit_cuda
 
         return emit_cuda(self.result("memory"))
 
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
         """Writes a numbered text file per stage (or for one) and GraphML beside graphs; with all of them
-        also what was refused, CUDA C of the loop kernels, and the assembly."""
+        also what was refused, CUDA C, and the assembly."""
         import networkx
 
         folder = Path(folder)
@@ -259,8 +270,8 @@ class Compilation:
         return written
 
     def explain(self) -> str:
-        """What was not fused or not done in place, and why, and what loops keep for their gradients: a line
-        for each, with the user's lines."""
+        """What was not fused or not done in place, and why, what loops keep for their gradients, and, of a
+        program that is tuned, how its contractions are computed: a line for each, with the user's lines."""
         self.result("fuse")
         kept = []
         if self.first <= stage_index("autodiff"):
@@ -269,9 +280,24 @@ class Compilation:
                 kept += [(n.origins, f"scan keeps {', '.join(names)}")] if names else []
         lines = [
             f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
-            for origins, reason in [*kept, *self.context.refusals]
+            for origins, reason in [*kept, *self.context.refusals, *self._choices()]
         ]
         return "\n".join(lines) + "\n" if lines else "nothing was refused\n"
+
+    def _choices(self) -> list[tuple[tuple[Location, ...], str]]:
+        """What tuning found for each kernel, with the lines that the kernel comes from."""
+        tuning = self.context.tuning
+        if tuning is None:
+            return []
+        origins: dict[str, set[int]] = {}
+        for item in launches(self.result("tile").plan.body):
+            origins.setdefault(item.kernel, set()).update(item.origins)
+        lines = {number: location for location, number in self.context.numbers.items()}
+        found = []
+        for name, choice in (tuning.choices or {}).items():
+            own = {str(lines[n]): lines[n] for n in sorted(origins[name])}
+            found.append((tuple(own.values()), f"{name}: {choice}"))
+        return found
 
 
 @dataclass(frozen=True)
@@ -287,23 +313,28 @@ class Compiled:
     cached: bool
 
 
-def compile_program(graph: Graph, target: Target | None = None) -> Compiled:
-    """The traced graph as a plan and machine code for the target (the machine at hand by default)."""
+def compile_program(graph: Graph, target: Target | None = None, tuning: Tuning | None = None) -> Compiled:
+    """The traced graph as a plan and machine code for the target (the machine at hand by default). With
+    `tuning`, choices that the cache has are taken from there; otherwise kernels are timed."""
     begin = time.perf_counter()
     target = target or host_target()
-    compilation = Compilation(graph, target)
+    compilation = Compilation(graph, target, tuning=tuning)
     locations = tuple(n.origins[0] if n.origins else None for n in graph.nodes())
     cache = program_cache()
-    key = cache_key(print_graph(graph, origins=False), target.key(), emitter_version())
+    key = cache_key(print_graph(graph, origins=False), target.key(), emitter_version(),
+                    tuning.key() if tuning else "")
     found = cache.get(key)
     if found is not None:
         try:
             plan = parse_plan(found["plan"].decode())
+            if tuning is not None:
+                tuning.read(found["choices"].decode())
             return Compiled(plan, found["object"], compilation, locations, time.perf_counter() - begin, True)
         except GraphflowError:
             pass  # written by something else: compile anew and replace it
     plan, code = compilation.result("plan"), compilation.object_code()
-    cache.put(key, {"plan": print_plan(plan).encode(), "object": code})
+    choices = {"choices": tuning.text().encode()} if tuning else {}
+    cache.put(key, {"plan": print_plan(plan).encode(), "object": code, **choices})
     return Compiled(plan, code, compilation, locations, time.perf_counter() - begin, False)
 
 

@@ -1,20 +1,26 @@
-// Runs the CUDA C of loop kernels on the CPU, for tests: what of CUDA they use, and a simulated warp.
+// Runs generated CUDA C on the CPU, for tests: what of CUDA it uses, and a simulated block.
 //
-// Every lane of a warp is a fiber. At a shuffle or __syncwarp it waits until all 32 lanes are there; a warp that
-// diverges (a lane ends while others wait, or waits elsewhere) is a fault. Lanes run in rising or falling order
-// between two such points, so a race between lanes shows as a difference between the two.
+// Every thread of a block is a fiber. At a shuffle or __syncwarp it waits until all 32 lanes of its warp are there, at
+// __syncthreads until the whole block is; threads that diverge (one ends while others wait, or waits elsewhere) are a
+// fault. Threads run in rising or falling order between two such points, so a race shows as a difference between the
+// two. Shared memory is full of NaN when a block starts.
 #pragma once
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
-#include <ucontext.h>
 
 #include <functional>
+#include <vector>
 
 #define __global__
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(threads)
+#define __align__(bytes) __attribute__((aligned(bytes)))
+#define __shared__ static __attribute__((section("shared_memory")))
+__attribute__((section("shared_memory"), used)) static char shared_start_marker;  // so that the section exists
+extern char __start_shared_memory[] __attribute__((visibility("hidden")));
+extern char __stop_shared_memory[] __attribute__((visibility("hidden")));
 
 struct Position { unsigned x, y, z; };
 static Position threadIdx, blockIdx, blockDim, gridDim;
@@ -36,69 +42,118 @@ static double erfinv(double x) {
 }
 static float erfinvf(float x) { return (float)erfinv(x); }
 
+// Saves the registers that a call keeps on the stack of the fiber that stops, and goes on with another's.
+extern "C" void switch_stacks(void** from, void* to) __attribute__((visibility("hidden")));
+#if defined(__x86_64__)
+asm(R"(
+.text
+.hidden switch_stacks
+.type switch_stacks, @function
+switch_stacks:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+)");
+enum { SAVED = 6 };
+#else
+#error "the simulated block switches stacks on x86-64 only"
+#endif
+
 namespace host {
 
-enum { WARP = 32, STACK = 1 << 16 };
-static ucontext_t scheduler, fibers[WARP];
-static char stacks[WARP][STACK];
-static bool done[WARP];
-static int place[WARP];                    // the kind of point at which a lane waits
-static unsigned parity[WARP];
-static unsigned long long slots[2][WARP];  // in turn, as a lane may write again before all have read
+enum { WARP = 32, MOST = 1024, STACK = 1 << 15 };
+enum { RUNNING, AT_WARP, AT_SHUFFLE, AT_BLOCK, DONE };
+static void* scheduler;
+static void* stacks[MOST];                 // where each fiber's stack ends
+static std::vector<char> memory;
+static int state[MOST];
+static unsigned parity[MOST];
+static unsigned long long slots[2][MOST];  // in turn, as a lane may write again before all have read
 static int current;
 static const char* fault;
 static const std::function<void()>* kernel;
 
-static void wait_at(int kind) {
-  place[current] = kind;
-  swapcontext(&fibers[current], &scheduler);
+static void wait_at(int point) {
+  state[current] = point;
+  switch_stacks(&stacks[current], scheduler);
 }
 
 static void fiber() {
   (*kernel)();
-  done[current] = true;
-  wait_at(0);
+  for (;;) wait_at(DONE);
 }
 
-static void run_warp(unsigned first, bool falling) {
-  for (int lane = 0; lane < WARP; lane++) {
-    getcontext(&fibers[lane]);
-    fibers[lane].uc_stack.ss_sp = stacks[lane];
-    fibers[lane].uc_stack.ss_size = STACK;
-    fibers[lane].uc_link = nullptr;
-    makecontext(&fibers[lane], fiber, 0);
-    done[lane] = false;
-    parity[lane] = 0;
-  }
-  for (int left = WARP; left > 0 && !fault;) {
-    for (int i = 0; i < WARP; i++) {
-      current = falling ? WARP - 1 - i : i;
-      if (done[current]) continue;
-      threadIdx.x = first + current;
-      swapcontext(&scheduler, &fibers[current]);
-      left -= done[current];
+static void start(int thread) {
+  void** top = (void**)(((uintptr_t)memory.data() + (size_t)(thread + 1) * STACK & ~(uintptr_t)15) - 8);
+  *top = nullptr;                          // the return address, aligned as after a call; it is never used
+  *--top = (void*)fiber;
+  for (int i = 0; i < SAVED; i++) *--top = nullptr;
+  stacks[thread] = top;
+  state[thread] = RUNNING;
+  parity[thread] = 0;
+}
+
+// Frees the threads first ... first + count - 1 if all of them wait at the same point.
+static bool meet(int first, int count, int point) {
+  for (int i = first; i < first + count; i++)
+    if (state[i] != point) return false;
+  for (int i = first; i < first + count; i++) state[i] = RUNNING;
+  return true;
+}
+
+static void run_block(int threads, bool falling) {
+  memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
+  for (int i = 0; i < threads; i++) start(i);
+  for (;;) {
+    bool moved = false, ended = true;
+    for (int i = 0; i < threads; i++) {
+      current = falling ? threads - 1 - i : i;
+      if (state[current] != RUNNING) continue;
+      threadIdx.x = (unsigned)current;
+      switch_stacks(&scheduler, stacks[current]);
+      moved = true;
     }
-    for (int lane = 1; lane < WARP; lane++)
-      if (place[lane] != place[0]) fault = "the lanes of a warp wait at different places";
+    for (int first = 0; first < threads; first += WARP)
+      moved |= meet(first, WARP, AT_WARP) | meet(first, WARP, AT_SHUFFLE);
+    moved |= meet(0, threads, AT_BLOCK);
+    for (int i = 0; i < threads; i++) ended &= state[i] == DONE;
+    if (ended) return;
+    if (!moved) {
+      fault = "threads wait at different places";
+      return;
+    }
   }
 }
 
 static const char* launch(int blocks, int threads, bool falling, const std::function<void()>& body) {
   kernel = &body;
   fault = nullptr;
+  memory.resize((size_t)MOST * STACK);
   gridDim = {(unsigned)blocks, 1, 1};
   blockDim = {(unsigned)threads, 1, 1};
-  for (int block = 0; block < blocks; block++)
-    for (int first = 0; first < threads && !fault; first += WARP) {
-      blockIdx.x = (unsigned)(falling ? blocks - 1 - block : block);
-      run_warp((unsigned)first, falling);
-    }
+  for (int block = 0; block < blocks && !fault; block++) {
+    blockIdx.x = (unsigned)(falling ? blocks - 1 - block : block);
+    run_block(threads, falling);
+  }
   return fault;
 }
 
 }  // namespace host
 
-static inline void __syncwarp() { host::wait_at(1); }
+static inline void __syncwarp() { host::wait_at(host::AT_WARP); }
+static inline void __syncthreads() { host::wait_at(host::AT_BLOCK); }
 
 template <class T> static T __shfl_xor_sync(unsigned mask, T value, int step) {
   using namespace host;
@@ -106,7 +161,7 @@ template <class T> static T __shfl_xor_sync(unsigned mask, T value, int step) {
   const int lane = current;
   unsigned long long* slot = slots[parity[lane]++ % 2];
   memcpy(&slot[lane], &value, sizeof value);
-  wait_at(2);
-  memcpy(&value, &slot[lane ^ step], sizeof value);
+  wait_at(AT_SHUFFLE);
+  memcpy(&value, &slot[lane / WARP * WARP + (lane % WARP ^ step)], sizeof value);
   return value;
 }

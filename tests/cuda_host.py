@@ -1,8 +1,7 @@
-"""Runs kernel programs with the CUDA C of their loop kernels and routines, compiled for the CPU over
-`cuda_host.h`.
+"""Runs kernel programs with their CUDA C, compiled for the CPU over `cuda_host.h`.
 
-Contractions, which have no CUDA form yet, are run by the kernel interpreter. Every kernel runs twice, its
-lanes in rising and in falling order, and must give the same bits; every buffer lies between canaries.
+Every kernel runs twice, the threads of a block in rising and in falling order, and must give the same bits;
+every buffer lies between canaries.
 """
 
 from __future__ import annotations
@@ -20,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from graphflow.compiler.driver import Compilation
-from graphflow.compiler.emit.cuda import C_TYPES, emit_cuda
+from graphflow.compiler.emit.cuda import emit_cuda
+from graphflow.compiler.emit.cuda_contraction import block_tile
+from graphflow.compiler.emit.cuda_text import C_TYPES
 from graphflow.compiler.ir.graph import Graph
-from graphflow.compiler.kernel.form import ContractionKernel, Kernel, LoopKernel, RoutineKernel
-from graphflow.compiler.kernel.interpret import run_kernel
+from graphflow.compiler.kernel.form import ContractionKernel, Kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.schema import Check, Copy, Plan
@@ -32,7 +32,6 @@ from graphflow.compiler.target import host_target
 HEADER = Path(__file__).with_name("cuda_host.h")
 COMPILER = shutil.which("g++")
 BLOCKS, THREADS, PIECES = 2, 64, 4
-Native = LoopKernel | RoutineKernel
 CANARY = 256
 """Bytes on both sides of each buffer."""
 
@@ -43,20 +42,20 @@ def lowered(graph: Graph) -> KernelProgram:
 
 
 def united(programs: Iterable[KernelProgram]) -> KernelProgram:
-    """The loop kernels of all programs, under names of their own; equal ones are one."""
+    """The kernels of all programs, under names of their own; equal ones are one."""
     kernels = {}
-    for kernel in (k for p in programs for k in p.kernels.values() if not isinstance(k, ContractionKernel)):
+    for kernel in (k for p in programs for k in p.kernels.values()):
         name = kernel_name(kernel)
         kernels[name] = replace(kernel, name=name)
     return KernelProgram(Plan("united", "none", (), (), (), (), (), (), ()), kernels)
 
 
-def kernel_name(kernel: Native) -> str:
+def kernel_name(kernel: Kernel) -> str:
     """A name made from what the kernel is."""
     return "k_" + hashlib.sha256(repr(replace(kernel, name="")).encode()).hexdigest()[:16]
 
 
-def launcher(kernel: Native) -> str:
+def launcher(kernel: Kernel) -> str:
     """A C function that launches the kernel on the simulated device; it returns what went wrong, or null."""
     pointers = [f"({C_TYPES[a.dtype]}*)a[{i}]" for i, a in enumerate(kernel.arguments)]
     symbols = [f"s[{i}]" for i in range(len(kernel.symbols))]
@@ -68,7 +67,7 @@ def launcher(kernel: Native) -> str:
 
 
 class HostKernels:
-    """The loop kernels of programs as functions of shared libraries."""
+    """The kernels of programs as functions of shared libraries."""
 
     def __init__(self, programs: Iterable[KernelProgram], folder: Path):
         kernels = list(united(programs).kernels.items())
@@ -85,7 +84,7 @@ class HostKernels:
                 self.functions[name].restype = ctypes.c_char_p
 
     @staticmethod
-    def _compile(kernels: Mapping[str, Native], path: Path) -> Path:
+    def _compile(kernels: Mapping[str, Kernel], path: Path) -> Path:
         program = KernelProgram(Plan("piece", "none", (), (), (), (), (), (), ()), kernels)
         launchers = "".join(launcher(k) for k in kernels.values())
         path.write_text(f'#include "{HEADER}"\n{emit_cuda(program)}\n{launchers}')
@@ -105,8 +104,8 @@ class HostKernels:
         assert done.returncode == 0, done.stderr[:3000]
         return path.with_suffix(".so")
 
-    def launch(self, kernel: Native, arrays: list[np.ndarray], symbols: Mapping[str, int]) -> None:
-        """Runs the kernel in both orders of lanes and checks that they agree to the bit."""
+    def launch(self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int]) -> None:
+        """Runs the kernel with its threads in both orders and checks that they agree to the bit."""
         before = [np.copy(a) for a in {id(a): a for a in arrays}.values()]
         unique = list({id(a): a for a in arrays}.values())
         self._call(kernel, arrays, symbols, falling=False)
@@ -115,14 +114,15 @@ class HostKernels:
             array[...] = old
         self._call(kernel, arrays, symbols, falling=True)
         for array, first in zip(unique, rising):
-            assert array.tobytes() == first.tobytes(), f"{kernel.name} depends on the order of lanes"
+            assert array.tobytes() == first.tobytes(), f"{kernel.name} depends on the order of threads"
 
     def _call(
-        self, kernel: Native, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
+        self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
     ) -> None:
         addresses = (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays))
         sizes = (ctypes.c_longlong * max(1, len(kernel.symbols)))(*(symbols[s] for s in kernel.symbols))
-        fault = self.functions[kernel_name(kernel)](addresses, sizes, BLOCKS, THREADS, int(falling))
+        threads = block_tile(kernel).threads if isinstance(kernel, ContractionKernel) else THREADS
+        fault = self.functions[kernel_name(kernel)](addresses, sizes, BLOCKS, threads, int(falling))
         assert fault is None, f"{kernel.name}: {fault.decode()}"
 
     def run(
@@ -151,7 +151,7 @@ class HostKernels:
             elif isinstance(item, Check):
                 assert memory[item.buffer], plan.messages[item.code].text
             else:
-                self._item(program.kernels[item.kernel], [memory[id] for id in item.buffers], symbols)
+                self.launch(program.kernels[item.kernel], [memory[id] for id in item.buffers], symbols)
         for array in memory.values():
             raw = array.base if array.base is not None else array
             assert (
@@ -159,17 +159,6 @@ class HostKernels:
             ), "a kernel wrote outside a buffer"
         outputs = {plan.buffer(id).name: memory[id] for id in plan.outputs}
         return outputs, {plan.buffer(id).name: memory[id] for id in plan.written}
-
-    def _item(
-        self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int]
-    ) -> None:
-        if not isinstance(kernel, ContractionKernel):
-            self.launch(kernel, arrays, symbols)
-            return
-        shapes = [tuple(evaluate(d, symbols) for d in a.shape) for a in kernel.arguments]
-        run_kernel(
-            kernel, {a.name: x.reshape(s) for a, x, s in zip(kernel.arguments, arrays, shapes)}, symbols
-        )
 
 
 def _fenced(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

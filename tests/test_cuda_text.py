@@ -1,4 +1,4 @@
-"""The CUDA C of loop kernels: run on the CPU over a simulated warp, and compiled by nvcc if there is one."""
+"""Generated CUDA C: run on the CPU over a simulated block, and compiled by nvcc if there is one."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from nets import lenet_step, mlp_step, values_for
 from oracles import ORACLES
 from support import float_dtypes, graph_of, make_operands, one_op
 
-from graphflow.compiler.emit.cuda import HELPERS, emit_cuda, literal
+from graphflow.compiler.emit.cuda import emit_cuda
+from graphflow.compiler.emit.cuda_text import HELPERS, literal
 from graphflow.compiler.interpret import interpret
 from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.graph import Graph, Node, Value
@@ -30,7 +31,7 @@ from graphflow.compiler.plan.dtypes import BOOL, COMPUTED, DTYPES, F32, F64, I32
 from graphflow.compiler.plan.errors import UserError
 
 SIZES = (1, 3, 17, 33, 100)
-LOOP_KINDS = ("elementwise", "view", "gather", "window", "reduce", "routine")
+KINDS = ("elementwise", "view", "gather", "window", "reduce", "routine", "contraction")
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no g++ on the PATH to compile the text for the CPU"),
@@ -57,10 +58,10 @@ def case(op: Op, name: str, arrays: list[np.ndarray], attrs: Any) -> Case:
 
 @cache
 def samples() -> dict[str, list[Case]]:
-    """Every sample of every op that becomes loop kernels, in each element type."""
+    """Every sample of every op, in each element type."""
     out: dict[str, list[Case]] = {}
     for op in OPS.values():
-        for number, sample in enumerate(op.samples() if op.kind in LOOP_KINDS else ()):
+        for number, sample in enumerate(op.samples() if op.kind in KINDS else ()):
             for dtype in float_dtypes(sample):
                 name = f"{op.name}-{number}-{dtype}"
                 out.setdefault(op.name, []).append(
@@ -251,7 +252,7 @@ def run_case(kernels: HostKernels, c: Case, oracle: Callable[..., Any]) -> None:
         compare(found, oracle, type.dtype, c.name)
 
 
-@pytest.mark.parametrize("op", [op.name for op in OPS.values() if op.kind in LOOP_KINDS])
+@pytest.mark.parametrize("op", [op.name for op in OPS.values() if op.kind in KINDS])
 def test_op(op: str, kernels: HostKernels) -> None:
     for c in samples()[op]:
         run_case(kernels, c, ORACLES[op])
@@ -302,7 +303,7 @@ def test_training_step(
 @pytest.mark.parametrize(
     "planted, replacement, noticed",
     [
-        (r"__syncwarp\(\);", "", "depends on the order of lanes"),
+        (r"__syncwarp\(\);", "", "depends on the order of threads"),
         (r"(const int lane = .*;)", r"\1 if (lane == 3) return;", "wait at different places"),
         (r"(if \(lane == 0\) \w+)\[", r"\1[4 + ", "outside a buffer"),
     ],
@@ -334,6 +335,42 @@ def test_harness_notices(
         HostKernels([program], tmp_path).run(program, feeds, state, {})
 
 
+@pytest.mark.parametrize(
+    "planted, replacement, noticed",
+    [
+        (r"(?s)(keep\(0\);\n)\s*__syncthreads\(\);", r"\1", "depends on the order of threads"),
+        (r"(?s)(keep\(stage\);\n)\s*__syncthreads\(\);", r"\1", "depends on the order of threads"),
+        (r"stage \^= 1;", "", "depends on the order of threads"),
+        (r"(float sums)", r"if (row == 4) continue; \1", "wait at different places"),
+        (r"if \(own_row >= M\)", "if (own_row > M)", "outside a buffer"),
+        (r"if \(own < M && k < K\)", "if (own < M && k < K - 1)", "Not equal"),
+    ],
+    ids=["first barrier", "last barrier", "one buffer", "divergence", "rows", "edge"],
+)
+def test_harness_notices_in_contractions(
+    planted: str, replacement: str, noticed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import cuda_host
+
+    b = Builder()
+    x, y = (b.input(name=f"x{i}", dtype=F32, shape=shape) for i, shape in enumerate([(37, 29), (29, 45)]))
+    program = lowered(graph_of([x, y], [b.matmul(x, y)]))
+    rng = np.random.default_rng(3)
+    feeds = {f"x{i}": rng.standard_normal(v.shape).astype(np.float32) for i, v in enumerate((x, y))}
+
+    def check(folder: str) -> None:
+        (tmp_path / folder).mkdir()
+        outputs, _ = HostKernels([program], tmp_path / folder).run(program, feeds, {}, {})
+        np.testing.assert_allclose(*outputs.values(), feeds["x0"] @ feeds["x1"], rtol=1e-4, atol=1e-5)
+
+    check("right")
+    text = emit_cuda(united([program]))
+    assert re.search(planted, text), text
+    monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: re.sub(planted, replacement, emit_cuda(p)))
+    with pytest.raises(AssertionError, match=noticed):
+        check("planted")
+
+
 # --- the text
 
 
@@ -349,7 +386,7 @@ def test_literals_are_exact() -> None:
 
 def test_text_names_what_it_computes() -> None:
     text = emit_cuda(programs()["mlp step"])
-    assert "a contraction, which has no CUDA template yet" in text
+    assert re.search(r"// k_matmul_\w+: a sum of products; ", text)
     assert re.search(r"// k_\w+: applies .*exp.*; reduces by max, sum\n", text)
     assert re.search(r"//   a\d+ f32\[33\] updated: state fc1\.b\n", text)
     assert "__restrict__" not in text
@@ -366,25 +403,16 @@ def test_only_used_helpers_are_emitted() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_nvcc_compiles_without_a_warning(architecture: str, tmp_path: Path) -> None:
+def test_nvcc_compiles_without_a_warning_and_spills_nothing(architecture: str, tmp_path: Path) -> None:
     if shutil.which("nvcc") is None:
         pytest.skip("no nvcc on the PATH")
     few = [c.program for found in samples().values() for c in found[:6]]
     path = tmp_path / "kernels.cu"
     path.write_text(emit_cuda(united([*few, *programs().values()])))
+    options = ["-fmad=false", "-cubin", f"-arch={architecture}", "-Werror", "all-warnings", "-Xptxas", "-v"]
     done = subprocess.run(
-        [
-            "nvcc",
-            "-fmad=false",
-            "-cubin",
-            f"-arch={architecture}",
-            "-Werror",
-            "all-warnings",
-            str(path),
-            "-o",
-            str(tmp_path / "kernels.cubin"),
-        ],
-        capture_output=True,
-        text=True,
+        ["nvcc", *options, str(path), "-o", str(tmp_path / "kernels.cubin")], capture_output=True, text=True
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[:3000]
+    spilled = re.findall(r"properties for (\w+)\n.* ([1-9]\d*) bytes spill stores", done.stderr)
+    assert "bytes spill stores" in done.stderr and not spilled, spilled

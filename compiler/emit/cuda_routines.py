@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphflow.compiler.emit.cuda import C_TYPES, THREADS, apply, dimension, literal, signature
+from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, apply, dimension, literal, signature
 from graphflow.compiler.kernel.form import RoutineKernel
 from graphflow.compiler.plan.dtypes import DType
 
@@ -21,9 +21,9 @@ def routine_text(kernel: RoutineKernel) -> str:
     lines = [
         f"// Launch with {THREADS} threads a block, one thread per {'element' if by_element else 'row'}.",
         signature(kernel), "{",
-        f"  const i64 N = {size}, I = {behind}, rows = {rows};",
-        "  for (i64 row = blockIdx.x * (i64)blockDim.x + threadIdx.x; row < rows; "
-        "row += (i64)gridDim.x * blockDim.x) {",
+        f"  const idx N = {size}, I = {behind}, rows = {rows};",
+        "  for (idx row = blockIdx.x * (idx)blockDim.x + threadIdx.x; row < rows; "
+        "row += (idx)gridDim.x * blockDim.x) {",
         *("    " + line for line in ROUTINES[kernel.routine](kernel)),
         "  }", "}"]
     return "\n".join(lines) + "\n"
@@ -34,10 +34,10 @@ def _running(kernel: RoutineKernel, first: str, step: str) -> list[str]:
     kind = C_TYPES[kernel.arguments[-1].dtype]
     n = "N - 1 - k" if kernel.attrs["reverse"] else "k"
     return [
-        "const i64 start = row / I * N * I + row % I;",
+        "const idx start = row / I * N * I + row % I;",
         f"{kind} last = 0;",
-        "for (i64 k = 0; k < N; k++) {",
-        f"  const i64 at = start + ({n}) * I;",
+        "for (idx k = 0; k < N; k++) {",
+        f"  const idx at = start + ({n}) * I;",
         f"  last = k == 0 ? {first} : {step};",
         "  y[at] = last;",
         "}"]
@@ -61,10 +61,10 @@ def _argsort(kernel: RoutineKernel) -> list[str]:
         ahead, behind = behind, ahead
     kind = C_TYPES[dtype]
     return [
-        "const i64 start = row / (N * I) * N * I + row % I, n = row / I % N;",
+        "const idx start = row / (N * I) * N * I + row % I, n = row / I % N;",
         f"const {kind} own = x[start + n * I];",
-        "i64 place = 0;",
-        "for (i64 k = 0; k < N; k++) {",
+        "idx place = 0;",
+        "for (idx k = 0; k < N; k++) {",
         f"  const {kind} other = x[start + k * I];",
         f"  place += {ahead} || (k < n && !{behind});",
         "}",
@@ -86,11 +86,11 @@ def _scatter(kernel: RoutineKernel) -> list[str]:
     if kernel.routine != "scatter_set":
         value = apply("add", [target, value], dtype, dtype)
     return [
-        "const i64 o = row / I, i = row % I, start = o * N * I + i;",
-        f"const i64 count = {count}, from = o * count * I + i;",
-        f"for (i64 n = 0; n < N; n++) y[start + n * I] = {base};",
-        "for (i64 k = 0; k < count; k++) {",
-        f"  const i64 at = {index};",
+        "const idx o = row / I, i = row % I, start = o * N * I + i;",
+        f"const idx count = {count}, from = o * count * I + i;",
+        f"for (idx n = 0; n < N; n++) y[start + n * I] = {base};",
+        "for (idx k = 0; k < count; k++) {",
+        f"  const idx at = {index};",
         f"  if (at >= 0 && at < N) {target} = {value};",
         "}"]
 
