@@ -21,7 +21,17 @@ from dataclasses import dataclass, field
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
-from graphflow.compiler.passes.access import Read, domain, has_index_map, reads, reduced_axes, relation
+from graphflow.compiler.ops.record import Contract
+from graphflow.compiler.passes.access import (
+    Probe,
+    Read,
+    axis,
+    domain,
+    has_index_map,
+    reads,
+    reduced_axes,
+    relation,
+)
 from graphflow.compiler.passes.precedence import Precedence
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
 from graphflow.compiler.plan.errors import Location
@@ -209,7 +219,7 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
         return "others read it too, and the kernel evaluates it at other indices"
     kind = OPS[node.op].kind
     if kind == "contraction":
-        if group.kind != "map" or level != "full":
+        if group.kind != "map" or level != "full" and (outside or not _in_columns(f, node, group)):
             return (
                 f"a {group.kind} kernel can't hold a contraction"
                 if group.kind != "map"
@@ -240,6 +250,42 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
     if level == "outer" and group.kind not in ("row", "map"):
         return "the kernel has no rows"
     return None
+
+
+def _in_columns(f: Fusion, node: Node, group: Group) -> bool:
+    """Whether the map reads, element by element, equal slices along the last axis of a contraction's result
+    that together are all of it, as recurrent layers read their gates: then it can be the epilogue of a
+    contraction with column groups."""
+    whole, part = node.types[0].shape, group.shape
+    lowering = OPS[node.op].lowering
+    assert isinstance(lowering, Contract)
+    parts = lowering.parts(Probe(node))
+    if (len(whole) != len(part) or whole[:-1] != part[:-1] or not part or len(parts.n) != 1
+            or not isinstance(part[-1], int) or parts.out(parts.batch, parts.m, (axis(0),))[-1] != axis(0)):
+        return False
+    starts = _starts(f, node, group)
+    return bool(starts) and sorted(starts) == list(range(0, whole[-1], part[-1]))
+
+
+def _starts(f: Fusion, node: Node, group: Group) -> set[int]:
+    """The columns at which the slices of the node's result begin that the group reads; none if it reads
+    anything else of it."""
+    found: set[int] = set()
+    for reader in f.consumers[node]:
+        outer = {0} if group.level[reader] == "full" else _starts(f, reader, group)
+        for read in f.reads[reader]:
+            if read.value.node is not node:
+                continue
+            rank = len(domain(reader))
+            if read.index is None or len(read.index) != rank:
+                return set()
+            shift = read.index[-1] - axis(rank - 1)
+            if not isinstance(shift, int) or read.index[:-1] != tuple(axis(i) for i in range(rank - 1)):
+                return set()
+            if not outer:
+                return set()
+            found |= {shift + start for start in outer}
+    return found
 
 
 def _join_reduce(node: Node, group: Group, level: str, axes: tuple[int, ...]) -> str | None:

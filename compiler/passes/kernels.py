@@ -153,7 +153,10 @@ def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
     region, e = node.regions[0], evaluator(node, f)
     c, out_index = _contraction(node, e)
     anchor = _anchor(node)
-    e.preset(anchor.result(), out_index, Local("acc", anchor.types[0].dtype))
+    width = region.results[0].shape[-1] if c.groups else 0
+    for group, name_of_sum in enumerate(c.accumulators):
+        index = (*out_index[:-1], out_index[-1] + group * width) if c.groups else out_index
+        e.preset(anchor.result(), index, Local(name_of_sum, anchor.types[0].dtype))
     stores = tuple(
         Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results)
     )
@@ -162,6 +165,15 @@ def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
 
 def _anchor(node: Node) -> Node:
     return next(n for n in node.regions[0].nodes() if OPS[n.op].kind == "contraction")
+
+
+def column_groups(node: Node) -> int:
+    """How many equal slices along the last axis of its contraction's result a kernel computes together; 1: it
+    computes the result as it is."""
+    whole, part = _anchor(node).types[0].shape, node.regions[0].results[0].shape
+    if whole == part or not isinstance(whole[-1], int) or not isinstance(part[-1], int):
+        return 1
+    return whole[-1] // max(part[-1], 1)
 
 
 def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction, Index]:
@@ -173,9 +185,12 @@ def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction,
     parts = lowering.parts(OpPoint(e, anchor))
     batch, at_batch = axes_of("b", parts.batch)
     m, at_m = axes_of("m", parts.m)
-    n, at_n = axes_of("n", parts.n)
+    count = column_groups(node)
+    groups: tuple[tuple[str, int], ...] = (("g0", count),) if count > 1 else ()
+    n, at_n = axes_of("n", tuple(d // count for d in parts.n))
+    in_b = tuple(at + symbol("g0") * d for at, d in zip(at_n, (d // count for d in parts.n))) if groups else at_n
     k, at_k = axes_of("k", parts.k)
-    e.declare((*batch, *m, *n, *k))
+    e.declare((*batch, *m, *n, *k, *groups))
     guards: list[Guard] = []
     if piece:
         whole = parts.k[0]
@@ -188,10 +203,11 @@ def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction,
             guards = [Guard(first, whole)]
     e.binding = False
     e.guards.extend(guards)
-    a, b = parts.a(at_batch, at_m, at_k), parts.b(at_batch, at_n, at_k)
+    a, b = parts.a(at_batch, at_m, at_k), parts.b(at_batch, in_b, at_k)
     del e.guards[:]
     e.binding = True
-    return Contraction(batch, m, n, k, a, b, ()), tuple(parts.out(at_batch, at_m, at_n))
+    made = Contraction(batch, m, n, k, a, b, (), groups=groups)
+    return made, tuple(parts.out(at_batch, at_m, at_n))
 
 
 def routine_kernel(name: str, node: Node, f: Formals) -> tuple[Kernel, dict[str, str]]:

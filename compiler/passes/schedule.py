@@ -15,6 +15,7 @@ from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import Probe, domain
 from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.passes.fuse import FEW_ROWS, typical
+from graphflow.compiler.passes.kernels import column_groups
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.dtypes import F32
 
@@ -104,7 +105,7 @@ def split(node: Node) -> int:
         tiles = batch * -(-m // TILE_M) * -(-n // TILE_N)
         if _sums_over_tiles(anchor):
             return _images_apiece(anchor)
-        if not parts.k or k < 2 * PIECE or tiles >= ENOUGH_TILES:
+        if not parts.k or k < 2 * PIECE or tiles >= ENOUGH_TILES or column_groups(node) > 1:
             return 0
         first = typical(parts.k[0])
         piece = _power_of_two(max(PIECE // max(rest, 1), -(-first * batch * m * n // MAX_PARTIALS)))
