@@ -22,8 +22,8 @@ from graphflow.compiler.plan.dims import DimLike, ceildiv, product
 
 GROUP = 4
 """Neighbouring sums of a thread, along either side: shared memory is read 16 bytes at a time."""
-_ENOUGH = 128
-"""Tiles that keep the multiprocessors of a large device busy."""
+_ENOUGH, _MOST_SUMS = 128, 128
+"""Tiles that keep the multiprocessors of a large device busy; sums of a thread that stay in registers."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def block_tile(kernel: ContractionKernel) -> BlockTile:
     there is none, the one that does the least work for nothing."""
     c = kernel.contraction
     batch, m, n = (_guess(product(x for _, x in axes)) for axes in (c.batch, c.m, c.n))
+    fitting = [t for t in TILES if t.up * t.along * len(c.accumulators) <= _MOST_SUMS]
 
     def tiles(t: BlockTile) -> int:
         return batch * -(-m // t.rows) * -(-n // t.columns)
@@ -65,8 +66,9 @@ def block_tile(kernel: ContractionKernel) -> BlockTile:
     def work(t: BlockTile) -> int:
         return tiles(t) * t.rows * t.columns
 
-    least = min(work(t) for t in TILES)
-    return next((t for t in TILES if tiles(t) >= _ENOUGH and work(t) <= 1.25 * least), min(TILES, key=work))
+    least = min(work(t) for t in fitting)
+    return next((t for t in fitting if tiles(t) >= _ENOUGH and work(t) <= 1.25 * least),
+                min(fitting, key=work))
 
 
 def contraction_blocks(kernel: ContractionKernel) -> DimLike:
@@ -95,6 +97,7 @@ class _Contraction(Writer):
         self.kernel, self.c, self.tile = kernel, c, block_tile(kernel)
         self.dtype = c.a.dtype
         self.type = C_TYPES[self.dtype]
+        self.groups = len(c.accumulators)
 
     def text(self) -> str:
         """The ``__global__`` function."""
@@ -108,7 +111,7 @@ class _Contraction(Writer):
 
     def _tiles(self) -> None:
         t = self.tile
-        for name, width in (("left", t.rows), ("right", t.columns)):
+        for name, width in (("left", t.rows), ("right", t.columns * self.groups)):
             self.line(f"__shared__ __align__(16) {self.type} {name}[2][{t.depth}][{width}];")
         for name, axes in (("M", self.c.m), ("N", self.c.n), ("K", self.c.k)):
             self.line(f"const idx {name} = {self.dim(product(x for _, x in axes))};")
@@ -139,7 +142,7 @@ class _Contraction(Writer):
         """The sums of each thread."""
         t = self.tile
         sides = [("left", t.rows, self.c.m, self.c.a, "row", "M"),
-                 ("right", t.columns, self.c.n, self.c.b, "column", "N")]
+                 ("right", t.columns * self.groups, self.c.n, self.c.b, "column", "N")]
         for name, width, *_ in sides:
             self.line(f"{self.type} next_{name}[{self._share(width)}];")
         self.open("auto load = [&](idx first_k)")
@@ -152,7 +155,7 @@ class _Contraction(Writer):
             self.line(f"{name}[stage][depth][at] = next_{name}[i];")
             self.close()
         self.close(";")
-        self.line(f"{self.type} sums[{t.up}][{t.along}] = {{}};")
+        self.line(f"{self.type} sums[{t.up}][{t.along * self.groups}] = {{}};")
         for statement in ("load(0);", "keep(0);", "__syncthreads();", "int stage = 0;"):
             self.line(statement)
         self.open(f"for (idx k = 0; k < K; k += {t.depth})")
@@ -192,7 +195,11 @@ class _Contraction(Writer):
     def _load(self, name: str, width: int, axes: Axes, e: Expr, at: str, total: str) -> None:
         """Evaluates an operand into registers; beyond the edges it is zero."""
         self._each(name, width, axes, e)
-        self.line(f"const idx own = first_{at} + at, k = first_k + depth;")
+        place = "at"
+        if width > self.tile.columns and name == "right":    # the columns of a group, then those of the next
+            place = f"at % {self.tile.columns}"
+            self.line(f"const idx {c_name(self.c.groups[0][0])} = at / {self.tile.columns};")
+        self.line(f"const idx own = first_{at} + {place}, k = first_k + depth;")
         self.line(f"{self.type} value = {literal(0, self.dtype)};")
         self.open(f"if (own < {total} && k < K)")
         self._axes(axes, "own")
@@ -208,16 +215,18 @@ class _Contraction(Writer):
         t = self.tile
         self.line("#pragma unroll")
         self.open(f"for (int depth = 0; depth < {t.depth}; depth++)")
-        parts = ("left", t.up, "row", t.rows), ("right", t.along, "column", t.columns)
-        for name, count, first, width in parts:
+        along = t.along * self.groups
+        parts = ("left", t.up, t.up, "row", t.rows), ("right", along, t.along, "column", t.columns)
+        for name, count, own, first, width in parts:
+            place = self._place(first, "i" if count == own else f"i % {own}", own, width)
+            place += "" if count == own else f" + i / {own} * {width}"
             self.line(f"{self.type} {name}_part[{count}];")
             self.line("#pragma unroll")
-            self.line(f"for (int i = 0; i < {count}; i++) "
-                      f"{name}_part[i] = {name}[stage][depth][{self._place(first, 'i', count, width)}];")
+            self.line(f"for (int i = 0; i < {count}; i++) {name}_part[i] = {name}[stage][depth][{place}];")
         self.line("#pragma unroll")
         self.open(f"for (int i = 0; i < {t.up}; i++)")
         self.line("#pragma unroll")
-        self.open(f"for (int j = 0; j < {t.along}; j++)")
+        self.open(f"for (int j = 0; j < {along}; j++)")
         factors, total = ["left_part[i]", "right_part[j]"], "sums[i][j]"
         if self.dtype.is_float:
             value = apply("fma", [*factors, total], self.dtype, self.dtype)
@@ -234,7 +243,7 @@ class _Contraction(Writer):
         threads of a warp read neighbouring groups."""
         if count <= GROUP:
             return f"{first} + {i}"
-        return f"{first} + {i} / {GROUP} * {width // (count // GROUP)} + {i} % {GROUP}"
+        return f"{first} + ({i}) / {GROUP} * {width // (count // GROUP)} + ({i}) % {GROUP}"
 
     # -- results
 
@@ -248,7 +257,8 @@ class _Contraction(Writer):
             self.line(f"const idx own_{name} = first_{name} + {self._place(name, i, count, width)};")
             self.line(f"if (own_{name} >= {total}) continue;")
             self._axes(axes, f"own_{name}")
-        self.line(f"const {self.type} {c_name('acc')} = sums[i][j];")
+        for g, name in enumerate(self.c.accumulators):
+            self.line(f"const {self.type} {c_name(name)} = sums[i][j{f' + {g * t.along}' if g else ''}];")
         for let in self.c.lets:
             self.let(let)
         for s in self.c.stores:
