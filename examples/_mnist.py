@@ -45,4 +45,4 @@ def classifier(x: gf.Tensor, logits: gf.Tensor, optimizer: gf.optim.Optimizer,
                     optimizer=optimizer,
                     metrics={"accuracy": gf.metrics.accuracy(logits, y)},
                     device=args.device if args else "cpu",
-                    threads=args.threads if args else None)
+                    threads=args.threads if args else None, tune=args.tune if args else False)

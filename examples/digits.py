@@ -25,7 +25,8 @@ def build(args: Namespace | None = None) -> gf.Model:
     logits = gf.nn.dense(h, 10)
     return gf.Model(x, gf.softmax(logits), gf.loss.softmax_cross_entropy(logits, y), targets=y,
                     optimizer=gf.optim.Adam(0.002), metrics={"accuracy": gf.metrics.accuracy(logits, y)},
-                    device=args.device if args else "cpu", threads=args.threads if args else None)
+                    device=args.device if args else "cpu", threads=args.threads if args else None,
+                    tune=args.tune if args else False)
 
 
 def load(path: Path = DATA) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

@@ -17,7 +17,8 @@ def build(args: Namespace | None = None) -> gf.Model:
     loss = gf.loss.binary_cross_entropy_from_logits(logit, y)
     return gf.Model(x, gf.sigmoid(logit), loss, targets=y, optimizer=gf.optim.SGD(0.5, momentum=0.9),
                     metrics={"accuracy": gf.metrics.binary_accuracy(logit, y)},
-                    device=args.device if args else "cpu", threads=args.threads if args else None)
+                    device=args.device if args else "cpu", threads=args.threads if args else None,
+                    tune=args.tune if args else False)
 
 
 def main(args: Namespace) -> None:

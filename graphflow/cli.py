@@ -53,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--epochs", type=_positive, metavar="N",
                      help="passes over the data, instead of the example's own")
     run.add_argument("--threads", type=_positive, metavar="N", help="instead of one for each core")
+    run.add_argument("--tune", action="store_true",
+                     help="time the ways to compute each contraction when compiling, and take the fastest")
     run.add_argument("--quick", action="store_true", help="train only a small part, in seconds")
     run.set_defaults(command=_run)
 
@@ -81,6 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     kernels.add_argument("--size", action="append", default=[], type=_size, metavar="NAME=NUMBER",
                          help="the value of a dimension, such as N=64; others are 128")
     kernels.add_argument("--threads", type=_positive, metavar="N", help="instead of one for each core")
+    kernels.add_argument("--tune", action="store_true",
+                         help="time the ways to compute each contraction first, and take the fastest")
     kernels.add_argument("--top", type=_positive, default=20, metavar="N", help="how many kernels to show")
     kernels.set_defaults(command=_bench_ops)
     return parser
@@ -179,20 +183,26 @@ def _program(built: Any) -> Any:
 
 def _bench_ops(args: argparse.Namespace) -> None:
     from graphflow import bench
+    from graphflow.compiler.plan.dims import symbols_of
+    from graphflow.function import tuning
     from graphflow.runtime.native import default_threads
     threads = args.threads or default_threads()
     programs = [bench.shape_program(target) if ":" in target else _program(_built(target))
                 for target in args.targets]
-    known = {name for program in programs for name in program.plan.symbols}
+    dims = [symbols_of(*(d for v in program.traced.inputs for d in v.shape)) for program in programs]
+    known = set().union(*dims)
     for name, _ in args.size:
         if name not in known:
             raise UseError(f"no target has a dimension {name!r}",
                            hint=f"there are {', '.join(sorted(known))}" if known else "they have none")
     found = bench.machine(threads)
     print(bench.describe(found))
-    for target, program in zip(args.targets, programs):
+    for target, program, names in zip(args.targets, programs, dims):
+        sizes = {name: size for name, size in args.size if name in names}
         program.threads = threads
-        feeds = bench.random_feeds(program, {k: v for k, v in args.size if k in program.plan.symbols})
+        if args.tune:
+            program.tuning = tuning(program.traced, sizes, program.device, threads)
+        feeds = bench.random_feeds(program, sizes)
         print(f"\n{target}\n{bench.table(bench.profile(program, feeds), found, args.top)}")
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -29,13 +29,18 @@ from graphflow.scope import here
 from graphflow.state import Variable, random_state, tracked, variable_of, variables_in
 from graphflow.tensor import Tensor, apply
 
+if TYPE_CHECKING:
+    from graphflow.compiler.driver import Compilation, Compiled
+    from graphflow.compiler.plan.trial import Trial
+    from graphflow.compiler.tune import Tuning
+
 Updates = Mapping[Tensor, Tensor]
 
 
 def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates | None = None, *,
              device: str = "cpu", training: bool | None = None, name: str = "function",
-             store: Store | None = None,
-             threads: int | None = None) -> Program:
+             store: Store | None = None, threads: int | None = None,
+             tune: bool | Mapping[str, int] = False) -> Program:
     """A program that computes `outputs` (a Tensor, a list or a dict of them) from `inputs`, and then sets
     each parameter in `updates` to its new value (what ``optimizer.minimize(loss)`` returns).
 
@@ -44,6 +49,11 @@ def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates |
     a training program if there are updates. Parameters live in `store`: the one that they
     belong to already, else a new one. `threads`: None is one for each processor. Compiling happens at the
     first call.
+
+    `tune`: the ways to compute each contraction are timed when the program is compiled, which takes longer,
+    instead of a choice by shapes alone. Choices are kept in the cache: from then on, the same program on as
+    many threads has the same bits. A dict gives sizes of dimensions for that, such as ``{"batch": 32}``; the
+    others count as 128. Only on the CPU.
     """
     from graphflow.runtime.device import device as find_device
     listed = [inputs] if isinstance(inputs, Tensor) else list(inputs)
@@ -54,7 +64,35 @@ def function(inputs: Tensor | Sequence[Tensor], outputs: Any, updates: Updates |
     graph, bound, prints = trace(name, listed, named, dict(updates or {}),
                                  bool(updates) if training is None else training,
                                  store)
-    return Program(graph, structure, chosen.name, bound, threads, prints)
+    tuned = None
+    if tune is not False:
+        tuned = tuning(graph, {} if tune is True else tune, chosen.name, threads)
+    return Program(graph, structure, chosen.name, bound, threads, prints, tuned)
+
+
+def tuning(graph: Graph, sizes: Mapping[str, int], device: str, threads: int | None) -> Tuning:
+    """How the program is to be tuned, with these sizes of its dimensions; UseError where that cannot be."""
+    from graphflow.compiler.tune import Tuning
+    from graphflow.runtime.native import default_threads
+    if device != "cpu":
+        raise UseError(f"tune times kernels on the CPU, and {graph.name} is for the device {device!r}",
+                       where=here(), hint="leave tune out, or use device='cpu'")
+    known = symbols_of(*(d for v in graph.inputs for d in v.shape))
+    for name, size in sizes.items():
+        if name not in known:
+            raise UseError(f"tune: {graph.name} has no dimension {name!r}", where=here(),
+                           hint=f"its dimensions: {_list(sorted(known))}")
+        if not isinstance(size, int) or size < 1:
+            raise UseError(f"tune: the size of {name} is {size!r}", where=here(),
+                           hint="use a positive integer")
+    count = threads or default_threads()
+
+    def measure(trial: Trial) -> Sequence[Sequence[float]]:
+        from graphflow.runtime.timing import time_variants
+        _install_pool()
+        return time_variants(trial, count)
+
+    return Tuning(measure, count, dict(sizes))
 
 
 def _named_outputs(outputs: Any) -> tuple[dict[str, Tensor], Any]:
@@ -219,20 +257,21 @@ def _finish(draft: Graph, names: Mapping[Node, str], training: bool) -> Graph:
 class Program:
     """A compiled graph over a Store: call it with arrays by position, or by name.
 
-    `store` holds its parameters; `inputs` and `outputs` are names. What the compiler made of it: `text`,
-    `graph`, `dump`, `explain`, `plan`, `peak_bytes`.
+    `store` holds its parameters; `inputs` and `outputs` are names; `tuning` says how its kernels are timed,
+    if they are. What the compiler made of it: `text`, `graph`, `dump`, `explain`, `plan`, `peak_bytes`.
     """
 
     def __init__(self, graph: Graph, structure: Any, device: str, store: Store, threads: int | None,
-                 prints: Sequence[Printed] = ()) -> None:
+                 prints: Sequence[Printed] = (), tuning: Tuning | None = None) -> None:
         self.traced, self.device, self.store, self.threads = graph, device, store, threads
         self.name = graph.name
         self.inputs = [str(v.node.attrs["name"]) for v in graph.inputs]
-        self._prints = prints
+        self._prints, self.tuning = prints, tuning
         hidden = {name for p in prints for name in p.names}
         self.outputs = [name for name in graph.outputs if name not in hidden]
         self._structure = structure
-        self._compilation: Any = None
+        self._compiled: Compiled | None = None
+        self._compilation: Compilation | None = None
         self._runner: Any = None
 
     def __repr__(self) -> str:
@@ -286,10 +325,22 @@ class Program:
     def compilation(self) -> Any:
         """The stages of the compiler, each run when it is first asked for."""
         if self._compilation is None:
-            from graphflow.compiler.driver import Compilation
-            from graphflow.compiler.target import host_target
-            self._compilation = Compilation(self.traced, host_target())
+            if self.tuning is not None:              # the same choices as those of the code that runs
+                self._compilation = self.compiled.compilation
+            else:
+                from graphflow.compiler.driver import Compilation
+                from graphflow.compiler.target import host_target
+                self._compilation = Compilation(self.traced, host_target())
         return self._compilation
+
+    @property
+    def compiled(self) -> Compiled:
+        """The plan with machine code for the CPU, compiled or read from the cache when first asked for."""
+        if self._compiled is None:
+            from graphflow.compiler.driver import compile_program
+            self._compiled = compile_program(self.traced, tuning=self.tuning)
+            self._compilation = self._compilation or self._compiled.compilation
+        return self._compiled
 
     @property
     def plan(self) -> Plan:
@@ -310,7 +361,8 @@ class Program:
         return self.compilation.dump(folder, stage)
 
     def explain(self) -> str:
-        """Which fusions and in-place updates were refused, and why."""
+        """Which fusions and in-place updates were refused, and why; if the program is tuned, also what was
+        found for each contraction."""
         return self.compilation.explain()
 
     def peak_bytes(self, **symbols: int) -> int:
@@ -333,6 +385,10 @@ class Program:
         machine."""
         from graphflow.compiler.ir.text import print_graph
         text = f"{self.device}\n{print_graph(self.traced, origins=False)}"
+        if self.tuning is not None:
+            _ = self.compiled
+            tiles = {name: dict(choice.tile) for name, choice in (self.tuning.choices or {}).items()}
+            text += f"\n{tiles}"
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -410,11 +466,9 @@ def _feed_plan(graph: Graph) -> Plan:
 
 
 def _cpu_program(program: Program) -> Any:
-    from graphflow.compiler.driver import compile_program
     from graphflow.runtime.cpu import CpuProgram
-    compiled = compile_program(program.traced)
     _install_pool()
-    program._compilation = program._compilation or compiled.compilation
+    compiled = program.compiled
     return CpuProgram(compiled.plan, compiled.object_code, program.store, program.threads,
                       lambda number: compiled.locations[number])
 
@@ -422,10 +476,10 @@ def _cpu_program(program: Program) -> Any:
 @lru_cache(maxsize=1)
 def _install_pool() -> None:
     """The threads of this process: one pool for all programs, made of generated code like the rest."""
-    from graphflow.compiler.emit.pool import pool_object
+    from graphflow.compiler.driver import compile_pool
     from graphflow.compiler.target import host_target
     from graphflow.runtime.native import install_pool
-    install_pool(pool_object(host_target()))
+    install_pool(compile_pool(host_target()))
 
 
 def _null_program(program: Program) -> Any:

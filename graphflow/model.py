@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphflow.checkpoints import Checkpoints
+from graphflow.compiler.plan.dims import symbols_of
 from graphflow.compiler.plan.dtypes import I64
 from graphflow.compiler.plan.errors import UseError
 from graphflow.data.batches import Batches
@@ -29,15 +30,15 @@ class Model:
 
     inputs, targets: a Tensor or a list of them, from `gf.input`. outputs: a Tensor, list or dict of what
     `predict` gives. loss: the scalar to minimise. metrics: by name, from `gf.metrics`, or scalars that are
-    means over the batch. The programs are ``model.step`` (one training step), ``model.evaluation`` and
-    ``model.prediction``; each is compiled when it is first used. Without a loss there is only the last,
-    without an optimizer no `step`.
+    means over the batch. device, threads, tune: as for `gf.function`. The programs are ``model.step`` (one
+    training step), ``model.evaluation`` and ``model.prediction``; each is compiled when it is first used.
+    Without a loss there is only the last, without an optimizer no `step`.
     """
 
     def __init__(self, inputs: Tensor | Sequence[Tensor], outputs: Any, loss: Tensor | None = None, *,
                  targets: Tensor | Sequence[Tensor] = (), optimizer: Optimizer | None = None,
                  metrics: Mapping[str, Tensor | Metric] | None = None, device: str = "cpu", seed: int = 0,
-                 threads: int | None = None) -> None:
+                 threads: int | None = None, tune: bool | Mapping[str, int] = False) -> None:
         self.inputs, self.targets = _tensors(inputs), _tensors(targets)
         self._feeds = [*self.inputs, *self.targets]
         self.store = Store(seed)
@@ -47,7 +48,7 @@ class Model:
         self.measures: dict[str, Tensor | Metric] = {}
         self.history = History()
         self.loss_origins = loss.value.node.origins if isinstance(loss, Tensor) else ()
-        common: dict[str, Any] = {"device": device, "store": self.store, "threads": threads}
+        common: dict[str, Any] = {"device": device, "store": self.store, "threads": threads, "tune": tune}
         if loss is not None:
             self.measures = {"loss": loss, **(metrics or {})}
             _check_measures(self.measures)
@@ -57,6 +58,9 @@ class Model:
             self._evaluation = function(self._feeds, wanted, name="evaluate", training=False, **common)
         elif metrics or optimizer:
             raise UseError("a Model with metrics or an optimizer needs a loss", where=here())
+            if isinstance(tune, Mapping):             # the inputs may have fewer dimensions than the targets
+                own = symbols_of(*(d for t in self.inputs for d in t.shape))
+                common["tune"] = {name: size for name, size in tune.items() if name in own}
         _check_rows(outputs)
         self.prediction = function(self.inputs, outputs, name="predict", training=False, **common)
 

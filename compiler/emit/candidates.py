@@ -16,6 +16,12 @@ from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
 from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
+from graphflow.compiler.emit.winograd_nhwc import (
+    emit_winograd_nhwc,
+    winograd_nhwc,
+    winograd_nhwc_scratch,
+    winograd_nhwc_tasks,
+)
 from graphflow.compiler.emit.winograd_weights import (
     emit_winograd_weights,
     winograd_weights,
@@ -49,6 +55,7 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = (
+    Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc),
     Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd),
     Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
               emit_winograd_weights),
@@ -84,9 +91,10 @@ def check_tile(kernel: Kernel, target: Target, stage: str) -> None:
     if "nr" in tile and tile["nr"] & (tile["nr"] - 1):
         raise _fault(kernel, f"its tile has nr={tile['nr']}, which is no power of two", stage)
     t = contraction_tiling(kernel, target)
-    if _registers(t.mr, t.nr, lanes) > target.vector_registers and ("mr" in tile or "nr" in tile):
-        raise _fault(kernel, f"a tile of {t.mr} x {t.nr} takes {_registers(t.mr, t.nr, lanes)} vector "
-                             f"registers, of which there are {target.vector_registers}", stage)
+    needed = _registers(t.mr, t.nr, lanes)
+    if needed > target.vector_registers and ("mr" in tile or "nr" in tile):
+        raise _fault(kernel, f"a tile of {t.mr} x {t.nr} takes {needed} vector registers, of which there are "
+                             f"{target.vector_registers}", stage)
 
 
 def candidates(kernel: Kernel, target: Target) -> list[Tile]:
