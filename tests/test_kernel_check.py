@@ -218,8 +218,8 @@ PROGRAM_FAULTS = [
     ("update [s0, b0]", "update [s0, f0]", "takes [10] as g, but f0 is [N, 10]"),
     ("update [s0, b0]", "update [s0, s0]", "gets s0, which it writes, twice"),
     ("writes [s0]", "writes [b0]", "item 2 (update) does not write"),
-    ("b0 arena sum : f32[10]", "b0 arena sum : f32[10]@blocked", "takes the layout '' as t, but b0 has "
-                                                                 "'blocked'"),
+    ("b0 arena sum : f32[10]", "b0 arena sum : f32[10]@blocked", "b0 (arena, 1 axes) has the layout 'blocked'"),
+    ("b0 arena sum : f32[10]", "b0 arena sum : f32[10]@nhwc", "b0 (arena, 1 axes) has the layout 'nhwc'"),
     ("symbols [N]\nbuffer", "symbols [M]\nbuffer", "uses the symbol N, which the program has not"),
     ("live 0 to 2", "live 0 to 1", "item 2 (update) uses b0, which lives from 0 to 1"),
     ("after [0]", "", "overwrites s0, but is not ordered after [0], which read it"),

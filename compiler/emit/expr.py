@@ -41,12 +41,7 @@ def register_type(dtype: DType) -> Type:
 
 
 def strides(argument: Argument) -> list[DimLike]:
-    """Elements between neighbours along each axis; NotImplementedError for a layout other than
-    row-major."""
-    if argument.layout:
-        raise NotImplementedError(
-            f"the CPU back end reads row-major buffers only, not layout {argument.layout!r}"
-        )
+    """Elements between neighbours along each axis."""
     out: list[DimLike] = []
     step: DimLike = 1
     for extent in reversed(argument.shape):

@@ -170,14 +170,16 @@ def rebuild(
     )
 
 
-def rebuild_region(region: Region, make: Make, builder: Builder | None = None) -> Region:
+def rebuild_region(
+    region: Region, make: Make, builder: Builder | None = None, types: Sequence[TensorType] = ()
+) -> Region:
     """The region made anew in the same way, by a builder of its own: it shares no node with what is around
-    it."""
+    it. `types`: new types of the parameters."""
     b = builder or Builder()
     mapped: dict[Node, Sequence[Value]] = {}
     for i, p in enumerate(region.parameters):
         with b.origin(p.node.origins):
-            mapped[p.node] = [b.parameter(p.type, i)]
+            mapped[p.node] = [b.parameter(types[i] if types else p.type, i)]
     _make_all((n for n in region.nodes() if n not in mapped), make, b, mapped)
     return Region(tuple(mapped[p.node][0] for p in region.parameters),
                   tuple(mapped[v.node][v.index] for v in region.results))

@@ -9,6 +9,7 @@ from graphflow.compiler.ir.graph import Graph, Node, Region, TensorType, walk
 from graphflow.compiler.plan.bind import solve_symbols
 from graphflow.compiler.plan.dims import Dim, evaluate, symbols_of
 from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Location
+from graphflow.compiler.plan.layouts import is_layout
 
 STAGES = ("trace", "canonical", "stable", "autodiff", "joint", "fuse", "schedule")
 """The stages whose result is a tensor graph, in order."""
@@ -100,6 +101,9 @@ class _Check:
             raise _wrong("a fused node before fuse", node)
         if any(t.layout for t in node.types) and self.stage < STAGES.index("schedule"):
             raise _wrong("a layout before schedule", node)
+        for t in node.types:
+            if t.layout and not (node.op in ("fused", "parameter") and is_layout(t.layout, t.rank)):
+                raise _wrong(f"{node.op} cannot have the layout {t.layout!r} of {t}", node)
 
     def region(self, owner: Node, region: Region) -> None:
         try:
@@ -139,6 +143,9 @@ class _Check:
 
     def effects(self) -> None:
         """Effects are where they are listed, and nowhere else; a state is written once, as what it is."""
+        for v in (*self.graph.outputs.values(), *(v for n in self.graph.effects for v in n.inputs)):
+            if v.type.layout:
+                raise _wrong(f"{v.type}, which leaves the program, has a layout", v.node)
         listed = list(self.graph.effects)
         for node in listed:
             if node.op not in ("update", "check"):

@@ -40,6 +40,7 @@ from graphflow.compiler.kernel.text import print_kernel
 from graphflow.compiler.plan.dims import Dim, DimLike, product, symbols_of
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType
 from graphflow.compiler.plan.errors import CompilerError
+from graphflow.compiler.plan.layouts import is_layout
 from graphflow.compiler.plan.schema import (
     Branch,
     Buffer,
@@ -346,6 +347,8 @@ class _Program:
             self.require((b.role == "view") == bool(b.base) and (not b.base or b.base in self.table
                                                                  and not self.table[b.base].base),
                          f"{b.id}, a {b.role}, lies in {b.base!r}")
+            self.require(not b.layout or (b.role == "arena" and is_layout(b.layout, len(b.shape))),
+                         f"{b.id} ({b.role}, {len(b.shape)} axes) has the layout {b.layout!r}")
         self.body(plan.body, 0)
         launched = {item.kernel for item in launches(plan.body)}
         unused = sorted(set(self.program.kernels) - launched)
@@ -429,8 +432,8 @@ class _Program:
             self.write(who, position, id)
 
     def fits(self, who: str, a: Argument, id: str) -> None:
-        """Element types must be equal; the shape may be another one of the same elements (see `collapse`), and
-        of a buffer with a layout it is in the order of memory."""
+        """Element types must be equal; the shape is in the order of memory and may be another one of the same
+        elements (see `collapse`)."""
         self.require(id in self.table, f"{who} uses the unknown buffer {id}")
         b = self.table[id]
         self.require(a.dtype == b.dtype, f"{who} takes {a.dtype} as {a.name}, but {id} is {b.dtype}")

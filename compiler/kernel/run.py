@@ -11,6 +11,7 @@ from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.bind import bind
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.errors import CompilerError, FeedError
+from graphflow.compiler.plan.layouts import in_memory
 from graphflow.compiler.plan.schema import (
     Branch,
     Buffer,
@@ -64,9 +65,6 @@ class _Program:
         for b in self.buffers.values():
             if b.role == "view":
                 continue
-            if b.layout:
-                raise NotImplementedError(f"{b.id} has the layout {b.layout}: the interpreter knows "
-                                          f"row-major ones only")
             shape = self.shape(b)
             size = int(np.prod(shape, dtype=np.int64)) * b.dtype.bytes
             if b.role == "constant":
@@ -80,7 +78,8 @@ class _Program:
                 self.peak += size if b.role == "arena" else 0
 
     def shape(self, b: Buffer) -> tuple[int, ...]:
-        return tuple(evaluate(d, self.symbols) for d in b.shape)
+        """The buffer's shape in the order of memory."""
+        return tuple(evaluate(d, self.symbols) for d in in_memory(b.layout, b.shape))
 
     def fill(self, role: str, given: Arrays) -> None:
         """Copies the caller's arrays."""

@@ -18,6 +18,7 @@ from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Pointwise
 from graphflow.compiler.plan.dims import DimLike, bounds_of, simplify, symbol
 from graphflow.compiler.plan.dtypes import BOOL, DType
+from graphflow.compiler.plan.layouts import in_memory
 
 Loops = tuple[tuple[str, DimLike], ...]
 
@@ -31,8 +32,8 @@ class Scope:
 
 
 class Evaluator:
-    """`arguments`: the formal argument that each region parameter is read from; `written`: arguments whose
-    old value must be read before the kernel writes it."""
+    """`arguments`: the formal argument that each region parameter is read from, in the layout of its type;
+    `written`: arguments whose old value must be read before the kernel writes it."""
 
     def __init__(self, region: Region, arguments: Mapping[Value, str], written: frozenset[str] = frozenset()):
         self.arguments, self.written = arguments, written
@@ -109,7 +110,7 @@ class Evaluator:
     def _compute(self, v: Value, at: tuple[DimLike, ...]) -> Expr:
         node = v.node
         if v in self.arguments:
-            load: Expr = Load(self.arguments[v], at, v.dtype)
+            load: Expr = Load(self.arguments[v], in_memory(v.type.layout, at), v.dtype)
             return Guarded(tuple(self.guards), load, zero(v.dtype)) if self.guards else load
         lowering = OPS[node.op].lowering
         if not isinstance(lowering, Pointwise):

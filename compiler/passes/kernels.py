@@ -7,6 +7,7 @@ made in a fixed order, so that equal regions give equal kernels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,8 +35,10 @@ from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract, Routine
 from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
-from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
+from graphflow.compiler.passes.fuse import typical
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
 from graphflow.compiler.plan.dtypes import DType
+from graphflow.compiler.plan.layouts import CHANNELS_LAST, in_memory, is_layout
 
 Index = tuple[DimLike, ...]
 PIECE = "s0"
@@ -45,30 +48,36 @@ PIECE = "s0"
 @dataclass
 class Formals:
     """The formal arguments of a fused node's kernel. `slots`: for each argument ("in", i) or ("out", j); an
-    argument that is both has the slot of its result."""
+    argument that is both has the slot of its result. `layouts`: of the results. An argument's shape is in the
+    order of memory, as are the indices of its loads and stores: kernels know nothing of layouts."""
 
     arguments: list[Argument]
     slots: list[tuple[str, int]]
     inputs: dict[Value, str]
     outputs: list[str]
+    layouts: list[str]
+
+    def store(self, j: int, index: Index, value: Expr) -> Store:
+        """The store of an element of result j."""
+        return Store(self.outputs[j], in_memory(self.layouts[j], index), value)
 
 
 def formals(node: Node, shared: dict[int, int]) -> Formals:
     """`shared`: operand number -> result number where both are the same buffer."""
     region = node.regions[0]
-    f = Formals([], [], {}, [""] * len(region.results))
+    f = Formals([], [], {}, [""] * len(region.results), [t.layout for t in node.types])
     for i, p in enumerate(region.parameters):
         name = f"a{len(f.arguments)}"
         f.inputs[p] = name
         mode, slot = ("r", ("in", i)) if i not in shared else ("rw", ("out", shared[i]))
-        f.arguments.append(Argument(name, p.dtype, p.shape, mode))
+        f.arguments.append(Argument(name, p.dtype, in_memory(p.type.layout, p.shape), mode))
         f.slots.append(slot)
         if i in shared:
             f.outputs[shared[i]] = name
     for j, r in enumerate(region.results):
         if not f.outputs[j]:
             f.outputs[j] = f"a{len(f.arguments)}"
-            f.arguments.append(Argument(f.outputs[j], r.dtype, r.shape, "w"))
+            f.arguments.append(Argument(f.outputs[j], r.dtype, in_memory(f.layouts[j], r.shape), "w"))
             f.slots.append(("out", j))
     return f
 
@@ -79,11 +88,22 @@ def evaluator(node: Node, f: Formals) -> Evaluator:
     return Evaluator(node.regions[0], f.inputs, written)
 
 
-def axes_of(prefix: str, extents: tuple[DimLike, ...]) -> tuple[Loops, Index]:
-    """Loops over the extents and the index that walks them; an axis of extent 1 needs no loop."""
-    loops = tuple((f"{prefix}{i}", e) for i, e in enumerate(extents) if not _is_one(e))
+def axes_of(prefix: str, extents: tuple[DimLike, ...], layout: str = "") -> tuple[Loops, Index]:
+    """Loops over the extents, in the order of that layout, and the index that walks them; an axis of extent 1
+    needs no loop."""
+    order = in_memory(layout, range(len(extents)))
+    loops = tuple((f"{prefix}{i}", extents[i]) for i in order if not _is_one(extents[i]))
     index = tuple(0 if _is_one(e) else symbol(f"{prefix}{i}") for i, e in enumerate(extents))
     return loops, index
+
+
+def domain_layout(node: Node, shape: Sequence[DimLike]) -> str:
+    """The layout of most elements that a kernel over that shape reads and writes."""
+    sizes: dict[str, int] = {"": 0}
+    for t in (*(p.type for p in node.regions[0].parameters), *node.types):
+        if t.rank == len(shape) and is_layout(CHANNELS_LAST, t.rank) and product(t.shape[2:]) != 1:
+            sizes[t.layout] = sizes.get(t.layout, 0) + typical(t.size)
+    return max(sizes, key=lambda layout: sizes[layout])
 
 
 def _is_one(e: DimLike) -> bool:
@@ -100,9 +120,10 @@ def nest(loops: Loops, body: tuple[Statement, ...], kind: str) -> tuple[Statemen
 def map_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """Every result at every element of one domain."""
     region, e = node.regions[0], evaluator(node, f)
-    loops, index = axes_of("i", region.results[0].shape)
+    shape = region.results[0].shape
+    loops, index = axes_of("i", shape, domain_layout(node, shape))
     e.declare(loops)
-    stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
+    stores = tuple(f.store(j, index, e.value(r, index)) for j, r in enumerate(region.results))
     return finish(name, e, f.arguments, nest(loops, (*e.scopes[0].lets, *stores), "grid"))
 
 
@@ -110,7 +131,7 @@ def row_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """Reductions over rows, values made once per row, and values of every element of the row."""
     region, e = node.regions[0], evaluator(node, f)
     shape, axes = row_shape(node)
-    loops, index = axes_of("i", shape)
+    loops, index = axes_of("i", shape, domain_layout(node, shape))
     outer = tuple((n, x) for n, x in loops if int(n[1:]) not in axes)
     inner = tuple((n, x) for n, x in loops if int(n[1:]) in axes)
     at_row = tuple(d for i, d in enumerate(index) if i not in axes)
@@ -129,12 +150,12 @@ def row_kernel(name: str, node: Node, f: Formals) -> Kernel:
         ):
             if OPS[n.op].kind == "elementwise" and not any(v.shape == shape for v in n.inputs):
                 e.value(n.result(), at_row)
-    stores = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in by_row]
+    stores = [f.store(j, at_row, e.value(r, at_row)) for j, r in by_row]
     body: list[Statement] = list(e.scopes[0].lets)
     if by_element:
         e.scopes.append(type(e.scopes[0])())
         e.declare(inner)
-        each = [Store(f.outputs[j], index, e.value(r, index)) for j, r in by_element]
+        each = [f.store(j, index, e.value(r, index)) for j, r in by_element]
         body += nest(inner, (*e.scopes[-1].lets, *each), "serial")
     return finish(name, e, f.arguments, nest(outer, (*body, *stores), "grid"))
 
@@ -157,9 +178,7 @@ def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
     for group, name_of_sum in enumerate(c.accumulators):
         index = (*out_index[:-1], out_index[-1] + group * width) if c.groups else out_index
         e.preset(anchor.result(), index, Local(name_of_sum, anchor.types[0].dtype))
-    stores = tuple(
-        Store(f.outputs[j], out_index, e.value(r, out_index)) for j, r in enumerate(region.results)
-    )
+    stores = tuple(f.store(j, out_index, e.value(r, out_index)) for j, r in enumerate(region.results))
     return finish(name, e, f.arguments, replace(c, stores=stores, lets=tuple(e.scopes[0].lets)))
 
 
@@ -232,15 +251,18 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel
     c, out_index = _contraction(node, e, piece)
     dtype = anchor.types[0].dtype
     pieces = c.batch[0][1]
-    shape = (pieces, *anchor.types[0].shape)
-    c = replace(c, stores=(Store("p", (symbol(PIECE), *out_index), Local("acc", dtype)),))
+    layout = f.layouts[0] if region.results[0].shape == anchor.types[0].shape else ""
+    shape = (pieces, *in_memory(layout, anchor.types[0].shape))
+    at = (symbol(PIECE), *in_memory(layout, out_index))
+    c = replace(c, stores=(Store("p", at, Local("acc", dtype)),))
     head = finish(f"{name}_partial", e, [*f.arguments, Argument("p", dtype, shape, "w")], c)
     e = evaluator(node, f)
-    loops, index = axes_of("i", anchor.types[0].shape)
+    loops, index = axes_of("i", anchor.types[0].shape, layout)
     e.declare((*loops, (PIECE, pieces)))
-    total = Reduce("sum", ((PIECE, pieces),), (Load("p", (symbol(PIECE), *index), dtype),))
+    at = (symbol(PIECE), *in_memory(layout, index))
+    total = Reduce("sum", ((PIECE, pieces),), (Load("p", at, dtype),))
     e.preset(anchor.result(), index, e.bind(total))
-    stores = tuple(Store(f.outputs[j], index, e.value(r, index)) for j, r in enumerate(region.results))
+    stores = tuple(f.store(j, index, e.value(r, index)) for j, r in enumerate(region.results))
     body = nest(loops, (*e.scopes[0].lets, *stores), "grid")
     return head, finish(name, e, [*f.arguments, Argument("p", dtype, shape, "r")], body), shape
 
@@ -252,7 +274,7 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[t
     shape, axes = row_shape(node)
     piece, first_axis = node.attrs["split"], axes[0]
     pieces = ceildiv(shape[first_axis], piece)
-    loops, index = axes_of("i", shape)
+    loops, index = axes_of("i", shape, domain_layout(node, shape))
     outer = tuple((n, x) for n, x in loops if int(n[1:]) not in axes)
     at_row = tuple(d for i, d in enumerate(index) if i not in axes)
     rows = tuple(d for i, d in enumerate(shape) if i not in axes)
@@ -277,7 +299,7 @@ def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[t
             (Load(f"p{number}", (symbol(f"s{number}"), *at_row), dtypes[number]),),
         )
         e.preset(n.result(), at_row, e.bind(total))
-    ends = [Store(f.outputs[j], at_row, e.value(r, at_row)) for j, r in enumerate(region.results)]
+    ends = [f.store(j, at_row, e.value(r, at_row)) for j, r in enumerate(region.results)]
     partials = [Argument(f"p{i}", d, s, "r") for i, (s, d) in enumerate(zip(shapes, dtypes))]
     tail = finish(name, e, [*f.arguments, *partials], nest(outer, (*e.scopes[0].lets, *ends), "grid"))
     return head, tail, shapes, dtypes

@@ -10,6 +10,7 @@ from graphflow.compiler.plan.bind import MAX_BYTES
 from graphflow.compiler.plan.dims import Dim, DimLike, bounds_of, product, symbols_of
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES
 from graphflow.compiler.plan.errors import PlanError
+from graphflow.compiler.plan.layouts import is_layout
 from graphflow.compiler.plan.schema import (
     MAX_DEPTH,
     ROLES,
@@ -82,6 +83,8 @@ class _Validator:
         _require(DTYPES.get(b.dtype.name) == b.dtype, f"{who} has the unknown element type {b.dtype}")
         _require(len(b.shape) <= MAX_RANK, f"{who} has {len(b.shape)} axes, more than {MAX_RANK}")
         self.known(who, *b.shape)
+        _require(not b.layout or (b.role == "arena" and is_layout(b.layout, len(b.shape))),
+                 f"{who}, {b.role} of {len(b.shape)} axes, has the layout {b.layout!r}")
         _require(all(isinstance(d, Dim) or 0 <= d <= MAX_BYTES for d in b.shape),
                  f"{who} has an axis that is negative or absurdly large")
         size = product(b.shape) * b.dtype.bytes
