@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from graphflow.compiler.cache import cache_key, program_cache
+from graphflow.compiler.emit.object import give_memory_back
 from graphflow.compiler.ir.check import check_graph
 from graphflow.compiler.ir.graph import Graph, walk
 from graphflow.compiler.ir.text import parse_graph, print_graph
@@ -197,16 +198,20 @@ class Compilation:
         last = stage_index(stage)
         if last < self.first:
             raise UseError(f"this compilation starts from {NAMES[self.first]}, behind {stage}")
-        current = self._start
-        for s in STAGES[self.first : last + 1]:
-            if s.name not in self._results:
-                begin = time.perf_counter()
-                current = current if s is STAGES[self.first] else s.run(current, self.context)
-                self.seconds[s.name] = time.perf_counter() - begin
-                check(current, s.name, self.context.target)
-                self._results[s.name] = current
-            current = self._results[s.name]
+        done = next((i for i in range(last, self.first - 1, -1) if NAMES[i] in self._results), self.first - 1)
+        current = self._results[NAMES[done]] if done >= self.first else self._start
+        for s in STAGES[done + 1 : last + 1]:
+            begin = time.perf_counter()
+            current = current if s is STAGES[self.first] else s.run(current, self.context)
+            self.seconds[s.name] = time.perf_counter() - begin
+            check(current, s.name, self.context.target)
+            self._results[s.name] = current
         return current
+
+    def keep_only(self, plan: Plan) -> None:
+        """Keeps the plan, which may come from the cache, and lets go of the results of all stages before it:
+        whoever asks for one runs them again."""
+        self._results = {"plan": plan}
 
     def text(self, stage: str) -> str:
         """The printed result of a stage."""
@@ -329,13 +334,29 @@ def compile_program(graph: Graph, target: Target | None = None, tuning: Tuning |
             plan = parse_plan(found["plan"].decode())
             if tuning is not None:
                 tuning.read(found["choices"].decode())
+            compilation.keep_only(plan)
             return Compiled(plan, found["object"], compilation, locations, time.perf_counter() - begin, True)
         except GraphflowError:
             pass  # written by something else: compile anew and replace it
     plan, code = compilation.result("plan"), compilation.object_code()
     choices = {"choices": tuning.text().encode()} if tuning else {}
     cache.put(key, {"plan": print_plan(plan).encode(), "object": code, **choices})
+    compilation.keep_only(plan)
+    give_memory_back()
     return Compiled(plan, code, compilation, locations, time.perf_counter() - begin, False)
+
+
+def compile_pool(target: Target) -> bytes:
+    """The object code of the thread pool, from the cache if it is there."""
+    from graphflow.compiler.emit.pool import pool_ir, pool_object
+
+    cache = program_cache()
+    key = cache_key("pool", pool_ir(target), target.key(), emitter_version())
+    found = cache.get(key)
+    if found is None:
+        found = {"object": pool_object(target)}
+        cache.put(key, found)
+    return found["object"]
 
 
 _VERSION: list[str] = []

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from graphflow.compiler.cache import cache_key, program_cache
 from graphflow.compiler.plan.dtypes import DType
 from graphflow.compiler.plan.errors import DeviceError
 
 _CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
+_TELLING = {"vendor_id", "cpu family", "model", "model name", "stepping", "flags",             # x86-64
+            "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision", "Features"}
+"""The lines of /proc/cpuinfo that tell processors apart."""
 _UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 #: What avx512 code needs: the base, and operations on bytes, words and 128/256-bit registers under masks.
 _AVX512 = ("avx512f", "avx512dq", "avx512bw", "avx512vl")
+
+_WIDE = ("avx512", "avx10", "evex512", "amx")
+"""How the names of features begin that avx2 code must do without."""
+_VECTOR_BYTES = {"sse2": 16, "avx2": 32, "avx512": 64}
 
 
 @dataclass(frozen=True)
@@ -109,13 +120,65 @@ def make_target(triple: str, cpu: str, features: dict[str, bool], caches: dict[i
     )
 
 
-@cache
 def host_target() -> Target:
-    """The processor this process runs on. DeviceError if graphflow has no code generator for it."""
+    """The processor this process runs on, or as much of it as the instruction set `GRAPHFLOW_TARGET` has:
+    sse2, avx2 or avx512 on x86-64, neon on arm64. DeviceError if graphflow has no code generator for it, or
+    it cannot run that instruction set."""
+    return _host_target(os.environ.get("GRAPHFLOW_TARGET", "").strip().lower())
+
+
+@cache
+def _host_target(name: str) -> Target:
+    """The same by the name of the instruction set; "": the best.
+
+    What LLVM says of a processor is kept in the cache of programs: whoever finds his programs there as well
+    needs no LLVM.
+    """
+    from graphflow.compiler.emit.object import llvm_version
+
+    processor, kept = _processor(), program_cache()
+    key = cache_key("processor", processor, llvm_version())
+    found = kept.get(key) if processor else None
+    if found is None:
+        found = {"names": json.dumps(_ask_llvm()).encode()}
+        if processor:
+            kept.put(key, found)
+    triple, cpu, features = json.loads(found["names"])
+    targets = _runnable(triple, cpu, features, _cache_sizes())
+    if name and name not in targets:
+        raise DeviceError(f"this machine cannot run code for GRAPHFLOW_TARGET={name}",
+                          hint=f"it runs {', '.join(targets)}; without the variable, the last of these")
+    return targets[name or list(targets)[-1]]
+
+
+def _runnable(triple: str, cpu: str, features: dict[str, bool], caches: dict[int, int]) -> dict[str, Target]:
+    """The instruction sets that the processor runs, by name, the best last."""
+    host = make_target(triple, cpu, features, caches)
+    if host.is_arm:
+        return {"neon": host}
+    narrow = {flag: present and not flag.startswith(_WIDE) for flag, present in features.items()}
+    sets = {"sse2": make_target(triple, "x86-64", {}, caches), "avx2": make_target(triple, cpu, narrow, caches),
+            "avx512": host}
+    return {name: target for name, target in sets.items() if target.vector_bytes == _VECTOR_BYTES[name]}
+
+
+def _ask_llvm() -> tuple[str, str, dict[str, bool]]:
+    """(triple, name, features) of the processor."""
     import llvmlite.binding as llvm
 
-    triple = llvm.get_process_triple()
-    return make_target(triple, llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features()), _cache_sizes())
+    return llvm.get_process_triple(), llvm.get_host_cpu_name(), dict(llvm.get_host_cpu_features())
+
+
+def _processor() -> str:
+    """What Linux says about the processor that decides its name and features; "" where it says nothing."""
+    try:
+        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    except OSError:
+        return ""
+    lines = dict(line.partition(":")[::2] for line in first.splitlines())
+    told = {key.strip(): value.strip() for key, value in lines.items() if key.strip() in _TELLING}
+    complete = "flags" in told and "model" in told or "Features" in told and "CPU part" in told
+    return json.dumps([platform.machine(), told]) if complete else ""
 
 
 def _cache_sizes() -> dict[int, int]:

@@ -12,15 +12,15 @@ from graphflow.compiler.plan.errors import DeviceError
 
 @dataclass(frozen=True)
 class Device:
-    """A device by name. `unusable`: why programs cannot run on it here, "" if they can; `about`: one line
-    on it."""
+    """A device by name. `unusable`: why programs cannot run on it here, "" if they can; `about` gives one
+    line on it (finding out may load the code generator)."""
     name: str
-    about: str
+    about: Callable[[], str]
     unusable: str = ""
 
     def describe(self) -> str:
         """The line that `graphflow devices` prints."""
-        return f"{self.name:<11}{self.about}" + (f" (not usable: {self.unusable})" if self.unusable else "")
+        return f"{self.name:<11}{self.about()}" + (f" (not usable: {self.unusable})" if self.unusable else "")
 
 
 def devices() -> list[Device]:
@@ -39,6 +39,10 @@ def device(name: str) -> Device:
 
 
 def _cpu() -> Device:
+    return Device("cpu", _about_cpu)
+
+
+def _about_cpu() -> str:
     from graphflow.runtime.native import default_threads
     threads = default_threads()
     plural = "s" if threads > 1 else ""
@@ -46,7 +50,7 @@ def _cpu() -> Device:
     caches = _caches()
     if caches:
         parts.append("caches " + ", ".join(f"L{level} {size}" for level, size in caches))
-    return Device("cpu", "; ".join(parts))
+    return "; ".join(parts)
 
 
 def _cpu_name() -> str:
@@ -83,17 +87,17 @@ def _caches() -> list[tuple[int, str]]:
 
 
 def _reference() -> Device:
-    return Device("reference", "interprets the graph op by op with NumPy: slow, simple, the oracle")
+    return Device("reference", lambda: "interprets the graph op by op with NumPy: slow, simple, the oracle")
 
 
 def _null() -> Device:
-    return Device("null", "plans and counts, computes nothing")
+    return Device("null", lambda: "plans and counts, computes nothing")
 
 
 def _cuda() -> Device:
     count, reason = _cuda_devices()
     about = f"NVIDIA GPUs: {count}"
-    return Device("cuda", about, reason or "code for it is not built yet")
+    return Device("cuda", lambda: about, reason or "code for it is not built yet")
 
 
 def _cuda_devices() -> tuple[int, str]:

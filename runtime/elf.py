@@ -1,5 +1,5 @@
-"""Links relocatable ELF objects for x86-64 into the process, without LLVM: a program that comes from the cache
-runs without a code generator.
+"""Links relocatable ELF objects for x86-64 into the process, without LLVM: a program from the cache needs no
+code generator.
 
 Sections, symbols and relocations are those of the System V ABI, "AMD64 Architecture Processor Supplement".
 The code is position-independent and LLVM's own, so only the few relocations of such code occur.

@@ -2,13 +2,21 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from nets import mlp_step
 
 from graphflow.compiler import cache
 from graphflow.compiler.cache import Cache, cache_key, default_folder, program_cache
+from graphflow.compiler.driver import Compilation, compile_pool
+from graphflow.compiler.emit.object import give_memory_back
+from graphflow.compiler.emit.pool import pool_object
+from graphflow.compiler.target import host_target
 
 PIECES = {"object": bytes(range(256)) * 10, "plan": b"", "text": "é".encode()}
 
@@ -148,3 +156,49 @@ def test_a_failed_write_leaves_nothing(folder: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "replace", fail)
     store.put(cache_key("x"), PIECES)
     assert entries(folder) == []
+
+
+# --- programs
+
+
+TRAIN = """
+import sys
+import numpy as np
+import graphflow as gf
+x = gf.input("x", (None, 3))
+w = gf.parameter((3, 2), np.ones((3, 2), np.float32))
+loss = gf.sum(gf.square(x @ w))
+step = gf.function(x, loss, gf.optim.SGD(0.01).minimize(loss))
+values = [float(step(np.arange(12, dtype=np.float32).reshape(4, 3))) for _ in range(3)]
+print(values, step.peak_bytes(batch=4), step.compiled.cached, "llvmlite.binding" in sys.modules)
+"""
+
+
+@pytest.mark.cpu
+@pytest.mark.skipif((sys.platform, platform.machine()) != ("linux", "x86_64"), reason="links by LLVM")
+def test_a_program_from_the_cache_needs_no_code_generator(tmp_path: Path) -> None:
+    said = []
+    for _ in range(2):
+        env = {**os.environ, "GRAPHFLOW_CACHE": str(tmp_path / "cache")}
+        command = [sys.executable, "-c", TRAIN]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+        said.append(done.stdout.split("]"))
+    assert said[0][0] == said[1][0] and said[0][1].split()[0] == said[1][1].split()[0]
+    assert said[0][1].split()[1:] == ["False", "True"] and said[1][1].split()[1:] == ["True", "False"]
+
+
+def test_stages_that_were_let_go_are_run_again() -> None:
+    kept, fresh = Compilation(mlp_step(), host_target()), Compilation(mlp_step(), host_target())
+    plan = kept.result("plan")
+    explained, text = kept.explain(), kept.text("emit")
+    kept.keep_only(plan)
+    assert kept.result("plan") is plan
+    assert kept.text("emit") == text == fresh.text("emit") and kept.explain() == explained
+    assert kept.result("plan") is plan
+
+
+@pytest.mark.cpu
+def test_compiling_goes_on_after_memory_was_given_back() -> None:
+    first = compile_pool(host_target())
+    give_memory_back()
+    assert pool_object(host_target()) == first

@@ -1,5 +1,5 @@
-"""Linking ELF objects without LLVM: every kind of section, symbol and relocation that generated code has. LLVM's
-own linker is the oracle."""
+"""Linking ELF objects without LLVM: every kind of section, symbol and relocation that generated code has.
+LLVM's own linker is the oracle."""
 from __future__ import annotations
 
 import ctypes
@@ -22,7 +22,8 @@ IR = """
 @zeros = internal global [1000 x i64] zeroinitializer, align 64
 @table = internal constant [3 x ptr] [ptr @once, ptr @twice, ptr @nextafter]
 @numbers = internal constant <16 x float> <float 1., float 2., float 3., float 4., float 5., float 6.,
-  float 7., float 8., float 9., float 10., float 11., float 12., float 13., float 14., float 15., float 16.>, align 64
+  float 7., float 8., float 9., float 10., float 11., float 12., float 13.,
+  float 14., float 15., float 16.>, align 64
 declare double @nextafter(double, double)
 declare double @hypot(double, double)
 

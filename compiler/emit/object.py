@@ -7,14 +7,19 @@ without loop strength reduction it takes half the time, but then reads what no l
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from pathlib import Path
 from typing import Any
 
 from graphflow.compiler.plan.errors import CompilerError
 from graphflow.compiler.target import Target
 
+_DROP_PAGES = 4
+"""MADV_DONTNEED."""
+
 _lock = threading.Lock()
-_initialized = False
+_initialized: set[bool] = set()
 
 
 def compile_object(ir_text: str, target: Target) -> bytes:
@@ -30,23 +35,45 @@ def assembly(ir_text: str, target: Target) -> str:
 
 
 def llvm_version() -> str:
-    """The versions of llvmlite and LLVM, for cache keys."""
+    """The version of llvmlite, and which build of LLVM it holds, for cache keys; LLVM is not loaded."""
     import llvmlite
-    import llvmlite.binding as llvm
 
-    return f"llvmlite {llvmlite.__version__} llvm {'.'.join(map(str, llvm.llvm_version_info))}"
+    files = sorted(Path(llvmlite.__file__).parent.joinpath("binding").glob("libllvmlite.*"))
+    builds = [f"{found.st_size} {found.st_mtime_ns}" for found in map(Path.stat, files)]
+    return f"llvmlite {llvmlite.__version__} {' '.join(builds)}"
+
+
+def give_memory_back() -> None:
+    """Returns what only compiling needs to the system: freed memory, and the pages of LLVM's own code, which
+    are read again from its file when they are next needed. Does nothing where the system is not Linux."""
+    try:
+        maps = Path("/proc/self/maps").read_text().splitlines()
+    except OSError:
+        return
+    process = ctypes.CDLL(None)
+    for line in maps:
+        span, access, *_, name = line.split()
+        if access == "r-xp" and "libllvmlite" in name:     # code, which nobody writes: the file has it all
+            start, end = (int(part, 16) for part in span.split("-"))
+            process.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DROP_PAGES)
+    if hasattr(process, "malloc_trim"):
+        process.malloc_trim(0)
 
 
 def _prepare(ir_text: str, target: Target) -> tuple[Any, Any]:
     """The parsed and checked module and the target machine for it."""
     import llvmlite.binding as llvm
 
-    global _initialized
+    native = target.triple == llvm.get_process_triple()
     with _lock:
-        if not _initialized:
-            llvm.initialize_all_targets()
-            llvm.initialize_all_asmprinters()
-            _initialized = True
+        if native not in _initialized:
+            if native:                                # the others would only fill memory
+                llvm.initialize_native_target()
+                llvm.initialize_native_asmprinter()
+            else:
+                llvm.initialize_all_targets()
+                llvm.initialize_all_asmprinters()
+            _initialized.add(native)
     machine = llvm.Target.from_triple(target.triple).create_target_machine(
         cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="default")
     header = f'target datalayout = "{machine.target_data}"\ntarget triple = "{target.triple}"\n'
