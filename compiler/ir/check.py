@@ -143,9 +143,6 @@ class _Check:
 
     def effects(self) -> None:
         """Effects are where they are listed, and nowhere else; a state is written once, as what it is."""
-        for v in (*self.graph.outputs.values(), *(v for n in self.graph.effects for v in n.inputs)):
-            if v.type.layout:
-                raise _wrong(f"{v.type}, which leaves the program, has a layout", v.node)
         listed = list(self.graph.effects)
         for node in listed:
             if node.op not in ("update", "check"):
@@ -162,6 +159,9 @@ class _Check:
         for name, v in self.graph.outputs.items():
             if v.node not in self.known or not 0 <= v.index < len(v.node.types):
                 raise _wrong(f"the output {name!r} is a value that is not there")
+        for v in (*self.graph.outputs.values(), *(v for n in self.graph.effects for v in n.inputs)):
+            if v.type.layout:
+                raise _wrong(f"{v.type}, which leaves the program, has a layout", v.node)
 
     def symbols(self) -> None:
         """Every symbol follows from the shape of some feed."""
