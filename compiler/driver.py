@@ -30,7 +30,7 @@ from graphflow.compiler.passes.assemble import fuse
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import canonicalize
 from graphflow.compiler.passes.joint import optimize_jointly
-from graphflow.compiler.passes.layout import lay_out
+from graphflow.compiler.passes.layout import explain_layouts, lay_out
 from graphflow.compiler.passes.lower import lower
 from graphflow.compiler.passes.memory import memory
 from graphflow.compiler.passes.schedule import schedule
@@ -275,17 +275,19 @@ class Compilation:
         return written
 
     def explain(self) -> str:
-        """What was not fused or not done in place, and why, what loops keep for their gradients, and, of a
-        program that is tuned, how its contractions are computed: a line for each, with the user's lines."""
+        """What was not fused or not done in place, and why, what loops keep for their gradients, which images
+        are channels-last, and, of a program that is tuned, how its contractions are computed: a line for each,
+        with the user's lines."""
         self.result("fuse")
         kept = []
         if self.first <= stage_index("autodiff"):
             for n in walk(self.result("autodiff").nodes()):
                 names = [name for name in n.attrs.get("kept", ()) if name]
                 kept += [(n.origins, f"scan keeps {', '.join(names)}")] if names else []
+        layouts = explain_layouts(self.result("schedule"))
         lines = [
             f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
-            for origins, reason in [*kept, *self.context.refusals, *self._choices()]
+            for origins, reason in [*kept, *self.context.refusals, *layouts, *self._choices()]
         ]
         return "\n".join(lines) + "\n" if lines else "nothing was refused\n"
 
