@@ -22,6 +22,12 @@ from graphflow.compiler.emit.winograd_nhwc import (
     winograd_nhwc_scratch,
     winograd_nhwc_tasks,
 )
+from graphflow.compiler.emit.winograd_nhwc_weights import (
+    emit_winograd_nhwc_weights,
+    winograd_nhwc_weights,
+    winograd_nhwc_weights_scratch,
+    winograd_nhwc_weights_tasks,
+)
 from graphflow.compiler.emit.winograd_weights import (
     emit_winograd_weights,
     winograd_weights,
@@ -57,11 +63,13 @@ class Algorithm(NamedTuple):
 ALGORITHMS = (
     Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc),
     Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd),
+    Algorithm((2, 4), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,
+              emit_winograd_nhwc_weights),
     Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
               emit_winograd_weights),
 )
-"""Every algorithm but the direct one; the first that gives an answer is taken. 2: Winograd with tiles of
-2 x 2 outputs."""
+"""Every algorithm but the direct one; the first that gives an answer is taken. 2 and 4: Winograd with tiles
+of 2 x 2 and of 4 x 4 outputs."""
 
 
 def special(kernel: ContractionKernel, target: Target) -> tuple[Algorithm, Any] | None:

@@ -1,0 +1,277 @@
+"""Convolutions of images by their definition, for few output channels: no panel is packed, for it would be
+used by too few rows; a task unfolds an image, or a band of it, along x instead (see `direct_image`).
+
+A micro-kernel keeps sums of `mr` output channels x `nv` vectors of neighbouring places in registers. For each
+channel and place of the kernel it loads the vectors from scratch and multiplies them by the weights, which it
+reads where they lie. The order of the sum is that of the axes. Serves the gradient for the input of a
+convolution without stride as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from graphflow.compiler.emit.builder import I64, Module, Value, constant
+from graphflow.compiler.emit.cost import TASK_NS, expression_ns
+from graphflow.compiler.emit.direct_image import (
+    ALGORITHM,
+    ZERO,
+    DirectEmitter,
+    Unfolded,
+    steps_of,
+    unfold_image,
+    unfolded,
+)
+from graphflow.compiler.emit.operands import algorithm_asked, coefficient, is_direct, load_offset, names_of
+from graphflow.compiler.emit.packing import axis_values
+from graphflow.compiler.emit.scopes import Lane
+from graphflow.compiler.emit.tiling import whole_lines
+from graphflow.compiler.kernel.form import ContractionKernel, Guarded
+from graphflow.compiler.plan import dtypes
+from graphflow.compiler.plan.dims import DimLike, product, symbol
+from graphflow.compiler.target import Target
+
+_UNROLL = 5
+"""Places along x of a kernel, up to which they become straight code."""
+_LIGHT_NS = 0.35
+"""Stores that take less time than this are done from registers, by straight code."""
+_UNFOLD = 3.0
+"""Cycles to unfold a vector."""
+_VARIANT = 0.02
+"""What one more form of the micro-kernel costs, as a share of the time."""
+
+
+@dataclass(frozen=True)
+class Direct:
+    """How a contraction is computed so. `batch`: its batch axes; `image`: the unfolded image; `out`, `outs`:
+    the variable and extent of the output channels; `channels`: of the input. mr, nv: the micro-kernel."""
+
+    batch: tuple[tuple[str, DimLike], ...]
+    image: Unfolded
+    out: str
+    outs: int
+    mr: int
+    nv: int
+
+    @property
+    def bands(self) -> int:
+        """Tasks of an image."""
+        return -(-self.image.height // self.image.band)
+
+    def parts(self) -> dict[str, int]:
+        """The pieces of a worker's scratch, in elements: the unfolded image, and the sums of a tile."""
+        lanes = self.image.lanes
+        sizes = {"unfolded ": self.image.size + self.nv * lanes, "sums ": self.mr * self.nv * lanes}
+        return {name: whole_lines(4 * size) // 4 for name, size in sizes.items()}
+
+
+def direct(kernel: ContractionKernel, target: Target) -> Direct | None:
+    """How the kernel is computed so; None where it is no such convolution, or a contraction is faster."""
+    asked = algorithm_asked(kernel)
+    found = applies(kernel, target) if asked in (None, ALGORITHM) else None
+    return found if found is not None and (asked == ALGORITHM or pays(kernel, found)) else None
+
+
+def applies(kernel: ContractionKernel, target: Target) -> Direct | None:
+    """How the kernel is computed so, if it can be."""
+    c = kernel.contraction
+    axes = len(c.m), len(c.n), len(c.k)
+    if kernel.indirect or axes not in ((1, 2, 3), (1, 2, 2)) or c.a.dtype != dtypes.F32:
+        return None
+    (channel, channels), (ty, py), (tx, px) = (("channel", 1), *c.k)[-3:]
+    ((out, outs),), ((y, height), (x, width)) = c.m, c.n
+    if not all(isinstance(d, int) and d > 0 for d in (outs, height, width, channels, py, px)):
+        return None
+    if not is_direct(kernel, c.a, (*c.m, *c.k)) or names_of(c.a) & {y, x} or out in names_of(c.b):
+        return None
+    steps = steps_of(c.b, (y, x), (ty, tx))
+    if steps is None or py * px == 1:
+        return None
+    assert isinstance(outs, int) and isinstance(height, int) and isinstance(width, int)
+    assert isinstance(channels, int) and isinstance(py, int) and isinstance(px, int)
+    lanes = target.vector_bytes // 4
+    enough = _enough_rows(outs * channels * py * px * width / lanes)
+    image = unfolded((y, height), (x, width), (channel, channels), ((ty, py), (tx, px)), steps, lanes,
+                     target.l2 // 2, enough)
+    if image is None:
+        return None
+    mr, nv = _micro_kernel(outs, -(-image.band * width // lanes), target)
+    return Direct(c.batch, image, out, outs, mr, nv)
+
+
+def _enough_rows(row_cycles: float) -> int:
+    """Rows of the output for a task of a good size."""
+    return max(1, round(4 * TASK_NS * 3 / row_cycles))
+
+
+def _micro_kernel(outs: int, vectors: int, target: Target) -> tuple[int, int]:
+    """(output channels, vectors) of the micro-kernel: what a tile takes is the products, or what it reads;
+    the rest along both is computed by smaller forms."""
+
+    def cycles(mr: int, nv: int) -> float:
+        return max(mr * nv, mr + 1.5 * nv, 5)
+
+    def total(mr: int, nv: int) -> float:
+        tiles = [(n, r) for n, r in ((outs // mr, mr), (1, outs % mr)) if n and r]
+        panels = [(n, v) for n, v in ((vectors // nv, nv), (1, vectors % nv)) if n and v]
+        time = sum(n * p * cycles(r, v) for n, r in tiles for p, v in panels)
+        return time * (1 + _VARIANT * len(tiles) * len(panels))
+
+    choices = [(mr, nv) for nv in range(1, 9) for mr in range(1, 15)
+               if mr * nv + nv + 1 <= target.vector_registers and mr <= outs and nv <= vectors]
+    return min(choices, key=lambda c: total(*c))
+
+
+def pays(kernel: ContractionKernel, d: Direct) -> bool:
+    """Whether loads and stores walk along x, else elements would be gathered and scattered one by one, and
+    the products are many for each element that is unfolded."""
+    c, u = kernel.contraction, d.image
+    offset = load_offset(kernel, c.b.value if isinstance(c.b, Guarded) else c.b)
+    if offset is None or coefficient(offset, u.x) not in (1, 2, 3, 4):
+        return False
+    if not all(coefficient(s.index[-1], u.x) == 1 for s in c.stores):
+        return False
+    products = d.outs * u.places[0] * u.band * u.width / u.lanes
+    unfolding = u.phases * u.rows() * -(-u.width // u.lanes) * _UNFOLD * abs(u.steps[1])
+    return unfolding < products
+
+
+def direct_tasks(d: Direct) -> DimLike:
+    """The number of tasks: images, and bands of each, the last changing fastest."""
+    return product(extent for _, extent in d.batch) * d.bands
+
+
+def direct_scratch(d: Direct) -> int:
+    """Bytes of scratch that each worker needs."""
+    return 4 * sum(d.parts().values())
+
+
+def emit_direct(module: Module, kernel: ContractionKernel, target: Target, d: Direct) -> None:
+    """Adds the kernel's function to the module."""
+    _Emission(module, kernel, target, d).emit()
+
+
+class _Emission(DirectEmitter):
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: Direct):
+        super().__init__(module, kernel, target, d.image)
+        self.d = d
+        self.e.bounds.update({"column": (0, d.image.height * d.image.width - 1), "m start": (0, d.outs - 1),
+                              "r": (0, d.mr - 1)})
+        ns = sum(expression_ns(s.value, True) for s in self.c.stores)
+        self.light = ns + sum(expression_ns(let.value, True) for let in self.c.lets) < _LIGHT_NS
+        u = d.image
+        self.whole = u.height % u.band == 0 and u.band * u.width % u.lanes == 0     # no vector is cut
+
+    def emit(self) -> None:
+        """The whole function."""
+        e, b, d, u = self.e, self.b, self.d, self.d.image
+        _, begin, end, _ = b.params
+        self.scratch(d.parts())
+        node = e.nodes.of(self.c.b)
+        with e.scopes.loop("task ", begin, end) as task:
+            task.next()
+            flat = task.index
+            first: Value = ZERO
+            if d.bands > 1:
+                flat = b.udiv(task.index, constant(I64, d.bands))
+                first = b.mul(b.sub(task.index, b.mul(flat, d.bands)), u.band)
+            self.bind_batch(d.batch, flat)
+            unfold_image(e, node, u, first, ZERO, constant(I64, u.channels))
+            start = b.mul(first, u.width)
+            e.scopes.bind("band start", start)
+            stop = constant(I64, u.height * u.width)
+            if d.bands > 1:
+                stop = b.intrinsic("smin", b.add(start, u.band * u.width), stop)
+            self._panels(start, stop)
+        b.ret()
+
+    def _panels(self, start: Value, stop: Value) -> None:
+        """All outputs [start, stop) of the image."""
+        e, b, d = self.e, self.b, self.d
+        wide = d.nv * d.image.lanes
+        vectors = -(-d.image.band * d.image.width // d.image.lanes)
+        whole = vectors // d.nv * wide
+        # A shorter last band is computed by the larger form alone.
+        with e.scopes.loop("column", start, b.intrinsic("smin", b.add(start, whole), stop), wide) as panel:
+            panel.next()
+            self._rows(panel.index, stop, d.nv)
+        if vectors % d.nv:
+            with e.scopes.loop("column", b.add(start, whole), stop, wide) as panel:
+                panel.next()
+                self._rows(panel.index, stop, vectors % d.nv)
+
+    def _rows(self, column: Value, stop: Value, nv: int) -> None:
+        """All output channels of a panel."""
+        e, d = self.e, self.d
+        whole = d.outs // d.mr * d.mr
+        with e.scopes.loop("m start", ZERO, constant(I64, whole), d.mr) as tile:
+            tile.next()
+            self._tile(column, stop, d.mr, nv)
+        if d.outs > whole:
+            with e.scopes.block("m start", constant(I64, whole)):
+                self._tile(column, stop, d.outs - whole, nv)
+
+    # -- a tile --------------------------------------------------------------------------------------------
+
+    def _tile(self, column: Value, stop: Value, mr: int, nv: int) -> None:
+        e, u = self.e, self.d.image
+        (ty, tx), (py, px) = u.taps, u.places
+        rows = [e.nodes.substitute(e.nodes.of(self.c.a), {self.d.out: symbol("m start") + r})
+                for r in range(mr)]
+        sums = [constant(self.type, 0)] * (mr * nv)
+        with e.scopes.loop(u.channel, ZERO, constant(I64, u.channels), 1, sums) as channel:
+            with e.scopes.loop(ty, ZERO, constant(I64, py), 1, channel.carry) as down:
+                if px <= _UNROLL:
+                    sums = down.carry
+                    for tap in range(px):
+                        sums = self._products(rows, sums, nv, tap)
+                    down.next(*sums)
+                else:
+                    with e.scopes.loop(tx, ZERO, constant(I64, px), 1, down.carry) as across:
+                        across.next(*self._products(rows, across.carry, nv, symbol(tx)))
+                    down.next(*across.results)
+            channel.next(*down.results)
+        self._store_tile(channel.results, column, stop, mr, nv)
+
+    def _products(self, rows: list, sums: list[Value], nv: int, tap: DimLike) -> list[Value]:
+        """The sums with the products of one channel and place added."""
+        e, b, u = self.e, self.b, self.d.image
+        at = u.copy(symbol(u.channel), tap) + u.below(symbol(u.taps[0]))
+        at = at + symbol("column") - symbol("band start")
+        right = [b.load(self.type, e.address("unfolded ", at + v * u.lanes), align=4) for v in range(nv)]
+        out = []
+        for r, node in enumerate(rows):
+            left = b.splat(e.value(e.nodes.substitute(node, {u.taps[1]: tap})), u.lanes)
+            out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
+        return out
+
+    def _store_tile(self, sums: list[Value], column: Value, stop: Value, mr: int, nv: int) -> None:
+        e, b, lanes = self.e, self.b, self.d.image.lanes
+        if self.light:
+            for v in range(nv):
+                at = b.add(column, v * lanes)
+                mask = None if self.whole else b.first_lanes(b.sub(stop, at), lanes)
+                name = f"column {v}"
+                e.bounds[name] = e.bounds["column"]
+                with e.scopes.block(name, at, Lane(name, lanes, mask, 1)):
+                    for r in range(mr):
+                        self._store(sums[r * nv + v], symbol("m start") + r, symbol(name))
+            return
+        for i, total in enumerate(sums):
+            b.store(total, e.address("sums ", i * lanes), align=64)
+        end = b.intrinsic("smin", b.add(column, nv * lanes), stop)
+        with e.scopes.loop("r", ZERO, constant(I64, mr)) as row:
+            row.next()
+
+            def body(carry: list[Value]) -> list[Value]:
+                at = e.address("sums ", symbol("r") * (nv * lanes) + symbol("place") - symbol("column"))
+                total = b.load(self.type, at, align=4)
+                self._store(total, symbol("m start") + symbol("r"), symbol("place"))
+                return []
+
+            e.bounds["place"] = e.bounds["column"]
+            e.scopes.lanes("place", column, end, lanes, body, masked_only=True, align=1)
+
+    def _store(self, total: Value, row: DimLike, place: DimLike) -> None:
+        """The kernel's stores for a vector of finished sums."""
+        self.store(total, {self.d.out: row, **axis_values(self.e, self.c.n, place, "")})

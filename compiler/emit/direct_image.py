@@ -1,0 +1,211 @@
+"""Images unfolded along x in scratch: what the direct convolutions share.
+
+For each channel and each place along x of the kernel there is a copy of the image, shifted by that place,
+with the padding in it and without the columns that a stride skips; its rows are as long as those of the
+output. So a run of neighbouring outputs, over the ends of rows too, needs a run of neighbouring elements of a
+copy, for each place along y: whole vectors, whatever the width. The rows of a copy are parted by their
+number modulo the stride along y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
+from graphflow.compiler.emit.expr import Emitter
+from graphflow.compiler.emit.loops import start_function
+from graphflow.compiler.emit.nodes import Node
+from graphflow.compiler.kernel.form import Argument, Const, ContractionKernel, Expr, Guarded, Load
+from graphflow.compiler.plan import dtypes
+from graphflow.compiler.plan.dims import DimLike, substitute, symbol
+from graphflow.compiler.target import Target
+
+ZERO = constant(I64, 0)
+FLOAT = MEMORY_TYPES["f32"]
+ALGORITHM = 1
+"""The number by which a kernel's tile may name these algorithms."""
+MAX_STRIDE = 4
+
+
+@dataclass(frozen=True)
+class Unfolded:
+    """An image in scratch: "unfolded " [channel][place x][y mod stride][row][x].
+
+    `y`, `x`, `channel`, `taps`: variables of the contraction; `height`, `width`: extents of the output,
+    `band`: rows of the output whose inputs are there at a time, `channels`: channels that are there at a
+    time; `places`: of the kernel along y and x; `steps`: the strides; -1: the kernel is applied backwards."""
+
+    y: str
+    x: str
+    channel: str
+    taps: tuple[str, str]
+    height: int
+    width: int
+    band: int
+    channels: int
+    places: tuple[int, int]
+    steps: tuple[int, int]
+    lanes: int
+
+    @property
+    def phases(self) -> int:
+        """Parts of a copy, by the number of the row modulo the stride."""
+        return min(self.steps[0], self.places[0]) if self.steps[0] > 0 else 1
+
+    def rows(self, phase: int = 0) -> int:
+        """Rows of a part under a band of the output."""
+        return self.band + (self.places[0] - 1 - phase) // abs(self.steps[0])
+
+    @property
+    def part(self) -> int:
+        """Elements of a part."""
+        return self.rows() * self.width
+
+    @property
+    def size(self) -> int:
+        """Elements of all copies."""
+        return self.channels * self.places[1] * self.phases * self.part
+
+    def below(self, tap: DimLike) -> DimLike:
+        """How many elements behind that of place 0 in phase 0 the element under place `tap` along y is."""
+        step = self.steps[0]
+        if step < 0:
+            return (self.places[0] - 1 - tap) * self.width
+        return tap % step * self.part + tap // step * self.width
+
+    def copy(self, channel: DimLike, tap: DimLike) -> DimLike:
+        """The first element of the copy for a channel and a place along x."""
+        return (channel * self.places[1] + tap) * (self.phases * self.part)
+
+
+Axis = tuple[str, int]
+
+
+def unfolded(y: Axis, x: Axis, channel: Axis, taps: tuple[Axis, Axis], steps: tuple[int, int], lanes: int,
+             most: int, enough: int = 1 << 40) -> Unfolded | None:
+    """The unfolded image, in bands of at most `enough` rows that take at most `most` bytes; None where such a
+    band would have less rows than it needs besides."""
+    (ty, py), (tx, px) = taps
+
+    def banded(band: int) -> Unfolded:
+        return Unfolded(y[0], x[0], channel[0], (ty, tx), y[1], x[1], band, channel[1], (py, px), steps,
+                        lanes)
+
+    row = 4 * channel[1] * px * banded(1).phases * x[1]
+    room = most // row - (py - 1) // abs(steps[0])
+    if room < min(y[1], py):
+        return None
+    band = min(y[1], room, max(enough, py))
+    return banded(-(-y[1] // -(-y[1] // band)))
+
+
+def steps_of(b: Expr, places: tuple[str, str], taps: tuple[str, str]) -> tuple[int, int] | None:
+    """(along y, along x) the number s with which b, a load that is 0 outside its guards, depends on s * place
+    + tap alone; -1: on place - tap. None where that is not so."""
+    load, fill, guards = (b.value, b.fill, b.guards) if isinstance(b, Guarded) else (b, Const(0, b.dtype), ())
+    if not isinstance(load, Load) or not isinstance(fill, Const) or fill.value:
+        return None
+    dims = [*load.index, *(d for g in guards for d in (g.at, g.bound))]
+    found = []
+    for place, tap in zip(places, taps):
+        for step in (-1, *range(1, MAX_STRIDE + 1)):
+            moved = {place: symbol(place) + 1, tap: symbol(tap) - step}
+            if all(substitute(d, moved) == d for d in dims):
+                found.append(step)
+                break
+    return (found[0], found[1]) if len(found) == 2 else None
+
+
+def unfold_image(e: Emitter, node: Node, u: Unfolded, first: Value, start: Value, stop: Value) -> None:
+    """Fills scratch with the channels [start, stop) under a band of the output whose first row is `first`.
+    `node`: the image's element as a function of the variables of `u`."""
+    b = e.b
+    (ty, tx), (py, px) = u.taps, u.places
+    total = u.height + (py - 1) // abs(u.steps[0])
+    e.bounds.update({"copy row": (0, total - 1), tx: (0, px - 1), u.x: (0, u.width - 1)})
+    e.scopes.bind("copy start", first)
+    e.scopes.bind("copy channel", start)
+    count = min(u.lanes, 1 << (u.width - 1).bit_length())
+    with e.scopes.loop(u.channel, start, stop) as channel:
+        channel.next()
+        with e.scopes.loop(tx, ZERO, constant(I64, px)) as tap:
+            tap.next()
+            for phase in range(u.phases):
+                row = symbol("copy row") - (py - 1 if u.steps[0] < 0 else 0)
+                element = e.nodes.substitute(node, {u.y: row, ty: phase})
+                end = b.add(first, u.rows(phase))
+                if u.band < u.height and u.height % u.band:
+                    end = b.intrinsic("smin", end, u.height + u.rows(phase) - u.band)
+                with e.scopes.loop("copy row", first, end) as loop:
+                    loop.next()
+                    e.scopes.lanes(u.x, ZERO, constant(I64, u.width), count, _put(e, element, u, phase))
+
+
+def _put(e: Emitter, element: Node, u: Unfolded, phase: int) -> Callable[[list[Value]], list[Value]]:
+    """What stores a vector of a row of a copy."""
+    at = u.copy(symbol(u.channel) - symbol("copy channel"), symbol(u.taps[1])) + phase * u.part
+    at = at + (symbol("copy row") - symbol("copy start")) * u.width + symbol(u.x)
+
+    def body(carry: list[Value]) -> list[Value]:
+        lane = e.scopes.lane
+        assert lane is not None
+        value, address = e.b.splat(e.value(element), lane.count), e.address("unfolded ", at)
+        if lane.mask is None:
+            e.b.store(value, address, align=4)
+        else:
+            e.b.masked_store(value, address, lane.mask, align=4)
+        return []
+
+    return body
+
+
+class DirectEmitter:
+    """Emits code of a contraction over an unfolded image."""
+
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, image: Unfolded):
+        self.kernel, self.c = kernel, kernel.contraction
+        self.e = e = start_function(module, kernel, target)
+        self.b = e.b
+        self.type: Type = FLOAT.vector(image.lanes)
+        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
+            e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
+
+    def scratch(self, parts: Mapping[str, int]) -> None:
+        """Makes the pieces of the worker's scratch arguments."""
+        e, b = self.e, self.b
+        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
+        at = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
+        at = b.gep(at, b.mul(b.params[3], sum(parts.values())), FLOAT)
+        for name, size in parts.items():
+            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
+            at = b.gep(at, size, FLOAT)
+
+    def bind_batch(self, axes: tuple[tuple[str, DimLike], ...], flat: Value) -> None:
+        """Binds the variables of the axes to those of iteration `flat`, row-major."""
+        e, b = self.e, self.b
+        for var, extent in reversed(axes[1:]):
+            size = e.scalar(extent)
+            rest = b.udiv(flat, size)
+            e.scopes.bind(var, b.sub(flat, b.mul(rest, size)))
+            flat = rest
+        if axes:
+            e.scopes.bind(axes[0][0], flat)
+
+    def multiply(self, left: Value, right: Value, total: Value) -> Value:
+        """total + left * right."""
+        b = self.b
+        return b.fma(left, right, total) if self.e.target.has_fma else b.add(b.mul(left, right), total)
+
+    def store(self, total: Value, values: Mapping[str, DimLike]) -> None:
+        """The kernel's stores of a vector of finished sums; `values` stand for variables of the axes."""
+        e = self.e
+        name = f"acc {total.name}"
+        e.scopes.bind(name, total)
+        e.nodes.bind("acc", e.nodes.given(name, dtypes.F32))
+        for let in self.c.lets:
+            (node,) = e.nodes.lets((let,))
+            e.value(e.nodes.substitute(node, values))
+        for s in self.c.stores:
+            value = e.value(e.nodes.substitute(e.nodes.of(s.value), values))
+            e.store_value(s.arg, tuple(substitute(d, values) for d in s.index), value)
