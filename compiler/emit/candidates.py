@@ -13,6 +13,13 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from graphflow.compiler.emit.builder import Module
+from graphflow.compiler.emit.direct import direct, direct_scratch, direct_tasks, emit_direct
+from graphflow.compiler.emit.direct_weights import (
+    direct_weights,
+    direct_weights_scratch,
+    direct_weights_tasks,
+    emit_direct_weights,
+)
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
 from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
@@ -67,9 +74,11 @@ ALGORITHMS = (
               emit_winograd_nhwc_weights),
     Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
               emit_winograd_weights),
+    Algorithm((1,), direct_weights, direct_weights_tasks, direct_weights_scratch, emit_direct_weights),
+    Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct),
 )
-"""Every algorithm but the direct one; the first that gives an answer is taken. 2 and 4: Winograd with tiles
-of 2 x 2 and of 4 x 4 outputs."""
+"""Every algorithm but the direct one; the first that gives an answer is taken. 1: the definition of a
+convolution over images unfolded along x; 2 and 4: Winograd with tiles of 2 x 2 and of 4 x 4 outputs."""
 
 
 def special(kernel: ContractionKernel, target: Target) -> tuple[Algorithm, Any] | None:
