@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +26,21 @@ def targets() -> dict[str, Target]:
             found["avx2"] = make_target(host.triple, "x86-64-v3", narrow, {})
         found["sse2"] = make_target(host.triple, "x86-64", {}, {})
     return found
+
+
+def fenced(array: np.ndarray, at_end: bool = True) -> np.ndarray:
+    """A copy whose memory ends where (or begins after) a page lies that traps."""
+    array = np.ascontiguousarray(array)
+    pages = -(-max(array.nbytes, 1) // mmap.PAGESIZE) + 1
+    memory = mmap.mmap(-1, pages * mmap.PAGESIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    trap = address + (pages - 1) * mmap.PAGESIZE if at_end else address
+    protected = ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(trap), mmap.PAGESIZE, 0)
+    assert protected == 0
+    start = (pages - 1) * mmap.PAGESIZE - array.nbytes if at_end else mmap.PAGESIZE
+    out = np.frombuffer(memory, array.dtype, array.size, start).reshape(array.shape)
+    out[...] = array
+    return out
 
 
 def load_module(module: Module, symbols: Sequence[str], target: Target | None = None) -> Library:

@@ -20,9 +20,10 @@ from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.ops.record import Arg, Contract, Op, Pointwise, Routine, Sample
 from graphflow.compiler.plan.dims import DimLike, evaluate, symbol
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES, DType, as_dtype
+from graphflow.compiler.plan.schema import Plan
 from graphflow.compiler.target import host_target
 from graphflow.runtime.cpu import CpuProgram
-from graphflow.runtime.native import install_pool
+from graphflow.runtime.native import Library, install_pool
 from graphflow.runtime.store import Store
 
 
@@ -41,14 +42,18 @@ _PROGRAMS: weakref.WeakKeyDictionary[Graph, CpuProgram] = weakref.WeakKeyDiction
 
 def native_program(graph: Graph, threads: int = 2, guard: bool = False) -> CpuProgram:
     """The graph compiled for the machine at hand without the cache, over a Store of its own."""
-    target = host_target()
-    install_pool(pool_object(target))
-    compilation = Compilation(graph, target)
-    plan, store = compilation.result("plan"), Store()
+    compilation = Compilation(graph, host_target())
+    return loaded_program(compilation.result("plan"), compilation.object_code(), threads, guard)
+
+
+def loaded_program(plan: Plan, code: bytes | Library, threads: int, guard: bool = False) -> CpuProgram:
+    """The program over a Store of its own."""
+    install_pool(pool_object(host_target()))
+    store = Store()
     for b in plan.buffers:
         if b.role == "state":
             store.declare(b.name, "parameter", b.dtype, [int(d) for d in b.shape])
-    return CpuProgram(plan, compilation.object_code(), store, threads, guard=guard)
+    return CpuProgram(plan, code, store, threads, guard=guard)
 
 
 def run_native(graph: Graph, feeds: Mapping[str, Any], state: Mapping[str, Any]

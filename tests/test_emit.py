@@ -6,13 +6,12 @@ Arrays end at (or begin after) a page that cannot be touched, so a load or store
 from __future__ import annotations
 
 import ctypes
-import mmap
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
-from native_code import targets
+from native_code import fenced, targets
 
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.module import emit_kernel, emit_module, kernel_scratch, kernel_tasks
@@ -29,23 +28,6 @@ from graphflow.runtime.native import load_object
 pytestmark = pytest.mark.cpu
 TARGETS = targets()
 SIZES = (0, 1, 3, 17, 33, 100)
-_PAGE = mmap.PAGESIZE
-_MAPS: list[mmap.mmap] = []
-
-
-def fenced(array: np.ndarray, at_end: bool = True) -> np.ndarray:
-    """A copy whose memory ends where (or begins after) a page lies that traps."""
-    array = np.ascontiguousarray(array)
-    pages = -(-max(array.nbytes, 1) // _PAGE) + 1
-    memory = mmap.mmap(-1, pages * _PAGE)
-    _MAPS.append(memory)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    trap = address + (pages - 1) * _PAGE if at_end else address
-    assert ctypes.CDLL(None, use_errno=True).mprotect(ctypes.c_void_p(trap), _PAGE, 0) == 0
-    start = (pages - 1) * _PAGE - array.nbytes if at_end else _PAGE
-    out = np.frombuffer(memory, array.dtype, array.size, start).reshape(array.shape)
-    out[...] = array
-    return out
 
 
 def run(
