@@ -83,8 +83,9 @@ def _schedule(graph: Graph, context: Context) -> Graph:
 
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
+    from graphflow.compiler.passes.panels import pack_once
 
-    program = tile(program)
+    program = tile(pack_once(program, context.target))
     if context.tuning is not None:
         program = context.tuning.apply(program, context.target)
     sizes = {name: (kernel_tasks(kernel, context.target), kernel_scratch(kernel, context.target))

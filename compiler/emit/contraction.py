@@ -20,7 +20,7 @@ from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Val
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
-from graphflow.compiler.emit.operands import arranged, coefficient, drop_guard
+from graphflow.compiler.emit.operands import arranged, coefficient, drop_guard, flat_index, load_offset
 from graphflow.compiler.emit.packing import (
     COLUMN,
     FROM,
@@ -35,11 +35,13 @@ from graphflow.compiler.emit.packing import (
 )
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
-from graphflow.compiler.kernel.form import Argument, ContractionKernel, Store
-from graphflow.compiler.plan.dims import DimLike, substitute, symbol
+from graphflow.compiler.kernel.form import Argument, ContractionKernel, Load, Store
+from graphflow.compiler.plan.dims import DimLike, simplify, substitute, symbol
 from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
+PANEL = "panel number"
+"""The name of the number of the panel at hand."""
 
 
 def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) -> None:
@@ -97,6 +99,8 @@ class _Contraction:
             e.scopes.bind(var, at)
         if t.batch:
             e.scopes.bind(t.batch[0][0], flat)
+        e.scopes.bind(PANEL, panel)
+        e.bounds[PANEL] = (0, t.panels - 1 if isinstance(t.panels, int) else None)
         column = b.mul(panel, t.nr)
         n_total = e.scalar(t.n_total)
         whole = isinstance(t.n_total, int) and t.n_total % t.nr == 0
@@ -133,7 +137,7 @@ class _Contraction:
         """One panel covers all of k."""
         e, t = self.e, self.t
         with self._range(ZERO, self._k_limit()):
-            if t.b != "inline":
+            if t.b not in ("inline", "packed"):
                 once = self.b.cast(fresh, I64)
                 with e.scopes.loop("pack ", ZERO, once) as pack:
                     pack.next()
@@ -306,8 +310,7 @@ class _Contraction:
         if t.b == "inline":
             row = b.splat(e.value(self._inline_b()), t.nr)
         else:
-            at = (flat + group_row(t)) * t.nr
-            row = b.load(self.type.vector(t.nr), e.address("panel ", at), align=self._align())
+            row = b.load(self.type.vector(t.nr), self._panel_row(flat), align=self._align())
         out = []
         for node, total in zip(rows, sums):
             left = b.splat(e.value(node), t.nr)
@@ -316,6 +319,17 @@ class _Contraction:
             else:
                 out.append(b.add(b.mul(left, row), total))
         return out
+
+    def _panel_row(self, flat: DimLike) -> Value:
+        """The address of a row of the panel at hand."""
+        t = self.t
+        if t.b != "packed":
+            return self.e.address("panel ", (flat + group_row(t)) * t.nr)
+        offset = load_offset(self.kernel, self.c.b)
+        columns = flat_index(t.n, symbol(PANEL) * t.nr)
+        assert offset is not None and columns is not None and isinstance(self.c.b, Load)
+        first = substitute(offset, {**columns, **{var: 0 for var, _ in t.inner}})
+        return self.e.address(self.c.b.arg, simplify(first, self.e.bounds) + flat * t.nr)
 
     def _inline_b(self) -> Node:
         return self.e.nodes.substitute(self.right, axis_values(self.e, self.t.n, symbol(COLUMN), ""))

@@ -139,6 +139,32 @@ def names_of(e: Expr) -> set[str]:
     return names
 
 
+def packed_columns(kernel: ContractionKernel, c: Contraction) -> int:
+    """The columns of a panel where b reads an array that holds its panels already, [panel, …, k…, column] as
+    `passes/panels.py` makes them, and so element (n // columns, …, k…, n % columns) of it; else 0."""
+    if not isinstance(c.b, Load) or not all(isinstance(extent, int) for _, extent in (*c.n, *c.k)):
+        return 0
+    argument = next(x for x in kernel.arguments if x.name == c.b.arg)
+    index, columns, depth = c.b.index, argument.shape[-1] if argument.shape else 0, len(c.k)
+    if not isinstance(columns, int) or columns <= 0 or columns & (columns - 1) or len(index) < depth + 2:
+        return 0
+    flat = flattened(c.n)
+    rows = tuple((symbol(var), extent) for var, extent in c.k)
+    between = index[1:-1 - depth]
+    found = (index[0] == flat // columns and index[-1] == flat % columns
+             and tuple(zip(index, argument.shape))[-1 - depth:-1] == rows
+             and not symbols_of(*between) & {var for var, _ in (*c.n, *c.k)})
+    return columns if found else 0
+
+
+def flattened(axes: Axes) -> DimLike:
+    """The number of an element of the axes, the last of which changes fastest."""
+    flat: DimLike = 0
+    for var, extent in axes:
+        flat = flat * extent + symbol(var)
+    return flat
+
+
 def flat_index(axes: Axes, flat: DimLike) -> dict[str, DimLike] | None:
     """Each axis' variable as an expression of the flattened index; None where that needs division by a
     symbol."""

@@ -19,6 +19,7 @@ from graphflow.compiler.emit.operands import (
     drop_guard,
     is_direct,
     load_offset,
+    packed_columns,
     pieces,
     shared_limit,
 )
@@ -45,10 +46,11 @@ class Tiling:
     outer: k axes that are looped over outside a panel; chunk: how much of the first inner axis a panel covers
     (0: all of it); inner: k axes within a panel. panel_rows: k's of a panel.
 
-    b: "inline" (read in the inner loop), "lanes" (packed, vectors along n) or "transpose" (packed, vectors
-    along the last k axis, transposed in registers). pack_a: a is evaluated into scratch first. limit: a guard
-    that a and b share and that just shortens the first k axis. groups: the axis of column groups, or none;
-    each group has a panel and sums of its own.
+    b: "inline" (read in the inner loop), "packed" (read there, from panels that an array holds), "lanes"
+    (packed here, vectors along n) or "transpose" (packed here, vectors along the last k axis, transposed in
+    registers). pack_a: a is evaluated into scratch first. limit: a guard that a and b share and that just
+    shortens the first k axis. groups: the axis of column groups, or none; each group has a panel and sums of
+    its own.
     """
 
     batch: Axes
@@ -124,14 +126,15 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     size = c.a.dtype.bytes
     m_total, n_total = (product(x for _, x in axes) for axes in (c.m, c.n))
     lanes = target.vector_bytes // size
-    nr = c.tile.get("nr") or _columns(n_total, lanes, m_total)
+    packed = packed_columns(kernel, c)
+    nr = packed or c.tile.get("nr") or _columns(n_total, lanes, m_total)
     mr = c.tile.get("mr") or rows_of_tile(m_total, min(nr, 2 * lanes), lanes, target)
     mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
     limit = shared_limit(c.a, c.b, c.k)
     single = isinstance(m_total, int) and m_total <= mr
-    mode = _b_mode(kernel, drop_guard(c.b, limit), c.n, nr, min(lanes, nr), single)
+    mode = "packed" if packed else _b_mode(kernel, drop_guard(c.b, limit), c.n, nr, min(lanes, nr), single)
     depth = c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size))
-    outer, chunk, inner = _cut_k(c.k, depth)
+    outer, chunk, inner = ((), 0, c.k) if packed else _cut_k(c.k, depth)
     blocks = bool(outer) or chunk > 0
     if mode == "inline" and blocks:
         if mr <= _THIN and all(isinstance(extent, int) for _, extent in c.k):
@@ -158,7 +161,7 @@ def contraction_tasks(kernel: ContractionKernel, target: Target) -> DimLike:
 
 def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
     """Bytes of one worker's panel of b, packed a and sums; `size`: bytes of an element."""
-    panel = 0 if t.b == "inline" else (t.panel_rows * t.group_count + t.spare_rows) * t.nr * size
+    panel = 0 if t.b in ("inline", "packed") else (t.panel_rows * t.group_count + t.spare_rows) * t.nr * size
     packed = t.tiles * t.mr * t.panel_rows * size if t.pack_a else 0
     return whole_lines(panel), whole_lines(packed), whole_lines(t.group_count * t.sum_rows * t.nr * size)
 
