@@ -66,9 +66,14 @@ def load_offset(kernel: ContractionKernel, e: Expr) -> DimLike | None:
     """The number of the element that a load reads; None if the expression is no load."""
     if not isinstance(e, Load):
         return None
-    argument = next(x for x in kernel.arguments if x.name == e.arg)
+    return _place(kernel, e.arg, e.index)
+
+
+def _place(kernel: ContractionKernel, arg: str, index: tuple[DimLike, ...]) -> DimLike:
+    """The number of an element of an argument."""
+    argument = next(x for x in kernel.arguments if x.name == arg)
     total: DimLike = 0
-    for d, step in zip(e.index, strides(argument)):
+    for d, step in zip(index, strides(argument)):
         total = total + d * step
     return total
 
@@ -104,13 +109,18 @@ def pieces(width: DimLike, lanes: int) -> int:
 
 
 def arranged(kernel: ContractionKernel, target: Target) -> Contraction:
-    """The contraction with a k axis, and with batch axes that only one operand uses moved to m or n: always
-    to m; to n where the last panel of each batch element would be rather empty."""
+    """The contraction with a k axis; with its operands exchanged where the results lie side by side along m;
+    with axes in the order in which the operands lie in memory; and with batch axes that only one operand uses
+    moved to m or n: always to m; to n where the last panel of each batch element would be rather empty."""
     c = kernel.contraction
     if not c.k:
         c = replace(c, k=(("k only", 1),))
     if kernel.indirect:
         return c
+    if not c.groups and _stored_along_m(kernel, target):
+        c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
+        c = replace(c, k=_walked(kernel, c.a, c.k))
+    c = replace(c, n=_walked(kernel, c.b, c.n))
     in_a, in_b = names_of(c.a), names_of(c.b)
     to_m = tuple(axis for axis in c.batch if axis[0] not in in_b)
     to_n = tuple(axis for axis in c.batch if axis[0] not in in_a and axis not in to_m)
@@ -122,6 +132,27 @@ def arranged(kernel: ContractionKernel, target: Target) -> Contraction:
         to_n = ()
     batch = tuple(axis for axis in c.batch if axis not in (*to_m, *to_n))
     return replace(c, batch=batch, m=(*to_m, *c.m), n=(*to_n, *c.n))
+
+
+def _stored_along_m(kernel: ContractionKernel, target: Target) -> bool:
+    """Whether every result is stored side by side along the last m axis, and none along the last n axis: as
+    channels-last convolutions do."""
+    c = kernel.contraction
+    if not c.m or not c.n or not isinstance(c.m[-1][1], int):
+        return False
+    if c.m[-1][1] < target.vector_bytes // c.a.dtype.bytes:
+        return False
+    places = [_place(kernel, s.arg, s.index) for s in c.stores]
+    return all(coefficient(at, c.m[-1][0]) == 1 != coefficient(at, c.n[-1][0]) for at in places)
+
+
+def _walked(kernel: ContractionKernel, e: Expr, axes: Axes) -> Axes:
+    """The axes, the one last along which the operand's elements lie side by side."""
+    at = load_offset(kernel, e.value if isinstance(e, Guarded) else e)
+    near = [axis for axis in axes if isinstance(axis[1], int) and axis[1] > 1
+            and at is not None and coefficient(at, axis[0]) == 1]
+    order = (*(axis for axis in axes if axis not in near), *near)
+    return order if len(near) == 1 and all(isinstance(extent, int) for _, extent in order[1:]) else axes
 
 
 def names_of(e: Expr) -> set[str]:

@@ -132,7 +132,8 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
     limit = shared_limit(c.a, c.b, c.k)
     single = isinstance(m_total, int) and m_total <= mr
-    mode = "packed" if packed else _b_mode(kernel, drop_guard(c.b, limit), c.n, nr, min(lanes, nr), single)
+    mode = "packed" if packed else (
+        _b_mode(kernel, drop_guard(c.b, limit), c.n, c.k, nr, min(lanes, nr), single))
     depth = c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size))
     outer, chunk, inner = ((), 0, c.k) if packed else _cut_k(c.k, depth)
     blocks = bool(outer) or chunk > 0
@@ -227,9 +228,8 @@ def _tiles(m: DimLike, mr: int, nr: int, rows: int, blocks: bool) -> int:
     return max(1, min(wanted, most))
 
 
-def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, nr: int, lanes: int, single: bool) -> str:
+def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, k: Axes, nr: int, lanes: int, single: bool) -> str:
     """The cheapest way to fill a panel, by estimates of the instructions for one vector."""
-    k = kernel.contraction.k
     inner = b.value if isinstance(b, Guarded) else b
     offset = load_offset(kernel, inner)
     last_n, last_k = (axes[-1] if axes else ("", 1) for axes in (n, k))
