@@ -32,7 +32,8 @@ from graphflow.compiler.emit.builder import Builder, Value, constant
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-_PAIRS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2))}
+_PAIRS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)),
+          8: (Fraction(1, 2), Fraction(1), Fraction(15, 8))}
 """By the number of products: the points beside 0 and infinity, of each pair ±p the positive one."""
 
 

@@ -36,8 +36,11 @@ from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, ceildiv, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
-SIZES = {3: (4, 2), 5: (2,)}
+SIZES = {3: (4, 2), 5: (4, 2)}
 """By the places of a kernel along an axis: outputs of a tile along an axis."""
+K_BLOCK = 64
+"""So many products are added up before their sum is added to others: so rounding does not grow with the
+number of channels."""
 
 
 @dataclass(frozen=True)
@@ -380,27 +383,44 @@ class _Emission(_Nhwc):
     # -- products and results ------------------------------------------------------------------------------
 
     def _products(self, count: Value) -> None:
-        """The products of the block's tiles and the current panel."""
+        """The products of the block's tiles and the current panel, block by block of channels."""
+        e, w = self.e, self.w
+        e.bounds.update({"number": (0, w.products - 1), "row": (0, w.block - 1),
+                         "k": (0, w.channels - 1), "k from": (0, w.channels - 1)})
+        piece = -(-w.channels // -(-w.channels // K_BLOCK))
+        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as turn:
+            turn.next()
+            with e.scopes.block("k from", ZERO):
+                self._micro_kernels(count, min(piece, w.channels), resume=False)
+            if piece < w.channels:
+                with e.scopes.loop("k from", constant(I64, piece), constant(I64, w.channels), piece) as k:
+                    k.next()
+                    self._micro_kernels(count, piece, resume=True)
+
+    def _micro_kernels(self, count: Value, piece: int, resume: bool) -> None:
+        """One product of the block's tiles for `piece` channels; `resume`: added to what is there."""
         e, b, w = self.e, self.b, self.w
         wide = self.type.vector(w.nr)
         number, row, k = symbol("number"), symbol("row"), symbol("k")
-        e.bounds.update({"number": (0, w.products - 1), "row": (0, w.block - 1), "k": (0, w.channels - 1)})
-        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as turn:
-            turn.next()
-            with e.scopes.loop("row", ZERO, count, w.mr) as rows:
-                rows.next()
-                zeros = [constant(wide, 0)] * w.mr
-                with e.scopes.loop("k", ZERO, constant(I64, w.channels), 1, zeros) as loop:
-                    base = (symbol("panel") * w.products + number) * w.channels + k
-                    right = b.load(wide, e.address("weights ", base * w.nr), align=4 * w.lanes)
-                    sums = []
-                    for r, total in enumerate(loop.carry):
-                        at = number * w.input_step + (row + r) * w.row + k
-                        sums.append(self.multiply(b.load(FLOAT, e.address("inputs ", at)), right, total))
-                    loop.next(*sums)
-                for r, total in enumerate(loop.results):
-                    to = number * w.product_step + (row + r) * w.nr
-                    b.store(total, e.address("products ", to), align=4 * w.lanes)
+        with e.scopes.loop("row", ZERO, count, w.mr) as rows:
+            rows.next()
+            start = e.scopes.bound("k from")
+            stop = b.add(start, piece)
+            if w.channels % piece:
+                stop = b.intrinsic("smin", stop, w.channels)
+            with e.scopes.loop("k", start, stop, 1, [constant(wide, 0)] * w.mr) as loop:
+                base = (symbol("panel") * w.products + number) * w.channels + k
+                right = b.load(wide, e.address("weights ", base * w.nr), align=4 * w.lanes)
+                sums = []
+                for r, total in enumerate(loop.carry):
+                    at = number * w.input_step + (row + r) * w.row + k
+                    sums.append(self.multiply(b.load(FLOAT, e.address("inputs ", at)), right, total))
+                loop.next(*sums)
+            for r, total in enumerate(loop.results):
+                to = e.address("products ", number * w.product_step + (row + r) * w.nr)
+                if resume:
+                    total = b.add(total, b.load(wide, to, align=4 * w.lanes))
+                b.store(total, to, align=4 * w.lanes)
 
     def _results(self) -> None:
         """A m A' of a tile for the panel's channels, and the stores."""
