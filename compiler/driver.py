@@ -12,13 +12,17 @@ passes.
 
 from __future__ import annotations
 
+import gc
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from graphflow.compiler.backend import Backend, backend_of
 from graphflow.compiler.cache import cache_key, program_cache
+from graphflow.compiler.cuda_target import CudaTarget
 from graphflow.compiler.emit.object import give_memory_back
 from graphflow.compiler.ir.check import check_graph
 from graphflow.compiler.ir.graph import Graph, walk
@@ -30,13 +34,12 @@ from graphflow.compiler.passes.assemble import fuse
 from graphflow.compiler.passes.autodiff import expand_gradients
 from graphflow.compiler.passes.canonical import canonicalize
 from graphflow.compiler.passes.joint import optimize_jointly
-from graphflow.compiler.passes.layout import explain_layouts, lay_out
+from graphflow.compiler.passes.layout import explain_layouts
 from graphflow.compiler.passes.lower import lower
 from graphflow.compiler.passes.memory import memory
 from graphflow.compiler.passes.schedule import schedule
 from graphflow.compiler.passes.stable import stabilize
 from graphflow.compiler.passes.tile import tile
-from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.errors import CompilerError, GraphflowError, Location, PlanError, UseError
 from graphflow.compiler.plan.plan_text import parse_plan, print_plan
 from graphflow.compiler.plan.schema import Item, Launch, Plan, launches, map_items
@@ -50,15 +53,20 @@ class Context:
     """What stages share: the target, how the program is tuned, if it is, the numbers of the traced graph's
     source lines, and what was refused and why."""
 
-    target: Target
+    target: Target | CudaTarget
     tuning: Tuning | None = None
     numbers: Mapping[Location, int] = field(default_factory=dict)
     refusals: list[tuple[tuple[Location, ...], str]] = field(default_factory=list)
 
+    @property
+    def backend(self) -> Backend:
+        """The target's back end."""
+        return backend_of(self.target)
+
 
 @dataclass(frozen=True)
 class Emitted:
-    """The program with the LLVM text of its kernels and entry."""
+    """The program with the text of its code: LLVM's, or CUDA C."""
 
     program: KernelProgram
     ir: str
@@ -78,32 +86,29 @@ def _fuse(graph: Graph, context: Context) -> Graph:
 
 
 def _schedule(graph: Graph, context: Context) -> Graph:
-    return schedule(lay_out(graph, context.target.lanes(F32)))
+    return schedule(context.backend.lay_out(graph))
 
 
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:
-    from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
-    from graphflow.compiler.passes.panels import pack_once
-
-    program = tile(pack_once(program, context.target))
+    backend = context.backend
+    program = tile(backend.prepare(program))
     if context.tuning is not None:
+        assert isinstance(context.target, Target)
         program = context.tuning.apply(program, context.target)
-    sizes = {name: (kernel_tasks(kernel, context.target), kernel_scratch(kernel, context.target))
-             for name, kernel in program.kernels.items()}
+    work = {name: backend.work(kernel) for name, kernel in program.kernels.items()}
 
     def sized(item: Item) -> Item:
         if not isinstance(item, Launch):
             return item
-        tasks, scratch = sizes[item.kernel]
+        tasks, scratch = work[item.kernel]
         return replace(item, tasks=tasks, scratch=scratch)
 
-    return replace(program, plan=replace(program.plan, body=map_items(program.plan.body, sized)))
+    body = map_items(program.plan.body, sized)
+    return replace(program, plan=replace(program.plan, body=body, functions=backend.functions(program)))
 
 
 def _emit(program: KernelProgram, context: Context) -> Emitted:
-    from graphflow.compiler.emit.module import emit_module
-
-    return Emitted(program, emit_module(program, context.target))
+    return Emitted(program, context.backend.emit(program))
 
 
 STAGES = (
@@ -123,17 +128,15 @@ STAGES = (
 NAMES = tuple(s.name for s in STAGES)
 
 
-def check(result: Any, stage: str, target: Target) -> None:
+def check(result: Any, stage: str, backend: Backend) -> None:
     """Raises CompilerError where the result of a stage breaks the rules of its level, or asks the target for
     what it cannot do."""
     if isinstance(result, Graph):
         check_graph(result, stage)
     elif isinstance(result, KernelProgram):
-        from graphflow.compiler.emit.candidates import check_tile
-
         check_program(result, stage)
         for kernel in result.kernels.values():
-            check_tile(kernel, target, stage)
+            backend.check(kernel, stage)
     elif isinstance(result, Plan):
         try:
             validate(result)
@@ -164,6 +167,20 @@ def parse_stage(text: str, stage: str) -> Any:
     )
 
 
+@contextmanager
+def _collecting_at_the_end() -> Iterator[None]:
+    """Cyclic garbage is collected once, behind the block. Python would go through all live objects again and
+    again while a graph grows, which takes a fifth of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+        gc.collect()
+
+
 def stage_index(name: str) -> int:
     """The stage's place in the pipeline; UseError if there is no such stage."""
     if name not in NAMES:
@@ -174,7 +191,8 @@ def stage_index(name: str) -> int:
 class Compilation:
     """One program on its way through the stages. Stages run when they are first asked for."""
 
-    def __init__(self, start: Any, target: Target, stage: str = "trace", tuning: Tuning | None = None):
+    def __init__(self, start: Any, target: Target | CudaTarget, stage: str = "trace",
+                 tuning: Tuning | None = None):
         """`start`: the result of `stage` (a traced Graph), from which the later stages follow. `tuning`: how
         the ways to compute contractions are timed, unless the cost model decides alone."""
         self.context = Context(target, tuning)
@@ -205,7 +223,7 @@ class Compilation:
             begin = time.perf_counter()
             current = current if s is STAGES[self.first] else s.run(current, self.context)
             self.seconds[s.name] = time.perf_counter() - begin
-            check(current, s.name, self.context.target)
+            check(current, s.name, self.context.backend)
             self._results[s.name] = current
         return current
 
@@ -231,24 +249,33 @@ class Compilation:
 
     def object_code(self) -> bytes:
         """The machine code of the emitted module."""
-        from graphflow.compiler.emit.object import compile_object
+        return self._machine_code(self.result("plan"), self.result("emit").ir)[1]
 
+    def _machine_code(self, plan: Plan, text: str) -> tuple[Plan, bytes]:
         begin = time.perf_counter()
-        code = compile_object(self.result("emit").ir, self.context.target)
+        plan, code = self.context.backend.machine_code(plan, text)
         self.seconds["object"] = time.perf_counter() - begin
-        return code
+        return plan, code
+
+    def compile(self) -> tuple[Plan, bytes]:
+        """(the plan, machine code), with as little memory as it takes: nothing else is kept, and the stages'
+        results are gone before LLVM begins."""
+        with _collecting_at_the_end():
+            plan, text = self.result("plan"), self.result("emit").ir
+            self.keep_only(plan)
+        plan, code = self._machine_code(plan, text)
+        self.keep_only(plan)
+        return plan, code
 
     def assembly(self) -> str:
         """The assembly of the emitted module."""
-        from graphflow.compiler.emit.object import assembly
-
-        return assembly(self.result("emit").ir, self.context.target)
+        return self.context.backend.assembly(self.result("emit").ir)
 
     def cuda(self) -> str:
-        """CUDA C of the kernels."""
-        from graphflow.compiler.emit.cuda import emit_cuda
-
-        return emit_cuda(self.result("memory"))
+        """The CUDA C of the same program, whatever the target."""
+        if isinstance(self.context.target, CudaTarget) or self.first > stage_index("fuse"):
+            return backend_of(CudaTarget("sm_90")).emit(self.result("memory"))
+        return Compilation(self._start, CudaTarget("sm_90"), NAMES[self.first]).result("emit").ir
 
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:
         """Writes a numbered text file per stage (or for one) and GraphML beside graphs; with all of them
@@ -260,7 +287,8 @@ class Compilation:
         names = [stage] if stage else NAMES[self.first :]
         written: list[Path] = []
         for name in names:
-            number, end = stage_index(name) + 1, "ll" if name == "emit" else "txt"
+            number = stage_index(name) + 1
+            end = self.context.backend.ending if name == "emit" else "txt"
             path = folder / f"{number:02}.{name}.{end}"
             path.write_text(self.text(name))
             written.append(path)
@@ -268,7 +296,9 @@ class Compilation:
                 networkx.write_graphml(self.graph(name), path.with_suffix(".graphml"))
                 written.append(path.with_suffix(".graphml"))
         if stage is None:
-            texts = {"refusals.txt": self.explain(), "kernels.cu": self.cuda(), "assembly.s": self.assembly()}
+            texts = {"refusals.txt": self.explain()}
+            if isinstance(self.context.target, Target):
+                texts |= {"kernels.cu": self.cuda(), "assembly.s": self.assembly()}
             for number, (name, text) in enumerate(texts.items(), len(STAGES) + 1):
                 path = folder / f"{number:02}.{name}"
                 path.write_text(text)
@@ -277,8 +307,8 @@ class Compilation:
 
     def explain(self) -> str:
         """What was not fused or not done in place, and why, what loops keep for their gradients, which images
-        are channels-last, and, of a program that is tuned, how its contractions are computed: a line for each,
-        with the user's lines."""
+        are channels-last, and, of a program that is tuned, how its contractions are computed: a line for
+        each, with the user's lines."""
         self.result("fuse")
         kept = []
         if self.first <= stage_index("autodiff"):
@@ -321,7 +351,8 @@ class Compiled:
     cached: bool
 
 
-def compile_program(graph: Graph, target: Target | None = None, tuning: Tuning | None = None) -> Compiled:
+def compile_program(graph: Graph, target: Target | CudaTarget | None = None, tuning: Tuning | None = None
+                    ) -> Compiled:
     """The traced graph as a plan and machine code for the target (the machine at hand by default). With
     `tuning`, choices that the cache has are taken from there; otherwise kernels are timed."""
     begin = time.perf_counter()
@@ -341,10 +372,9 @@ def compile_program(graph: Graph, target: Target | None = None, tuning: Tuning |
             return Compiled(plan, found["object"], compilation, locations, time.perf_counter() - begin, True)
         except GraphflowError:
             pass  # written by something else: compile anew and replace it
-    plan, code = compilation.result("plan"), compilation.object_code()
+    plan, code = compilation.compile()
     choices = {"choices": tuning.text().encode()} if tuning else {}
     cache.put(key, {"plan": print_plan(plan).encode(), "object": code, **choices})
-    compilation.keep_only(plan)
     give_memory_back()
     return Compiled(plan, code, compilation, locations, time.perf_counter() - begin, False)
 

@@ -30,8 +30,10 @@ from graphflow.state import Variable, random_state, tracked, variable_of, variab
 from graphflow.tensor import Tensor, apply
 
 if TYPE_CHECKING:
+    from graphflow.compiler.cuda_target import CudaTarget
     from graphflow.compiler.driver import Compilation, Compiled
     from graphflow.compiler.plan.trial import Trial
+    from graphflow.compiler.target import Target
     from graphflow.compiler.tune import Tuning
 
 Updates = Mapping[Tensor, Tensor]
@@ -329,18 +331,25 @@ class Program:
                 self._compilation = self.compiled.compilation
             else:
                 from graphflow.compiler.driver import Compilation
-                from graphflow.compiler.target import host_target
-                self._compilation = Compilation(self.traced, host_target())
+                self._compilation = Compilation(self.traced, self._target())
         return self._compilation
 
     @property
     def compiled(self) -> Compiled:
-        """The plan with machine code for the CPU, compiled or read from the cache when first asked for."""
+        """The plan with machine code, compiled or read from the cache when first asked for."""
         if self._compiled is None:
             from graphflow.compiler.driver import compile_program
-            self._compiled = compile_program(self.traced, tuning=self.tuning)
+            self._compiled = compile_program(self.traced, self._target(), self.tuning)
             self._compilation = self._compilation or self._compiled.compilation
         return self._compiled
+
+    def _target(self) -> Target | CudaTarget:
+        """What the device's code is generated for."""
+        if self.device == "cuda":
+            from graphflow.compiler.cuda_target import host_cuda_target
+            return host_cuda_target()
+        from graphflow.compiler.target import host_target
+        return host_target()
 
     @property
     def plan(self) -> Plan:
@@ -482,6 +491,13 @@ def _install_pool() -> None:
     install_pool(compile_pool(host_target()))
 
 
+def _cuda_program(program: Program) -> Any:
+    from graphflow.runtime.cuda import CudaProgram
+    compiled = program.compiled
+    return CudaProgram(compiled.plan, compiled.object_code, program.store,
+                       lambda number: compiled.locations[number])
+
+
 def _null_program(program: Program) -> Any:
     from graphflow.runtime.native import default_threads
     from graphflow.runtime.null import NullProgram
@@ -489,5 +505,5 @@ def _null_program(program: Program) -> Any:
     return NullProgram(program.plan, program.threads or default_threads(), lambda number: locations[number])
 
 
-_RUNNERS = {"cpu": _cpu_program, "null": _null_program,
+_RUNNERS = {"cpu": _cpu_program, "cuda": _cuda_program, "null": _null_program,
             "reference": lambda program: ReferenceProgram(program.traced, program.store)}

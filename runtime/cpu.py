@@ -71,6 +71,7 @@ class CpuProgram:
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
         place = {b.id: i for i, b in enumerate(plan.buffers)}
         self._feeds = [(place[b.id], b.dtype.numpy) for b in self.checker.feeds]
+        self._written = [b.name for b in plan.buffers if b.id in plan.written]
         self._check_states()
 
     def _check_states(self) -> None:
@@ -93,6 +94,8 @@ class CpuProgram:
             from graphflow.runtime.measure import run_guarded
             return run_guarded(self, feeds)
         with self.store.lock:
+            if self.store.mirror is not None:
+                self.store.fetch()
             bound = self._bound_for(feeds)
             table = bound.table
             held = self.fill_feeds(table, feeds)
@@ -102,6 +105,8 @@ class CpuProgram:
                 table[place] = address_of(array)
                 outputs.append(array)
             code = self._entry(bound.pointer)
+            if self.store.mirror is not None:
+                self.store.changed(self._written)
             del held                                   # the copies of feeds live until here
         if code:
             raise self.failure(code)

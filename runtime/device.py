@@ -2,7 +2,11 @@
 from __future__ import annotations
 
 import ctypes
+import ctypes.util
+import importlib.util
+import os
 import platform
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,8 +100,22 @@ def _null() -> Device:
 
 def _cuda() -> Device:
     count, reason = _cuda_devices()
-    about = f"NVIDIA GPUs: {count}"
-    return Device("cuda", lambda: about, reason or "code for it is not built yet")
+    if not reason and importlib.util.find_spec("pycuda") is None:
+        reason = "PyCUDA is not installed"
+    if not reason and not _cuda_compiler():
+        reason = "there is neither nvcc nor NVRTC to compile its code"
+    return Device("cuda", lambda: "; ".join([f"NVIDIA GPUs: {count}", *_gpu_names(count)]), reason)
+
+
+def _cuda_compiler() -> bool:
+    """Whether there seems to be one: compiling looks closer."""
+    folders = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
+    return bool(shutil.which("nvcc") or any(f and (Path(f) / "bin" / "nvcc").exists() for f in folders)
+                or importlib.util.find_spec("nvidia") or ctypes.util.find_library("nvrtc"))
+
+
+_OLDEST, _NO_DEVICE = 12000, 100
+"""The oldest driver that is good, as cuDriverGetVersion tells it; what cuInit says where there is no GPU."""
 
 
 def _cuda_devices() -> tuple[int, str]:
@@ -107,14 +125,26 @@ def _cuda_devices() -> tuple[int, str]:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return 0, "there is no NVIDIA driver (libcuda.so.1)"
+    version, count = ctypes.c_int(0), ctypes.c_int(0)
+    if driver.cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value < _OLDEST:
+        return 0, (f"the NVIDIA driver is for CUDA {version.value // 1000}.{version.value % 1000 // 10}, "
+                   f"older than {_OLDEST // 1000}.0")
     code = driver.cuInit(0)
-    if code:
+    if code and code != _NO_DEVICE:
         return 0, f"the NVIDIA driver does not start (cuInit returned {code})"
-    count = ctypes.c_int(0)
-    code = driver.cuDeviceGetCount(ctypes.byref(count))
+    code = code or driver.cuDeviceGetCount(ctypes.byref(count))
     if code or not count.value:
         return 0, "the NVIDIA driver finds no GPU"
     return count.value, ""
+
+
+def _gpu_names(count: int) -> list[str]:
+    names = []
+    for number in range(count):
+        name = ctypes.create_string_buffer(100)
+        if ctypes.CDLL("libcuda.so.1").cuDeviceGetName(name, 100, number) == 0:
+            names.append(name.value.decode(errors="replace"))
+    return names
 
 
 _PROBES: dict[str, Callable[[], Device]] = {

@@ -11,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -53,6 +53,16 @@ class Entry:
         return self.size * self.dtype.bytes
 
 
+class Mirror(Protocol):
+    """Copies of a Store's entries elsewhere, of which either side may be newer."""
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Brings newer values of these entries to the Store."""
+
+    def changed(self, names: Iterable[str]) -> None:
+        """The Store has new values of these entries."""
+
+
 class Store:
     """Named arrays in one allocation. ``store[name]`` is a copy; ``store[name] = array`` checks shape and
     type.
@@ -61,7 +71,7 @@ class Store:
     not matter) and what random operations draw. `lock` is held while a program runs on the Store.
     `version` changes when entries are added or move: whoever keeps their addresses must take them anew.
     `arena` is the working memory of the programs that run on this Store: they run one at a time, so they
-    share it.
+    share it. `mirror`: the copies that a device keeps, which are asked for newer values.
     """
 
     def __init__(self, seed: int = 0) -> None:
@@ -70,6 +80,7 @@ class Store:
         self.lock = threading.RLock()
         self.version = 0
         self.arena = Arena()
+        self.mirror: Mirror | None = None
         self._entries: dict[str, Entry] = {}
         self._views: dict[str, np.ndarray] = {}
         self._taken = set[str]()
@@ -82,7 +93,7 @@ class Store:
     @property
     def seed(self) -> int:
         """The seed, as it is now (a loaded checkpoint brings its own)."""
-        return int(self._views[SEED])
+        return int(self[SEED])
 
     def declare(self, name: str, role: str, dtype: Any, shape: Sequence[int], initial: Initial = 0) -> None:
         """Adds an entry. `role`: one of ROLES. `initial`: a scalar, an array, or a function of
@@ -141,6 +152,20 @@ class Store:
         raw = self._memory[entry.offset:entry.offset + entry.bytes]
         return raw.view(entry.dtype.numpy).reshape(entry.shape)
 
+    def host(self, name: str) -> np.ndarray:
+        """The entry's own memory, whether or not a device has a newer value: for the mirror."""
+        return self._views[name]
+
+    def fetch(self, names: Iterable[str] | None = None) -> None:
+        """Makes sure that these entries (all of them by default) are up to date here."""
+        if self.mirror is not None:
+            self.mirror.fetch(self._entries if names is None else names)
+
+    def changed(self, names: Iterable[str]) -> None:
+        """Says that these entries have new values here."""
+        if self.mirror is not None:
+            self.mirror.changed(names)
+
     def entry(self, name: str) -> Entry:
         """The entry's role, type and place; UseError if there is none of that name."""
         try:
@@ -165,12 +190,14 @@ class Store:
         """A copy of the entry."""
         self.entry(name)
         with self.lock:
+            self.fetch([name])
             return self._views[name].copy()
 
     def view(self, name: str) -> np.ndarray:
         """The entry itself, read-only: no copy, so it changes with every step, and after a new entry is
         declared it may be memory that no program uses any more."""
         self.entry(name)
+        self.fetch([name])
         found = self._views[name].view()
         found.flags.writeable = False
         return found
@@ -183,6 +210,7 @@ class Store:
         value = _converted(name, value, entry.dtype)
         with self.lock:
             self._views[name][...] = value
+            self.changed([name])
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries
@@ -204,6 +232,7 @@ class Store:
         along, and `load` gives them back."""
         from graphflow.runtime.checkpoint import save_checkpoint
         with self.lock:
+            self.fetch()
             tensors = {name: view.copy() for name, view in self._views.items()}
         more = dict(extra or {})
         both = tensors.keys() & more.keys()
@@ -252,6 +281,7 @@ class Store:
         with self.lock:
             for name, value in fitting.items():
                 self._views[name][...] = value
+            self.changed(fitting)
         report.loaded = [name for name in self._entries if name in fitting]
         return report
 

@@ -14,12 +14,19 @@ from __future__ import annotations
 from graphflow.compiler.emit.cuda_text import THREADS, WARP, Writer, c_name, signature, used_locals
 from graphflow.compiler.kernel.form import Let, Loop, LoopKernel, Reduce, Statement, Store
 from graphflow.compiler.kernel.walk import expressions, statements, subexpressions
-from graphflow.compiler.plan.dims import DimLike, product
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product
 
 
 def loop_text(kernel: LoopKernel) -> str:
     """The ``__global__`` function."""
     return _Loops(kernel).text()
+
+
+def loop_blocks(kernel: LoopKernel) -> DimLike:
+    """Blocks for a thread for each element, or a warp for each row."""
+    grid, body = _grid(kernel.body)
+    points = product(extent for _, extent in grid)
+    return ceildiv(points, THREADS // WARP if _has_lanes(body) else THREADS)
 
 
 class _Loops(Writer):

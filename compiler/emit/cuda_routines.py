@@ -10,7 +10,14 @@ from collections.abc import Callable
 
 from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, apply, dimension, literal, signature
 from graphflow.compiler.kernel.form import RoutineKernel
+from graphflow.compiler.plan.dims import DimLike, ceildiv
 from graphflow.compiler.plan.dtypes import DType
+
+
+def routine_blocks(kernel: RoutineKernel) -> DimLike:
+    """Blocks for a thread for each row, or for each element that is sorted."""
+    before, size, behind = kernel.arguments[-1].shape
+    return ceildiv(before * behind * (size if kernel.routine == "argsort" else 1), THREADS)
 
 
 def routine_text(kernel: RoutineKernel) -> str:

@@ -16,6 +16,7 @@ from graphflow.compiler.plan.schema import (
     Check,
     Copy,
     EntryGuard,
+    Function,
     Item,
     Launch,
     Message,
@@ -40,6 +41,9 @@ def print_plan(plan: Plan, origins: bool = True) -> str:
         lines.append(f"message {literal_text(m.text)}{feed}{_at((m.origin,), origins)}")
     for g in plan.guards:
         lines.append(f"guard {dim_text(g.left)} == {dim_text(g.right)}{_at((g.origin,), origins)}")
+    for f in plan.functions:
+        lines.append(f"function {name_text(f.name)} threads {f.threads} symbols {_names(f.symbols)} "
+                     f"registers {f.registers} shared {f.shared} spilled {f.spilled}")
     return "\n".join(lines) + "\n"
 
 
@@ -76,6 +80,7 @@ def _item_lines(body: tuple[Item, ...], position: int, indent: str, origins: boo
         if isinstance(item, Repeat):
             head = f"repeat {name_text(item.counter)} < {dim_text(item.trips)}"
             head += f" while {name_text(item.condition)}" if item.condition else ""
+            head += f" rows {dim_text(item.rows)}" if item.rows != 0 else ""
             lines.append(f"{indent}{position}: {head} {{")
             _item_lines(item.body, position + 1, indent + "  ", origins, lines)
             lines.append(f"{indent}{last}: }}")
@@ -147,8 +152,9 @@ class _Parser:
         body = self._body()
         messages = self._lines("message", self._message)
         guards = self._lines("guard", self._guard)
+        functions = self._lines("function", self._function)
         return Plan(name, target, symbols, tuple(buffers), feeds, outputs, states, written, body,
-                    tuple(messages), tuple(guards), version)
+                    tuple(messages), tuple(guards), tuple(functions), version)
 
     def _ids(self, word: str) -> tuple[str, ...]:
         self.s.expect(word)
@@ -234,7 +240,8 @@ class _Parser:
         s.expect("<")
         trips = s.dim()
         condition = s.name() if s.accept("while") else ""
-        return Repeat(counter, trips, self._block(self._number), condition)
+        rows = s.dim() if s.accept("rows") else 0
+        return Repeat(counter, trips, self._block(self._number), condition, rows)
 
     def _branch(self) -> Branch:
         predicate = self.s.name()
@@ -277,4 +284,15 @@ class _Parser:
         right = self.s.dim()
         return EntryGuard(left, right, self._origin())
 
-
+    def _function(self) -> Function:
+        s = self.s
+        name = s.name()
+        s.expect("threads")
+        threads = s.integer()
+        s.expect("symbols")
+        symbols = s.sequence("[", s.name, "]")
+        found = []
+        for word in ("registers", "shared", "spilled"):
+            s.expect(word)
+            found.append(s.integer())
+        return Function(name, threads, symbols, *found)

@@ -84,11 +84,16 @@ class Check:
 class Repeat:
     """Runs `body` with `counter` = 0, 1, … below `trips`; where there is a `condition`, only as long as that
     bool scalar is true, which is looked at before each trip. Every loop has a counter of its own. Behind the
-    loop, until the end of the body that it stands in, the counter is the number of trips done."""
+    loop, until the end of the body that it stands in, the counter is the number of trips done.
+
+    `rows`: where it is not 0, the body holds launches alone, each of so many tasks, and no task needs
+    anything that the loop makes in a task of another number: so the tasks may be shared out once, and whoever
+    has some of them runs all trips for these without waiting for others."""
     counter: str
     trips: DimLike
     body: tuple[Item, ...]
     condition: str = ""
+    rows: DimLike = 0
 
 
 @dataclass(frozen=True)
@@ -171,6 +176,19 @@ def base_of(table: Mapping[str, Buffer], id: str) -> str:
 
 
 @dataclass(frozen=True)
+class Function:
+    """How a kernel of a GPU is launched: `threads` of a block (a task is a block there), the values of the
+    `symbols` behind the addresses of its buffers; and what it takes, as the assembler reports: registers of a
+    thread, bytes of shared memory of a block, bytes of registers that a thread spills to memory."""
+    name: str
+    threads: int
+    symbols: tuple[str, ...] = ()
+    registers: int = 0
+    shared: int = 0
+    spilled: int = 0
+
+
+@dataclass(frozen=True)
 class Message:
     """What a failed check says, and the traced node that asked for it. `feed`: the feed that is to blame,
     or ""."""
@@ -191,7 +209,7 @@ class EntryGuard:
 class Plan:
     """A compiled program. `feeds`, `outputs`: buffer ids in the order of the call; `states`: buffer ids
     of state entries; `written`: ids of the states that the step writes; `symbols` in the order in which
-    the entry takes them."""
+    the entry takes them. `functions`: of every kernel, on a GPU; the code for a CPU knows by itself."""
     name: str
     target: str
     symbols: tuple[str, ...]
@@ -203,6 +221,7 @@ class Plan:
     body: tuple[Item, ...]
     messages: tuple[Message, ...] = ()
     guards: tuple[EntryGuard, ...] = ()
+    functions: tuple[Function, ...] = ()
     version: int = SCHEMA_VERSION
 
     def buffer(self, id: str) -> Buffer:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from graphflow.compiler.plan.bind import MAX_BYTES
-from graphflow.compiler.plan.dims import Dim, DimLike, bounds_of, product, symbols_of
+from graphflow.compiler.plan.dims import Dim, DimLike, bounds_of, product, symbol, symbols_of
 from graphflow.compiler.plan.dtypes import BOOL, DTYPES
 from graphflow.compiler.plan.errors import PlanError
 from graphflow.compiler.plan.layouts import is_layout
@@ -24,6 +24,7 @@ from graphflow.compiler.plan.schema import (
     Plan,
     Repeat,
     base_of,
+    launches,
     places,
     positions,
 )
@@ -71,6 +72,17 @@ class _Validator:
                      f"message {i} blames the feed {m.feed!r}, which there is not")
         for i, g in enumerate(plan.guards):
             self.known(f"guard {i}", g.left, g.right)
+        self.functions()
+
+    def functions(self) -> None:
+        functions = {f.name: f for f in self.plan.functions}
+        _unique((f.name for f in self.plan.functions), "function")
+        for f in functions.values():
+            _require(1 <= f.threads <= 1024, f"function {f.name!r} has blocks of {f.threads} threads")
+            self.known(f"function {f.name!r}", *map(symbol, f.symbols))
+        if functions:
+            missing = {item.kernel for item in launches(self.plan.body)} - functions.keys()
+            _require(not missing, f"nothing says how to launch {', '.join(sorted(missing))}")
 
     def known(self, who: str, *dims: DimLike) -> None:
         unknown = symbols_of(*dims) - self.symbols
@@ -172,6 +184,11 @@ class _Validator:
                  f"{who} has absurd trips: {item.trips}")
         if item.condition:
             self.bool_scalar(who, position, item.condition, written)
+        if item.rows != 0:
+            self.known(who, item.rows)
+            _require(not item.condition and all(isinstance(x, Launch) and x.tasks == item.rows
+                                                for x in item.body),
+                     f"{who} is cut along {item.rows} rows, but holds more than launches of so many tasks")
         self.in_scope.add(item.counter)
         self.body(item.body, position + 1, written)
         if item.condition:
