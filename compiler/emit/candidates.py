@@ -20,6 +20,12 @@ from graphflow.compiler.emit.direct_weights import (
     direct_weights_tasks,
     emit_direct_weights,
 )
+from graphflow.compiler.emit.contraction_rows import (
+    emit_row_contraction,
+    row_contraction,
+    row_scratch,
+    row_tasks,
+)
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
 from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
@@ -68,6 +74,7 @@ class Algorithm(NamedTuple):
 
 
 ALGORITHMS = (
+    Algorithm((), row_contraction, row_tasks, row_scratch, emit_row_contraction),
     Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc),
     Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd),
     Algorithm((2, 4), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,

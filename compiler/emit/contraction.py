@@ -46,10 +46,12 @@ PANEL = "panel number"
 
 def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) -> None:
     """Adds the kernel's function to the module."""
-    _Contraction(module, kernel, target).emit()
+    DirectContraction(module, kernel, target).emit()
 
 
-class _Contraction:
+class DirectContraction:
+    """Writes the function of a contraction."""
+
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target):
         self.kernel, self.c = kernel, arranged(kernel, target)
         self.t = contraction_tiling(kernel, target)
@@ -65,6 +67,7 @@ class _Contraction:
     # -- the function --------------------------------------------------------------------------------------
 
     def emit(self) -> None:
+        """The whole function."""
         e, b = self.e, self.b
         _, begin, end, _ = b.params
         self._scratch()
@@ -75,15 +78,19 @@ class _Contraction:
 
     def _scratch(self) -> None:
         """The worker's scratch: panel of b, packed a, sums."""
-        b, t = self.b, self.t
-        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
-        area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
-        size = b.load(I64, b.gep(b.params[0], slot + 1, I64))
+        b, t, own = self.b, self.t, self._own_scratch()
         panel, packed, _ = scratch_parts(t, self.dtype.bytes)
-        own = b.gep(area, b.mul(b.params[3], size), Type("i8"))
         self._place("panel ", own, (t.group_count * t.panel_rows + t.spare_rows, t.nr))
         self._place("packed ", b.gep(own, panel, Type("i8")), (t.tiles * t.mr, t.panel_rows))
         self._place("sums ", b.gep(own, panel + packed, Type("i8")), (t.group_count * t.sum_rows, t.nr))
+
+    def _own_scratch(self) -> Value:
+        """The address of the worker's scratch."""
+        b = self.b
+        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
+        area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
+        size = b.load(I64, b.gep(b.params[0], slot + 1, I64))
+        return b.gep(area, b.mul(b.params[3], size), Type("i8"))
 
     def _place(self, name: str, address: Value, shape: tuple[DimLike, ...]) -> None:
         """Makes a piece of scratch an argument."""
@@ -350,21 +357,25 @@ class _Contraction:
             loop.next()
             totals = [b.load(self.type.vector(t.nr), self._sum(tile, symbol("r"), group), align=self._align())
                       for group in range(t.group_count)]
-            flat = b.add(row, loop.index)
-            e.scopes.bind("m flat", flat)
-            e.bounds["m flat"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
-            for name, total in zip(self.c.accumulators, totals):
-                e.scopes.bind(f"{name} ", total)
-                e.nodes.bind(name, e.nodes.given(f"{name} ", self.dtype))
-            values = {
-                **axis_values(e, self.t.m, symbol("m flat"), ""),
-                **axis_values(e, self.t.n, symbol(COLUMN), ""),
-            }
-            for let in self.c.lets:
-                (node,) = e.nodes.lets((let,))
-                e.value(e.nodes.substitute(node, values))
-            for store in self.c.stores:
-                self._store(store, values)
+            self._store_row(b.add(row, loop.index), totals)
+
+    def _store_row(self, flat: Value, totals: Sequence[Value]) -> None:
+        """Runs the stores for one row, given its sums."""
+        e, t = self.e, self.t
+        e.scopes.bind("m flat", flat)
+        e.bounds["m flat"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
+        for name, total in zip(self.c.accumulators, totals):
+            e.scopes.bind(f"{name} ", total)
+            e.nodes.bind(name, e.nodes.given(f"{name} ", self.dtype))
+        values = {
+            **axis_values(e, self.t.m, symbol("m flat"), ""),
+            **axis_values(e, self.t.n, symbol(COLUMN), ""),
+        }
+        for let in self.c.lets:
+            (node,) = e.nodes.lets((let,))
+            e.value(e.nodes.substitute(node, values))
+        for store in self.c.stores:
+            self._store(store, values)
 
     def _store(self, store: Store, values: dict[str, DimLike]) -> None:
         e = self.e

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from graphflow.compiler.emit.builder import (
     FALSE,
@@ -24,8 +25,23 @@ from graphflow.compiler.emit.indices import Indices
 from graphflow.compiler.emit.nodes import Nodes
 from graphflow.compiler.emit.scopes import Scopes
 from graphflow.compiler.kernel.program import KernelProgram
-from graphflow.compiler.plan.dims import product
-from graphflow.compiler.plan.schema import Branch, Check, Copy, Item, Launch, Plan, Repeat, base_of, launches
+from graphflow.compiler.plan.dims import product, symbols_of
+from graphflow.compiler.plan.schema import (
+    Branch,
+    Check,
+    Copy,
+    Item,
+    Launch,
+    Plan,
+    Repeat,
+    base_of,
+    launches,
+    places,
+)
+
+TASK_PARAMS = [("args", PTR), ("begin", I64), ("end", I64), ("worker", I64)]
+LEAST_ROWS = 8
+"""With fewer rows than this for each thread, a loop that is cut along rows takes fewer threads."""
 
 
 def emit_entry(module: Module, program: KernelProgram) -> None:
@@ -38,16 +54,17 @@ def emit_entry(module: Module, program: KernelProgram) -> None:
 class Entry:
     """Writes the entry, item by item."""
 
-    def __init__(self, b: Builder, program: KernelProgram):
+    def __init__(self, b: Builder, program: KernelProgram, ctx: Value | None = None):
         self.b, self.program, self.plan = b, program, program.plan
-        ctx = b.params[0]
+        self.ctx = ctx = ctx or b.params[0]
         self.buffers, symbols, self.threads, self.parallel, self.scratch, self.scratch_bytes = (
             b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR, I64))
         )
         self.dims = Indices(b, Scopes(b), Nodes({}))
         for i, name in enumerate(self.plan.symbols):
             self.dims.scopes.bind(name, b.load(I64, b.gep(symbols, i, I64)))
-        slots = max(
+        loops = [p.item for p in places(self.plan.body) if isinstance(p.item, Repeat)]
+        slots = len(loops) + max(
             (
                 len(i.buffers) + len(program.kernels[i.kernel].symbols) + 2
                 for i in launches(self.plan.body)
@@ -92,7 +109,10 @@ class Entry:
         trips = self.dims.scalar(item.trips)
         last = item.trips - 1 if isinstance(item.trips, int) else None
         self.dims.bounds[item.counter] = (0, last)
-        if not item.condition:
+        if item.rows != 0:
+            self._by_rows(item)
+            done = trips if isinstance(item.trips, int) else b.intrinsic("smax", trips, 0)
+        elif not item.condition:
             with scopes.loop(item.counter, constant(I64, 0), trips) as loop:
                 loop.next()
                 self._body(item.body)
@@ -100,6 +120,27 @@ class Entry:
         else:
             done = self._while(item, trips)
         scopes.bind(item.counter, done)
+
+    def _by_rows(self, item: Repeat) -> None:
+        """A loop that each thread runs for rows of its own, as a function that gets the context and the
+        counters that its views use."""
+        b, name = self.b, f"{self.plan.name}.{item.counter}"
+        used = symbols_of(*(self.table[id].offset for launch in launches(item.body) for id in launch.buffers))
+        counters = sorted(used - {*self.plan.symbols, item.counter})
+        function = b.module.function(name, TASK_PARAMS, internal=True)
+        _RowLoop(function, self.program, counters).emit_loop(item)
+        b.store(self.ctx, self.args, align=8)
+        for i, counter in enumerate(counters, 1):
+            b.store(self.dims.scopes.bound(counter), b.gep(self.args, i, I64), align=8)
+        parts = self._row_parts(item)
+        with b.when(b.compare("gt", self.dims.scalar(item.rows), 0)):
+            b.call_address(self.parallel, VOID, [Value(PTR, f"@{name}"), self.args, parts, self.threads])
+
+    def _row_parts(self, item: Repeat) -> Value:
+        """Into how many parts the rows are cut: one for each thread, as long as there are enough rows."""
+        b = self.b
+        enough = b.udiv(self.dims.scalar(item.rows), constant(I64, LEAST_ROWS))
+        return b.intrinsic("smax", b.intrinsic("smin", self.threads, enough), 1)
 
     def _while(self, item: Repeat, trips: Value) -> Value:
         """The loop; gives the number of trips done."""
@@ -134,11 +175,7 @@ class Entry:
     def _launch(self, item: Launch) -> None:
         b, kernel = self.b, self.program.kernels[item.kernel]
         b.comment(f"{item.kernel}({', '.join(item.buffers)})" + describe(item.origins))
-        values = [self._address(id) for id in item.buffers]
-        values += [self.dims.scopes.bound(name) for name in kernel.symbols]
-        values += [self.scratch, self.scratch_bytes]
-        for i, value in enumerate(values):
-            b.store(value, b.gep(self.args, i, I64), align=8)
+        self._arguments(item)
         tasks, zero = self.dims.scalar(item.tasks), constant(I64, 0)
         if kernel.name in b.module.before:
             name, count = b.module.before[kernel.name]
@@ -157,6 +194,15 @@ class Entry:
         with b.when(b.compare("gt", tasks, 1)):
             b.call_address(self.parallel, VOID, [task, self.args, tasks, self.threads])
 
+    def _arguments(self, item: Launch) -> None:
+        """Fills the table of a launch's arguments."""
+        b, kernel = self.b, self.program.kernels[item.kernel]
+        values = [self._address(id) for id in item.buffers]
+        values += [self.dims.scopes.bound(name) for name in kernel.symbols]
+        values += [self.scratch, self.scratch_bytes]
+        for i, value in enumerate(values):
+            b.store(value, b.gep(self.args, i, I64), align=8)
+
     def _copy(self, item: Copy) -> None:
         buffer = self.table[item.target]
         size = self.dims.scalar(product(buffer.shape) * buffer.dtype.bytes)
@@ -171,6 +217,27 @@ class Entry:
         b.place(failed)
         b.ret(constant(I64, item.code + 1))
         b.place(passed)
+
+
+class _RowLoop(Entry):
+    """Writes the function of a loop that is cut along its rows, whose tasks are parts of them."""
+
+    def __init__(self, b: Builder, program: KernelProgram, counters: Sequence[str]):
+        super().__init__(b, program, b.load(PTR, b.params[0]))
+        for i, counter in enumerate(counters, 1):
+            self.dims.scopes.bind(counter, b.load(I64, b.gep(b.params[0], i, I64)))
+
+    def emit_loop(self, item: Repeat) -> None:
+        """All trips for the parts of a worker."""
+        b = self.b
+        rows, parts = self.dims.scalar(item.rows), self._row_parts(item)
+        self.first, self.end = (b.udiv(b.mul(rows, part), parts) for part in b.params[1:3])
+        self._repeat(replace(item, rows=0))
+        b.ret()
+
+    def _launch(self, item: Launch) -> None:
+        self._arguments(item)
+        self.b.call(item.kernel, VOID, [self.args, self.first, self.end, self.b.params[3]], declare=False)
 
 
 def describe(origins: tuple[int, ...]) -> str:

@@ -55,6 +55,10 @@ class Tasks:
 
 def cut(kernel: LoopKernel) -> Tasks:
     """Cuts a kernel into tasks."""
+    if kernel.rows:
+        (loop,) = kernel.body
+        assert isinstance(loop, Loop)
+        return Tasks((loop,), loop.body, 1, 0, loop.extent)
     grid: list[Loop] = []
     body = kernel.body
     while len(body) == 1 and isinstance(body[0], Loop) and body[0].kind == "grid":

@@ -9,13 +9,14 @@ it took and the number of times that it ran.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from graphflow.compiler.emit.builder import F32, I32, I64, PTR, Builder, Module, Value, constant
 from graphflow.compiler.emit.entry import Entry
 from graphflow.compiler.emit.module import emit_kernel
 from graphflow.compiler.kernel.program import KernelProgram
-from graphflow.compiler.plan.schema import Copy, Launch
+from graphflow.compiler.plan.schema import Copy, Launch, Repeat
 from graphflow.compiler.target import Target
 
 PROFILE = "profile_table"
@@ -46,6 +47,9 @@ class _TimedEntry(Entry):
 
     def _launch(self, item: Launch) -> None:
         self._timed(item, super()._launch)
+
+    def _by_rows(self, item: Repeat) -> None:
+        self._repeat(replace(item, rows=0))       # launch by launch, as clocks need it
 
     def _copy(self, item: Copy) -> None:
         self._timed(item, super()._copy)

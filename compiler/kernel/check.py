@@ -35,6 +35,7 @@ from graphflow.compiler.kernel.form import (
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.reach import reach
 from graphflow.compiler.kernel.routines import fault
+from graphflow.compiler.kernel.rows import dependence, row_axis
 from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.kernel.text import print_kernel
 from graphflow.compiler.plan.dims import Dim, DimLike, product, symbols_of
@@ -102,6 +103,7 @@ class _Kernel:
         if isinstance(k, RoutineKernel):
             self.require(not fault(k), fault(k))
             return
+        self.require(not k.rows or row_axis(k) is not None, "it has no rows to be cut along")
         for s in walk.stores(k):
             self.stored.setdefault(s.arg, set()).add(s.index)
         for name, value in k.indirect.items():
@@ -369,6 +371,7 @@ class _Program:
                 if item.condition:
                     self.bool_scalar(who, position, item.condition)
                 self.counters.add(item.counter)
+                self.rows(who, item)
                 self.body(item.body, position + 1)
             elif isinstance(item, Branch):
                 self.bool_scalar(who, position, item.predicate)
@@ -378,6 +381,17 @@ class _Program:
                 self.item(position, item)
             position += positions([item])
         self.counters = outside
+
+    def rows(self, who: str, item: Repeat) -> None:
+        """A loop that is cut along rows: all of its kernels are, and no row needs another."""
+        if item.rows == 0:
+            return
+        names = [x.kernel for x in item.body if isinstance(x, Launch)]
+        self.require(all(name in self.program.kernels and self.program.kernels[name].rows for name in names),
+                     f"{who} is cut along rows, but a kernel in it is not")
+        reason = dependence(item.body, item.rows, self.program.kernels, self.table)
+        reason = reason or ("it has a condition" if item.condition else "")
+        self.require(not reason, f"{who} is cut along rows, but {reason}")
 
     def bool_scalar(self, who: str, position: int, id: str) -> None:
         self.read(who, position, id)

@@ -160,12 +160,14 @@ class Argument:
 @dataclass(frozen=True)
 class LoopKernel:
     """A loop nest. `indirect` names integers loaded from buffers that indices may use as symbols; they may
-    refer to loop variables and to earlier ones. `symbols` are the program's symbols that occur in it."""
+    refer to loop variables and to earlier ones. `symbols` are the program's symbols that occur in it. `rows`:
+    a task is one iteration of the outermost loop (see `kernel/rows.py`); else the emitter cuts it."""
     name: str
     arguments: tuple[Argument, ...]
     body: tuple[Statement, ...]
     symbols: tuple[str, ...] = ()
     indirect: Mapping[str, Expr] = field(default_factory=dict)
+    rows: bool = False
 
 
 TILE_FIELDS = {"mr": 1, "nr": 1, "kc": 1, "algorithm": 0}
@@ -206,13 +208,15 @@ class Contraction:
 
 @dataclass(frozen=True)
 class ContractionKernel:
-    """A contraction and its stores as a kernel; `indirect` and `symbols` as in `LoopKernel`."""
+    """A contraction and its stores as a kernel; `indirect` and `symbols` as in `LoopKernel`. `rows`: a task
+    is one element of the only m axis."""
 
     name: str
     arguments: tuple[Argument, ...]
     contraction: Contraction
     symbols: tuple[str, ...] = ()
     indirect: Mapping[str, Expr] = field(default_factory=dict)
+    rows: bool = False
 
 
 @dataclass(frozen=True)
@@ -230,6 +234,11 @@ class RoutineKernel:
     def indirect(self) -> Mapping[str, Expr]:
         """None: what a routine loads to find its place is its own business."""
         return {}
+
+    @property
+    def rows(self) -> bool:
+        """False: a routine cuts its work itself."""
+        return False
 
 
 Nest = Union[LoopKernel, ContractionKernel]  # noqa: UP007

@@ -112,6 +112,7 @@ class _Printer:
         arguments = ", ".join(f"{name_text(a.name)}: {a.mode} {type_text(a.dtype, a.shape)}"
                               for a in kernel.arguments)
         symbols = f" symbols [{', '.join(kernel.symbols)}]" if kernel.symbols else ""
+        symbols += " by rows" if kernel.rows else ""
         self.lines.append(f"{word} {name_text(kernel.name)}({arguments}){symbols} {{")
         if isinstance(kernel, RoutineKernel):
             attrs = ", ".join(f"{name}={literal_text(value)}" for name, value in kernel.attrs.items())
@@ -201,6 +202,9 @@ class _Parser:
         arguments = s.sequence("(", self.argument, ")")
         self.types.arguments = {a.name: a.dtype for a in arguments}
         symbols = s.sequence("[", s.name, "]") if s.accept("symbols") else ()
+        rows = word != "routine" and bool(s.accept("by"))
+        if rows:
+            s.expect("rows")
         s.expect("{")
         if word == "routine":
             routine, attrs = s.name(), dict(s.sequence("[", self.attribute, "]"))
@@ -213,8 +217,8 @@ class _Parser:
             s.expect("=")
             indirect[at] = self.expression()
         if word == "kernel":
-            return LoopKernel(name, arguments, self.block(), symbols, indirect)
-        return ContractionKernel(name, arguments, self.contraction(), symbols, indirect)
+            return LoopKernel(name, arguments, self.block(), symbols, indirect, rows)
+        return ContractionKernel(name, arguments, self.contraction(), symbols, indirect, rows)
 
     def argument(self) -> Argument:
         name = self.s.name()

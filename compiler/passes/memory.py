@@ -88,20 +88,25 @@ def accesses(program: KernelProgram, item: Item) -> tuple[tuple[str, ...], tuple
 
 def _lifetimes(program: KernelProgram, table: dict[str, Buffer]) -> dict[str, tuple[int, int]]:
     """Buffer -> (first, last position) for every arena buffer that the body touches. A buffer that is
-    touched both in a loop and outside lives through all of the loop."""
+    touched both in a loop and outside lives through all of the loop, and so does all that is touched in a
+    loop that is cut along rows."""
     touched: dict[str, list[tuple[int, tuple[tuple[int, int], ...]]]] = {}
+    cut = {(p.position, p.last) for p in places(program.plan.body)
+           if isinstance(p.item, Repeat) and p.item.rows != 0}
     for place in places(program.plan.body):
         reads, writes = ([base_of(table, id) for id in ids] for ids in accesses(program, place.item))
-        loops = place.loops
+        loops, ends = place.loops, (place.position,)
         if isinstance(place.item, Repeat):
             loops = (*loops, (place.position, place.last))     # its condition is looked at before each trip
+        if loops and loops[-1] in cut:                         # every thread is at another step of it
+            loops, ends = loops[:-1], loops[-1]
         for id in reads:
             if table[id].role == "arena" and id not in touched:
                 message = f"item {place.position} of the body reads {id}, which nothing wrote before"
                 raise CompilerError(message, stage="memory")
         for id in (*reads, *writes):
             if table[id].role == "arena":
-                touched.setdefault(id, []).append((place.position, loops))
+                touched.setdefault(id, []).extend((position, loops) for position in ends)
     return {id: _life(found) for id, found in touched.items()}
 
 

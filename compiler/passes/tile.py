@@ -64,6 +64,12 @@ def tile_kernel(kernel: Kernel) -> Kernel:
     emitter."""
     if isinstance(kernel, RoutineKernel):
         return kernel
+    if isinstance(kernel, LoopKernel) and kernel.rows:
+        (loop,) = kernel.body
+        assert isinstance(loop, Loop)
+        row = tile_kernel(replace(kernel, body=loop.body, rows=False))
+        assert isinstance(row, LoopKernel)
+        return replace(row, body=(replace(loop, body=row.body),), rows=True)
     kernel = collapse(kernel)
     if not isinstance(kernel, LoopKernel):
         return kernel
