@@ -54,7 +54,7 @@ def winograd_matrices(outputs: int, taps: int) -> Matrices:
     if products not in _PAIRS:
         raise ValueError(f"no points are known for {products} products; known are {sorted(_PAIRS)}")
     points = [Fraction(0), *(p for pair in _PAIRS[products] for p in (pair, -pair))]
-    scales = [1 / prod(p - q for q in points if q != p) for p in points]
+    scales = [1 / prod((p - q for q in points if q != p), start=Fraction(1)) for p in points]
     last = [tuple(Fraction(i == size - 1) for i in range(size)) for size in (outputs, taps)]
     columns = [*(tuple(p**i for i in range(outputs)) for p in points), last[0]]
     return Matrices(
@@ -77,7 +77,8 @@ def transposed(matrix: Sequence[Sequence[Fraction]]) -> Matrix:
     return tuple(zip(*matrix))
 
 
-def multiply(b: Builder, matrix: Matrix, values: Sequence[Value], fma: bool) -> list[Value]:
+def multiply(b: Builder, matrix: Sequence[Sequence[Fraction]], values: Sequence[Value], fma: bool
+             ) -> list[Value]:
     """The matrix times a list of values: code for each of its rows. `fma`: whether the target has it.
 
     Columns that differ only in the sign of their odd rows are joined beforehand, into the sum and the

@@ -29,7 +29,7 @@ from graphflow.compiler.emit.expr import strides
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.operands import algorithm_asked, coefficient, is_direct, load_offset, names_of
 from graphflow.compiler.emit.scopes import Lane
-from graphflow.compiler.emit.winograd_matrices import Matrices, multiply, winograd_matrices
+from graphflow.compiler.emit.winograd_matrices import Matrices, Matrix, multiply, winograd_matrices
 from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, WinogradEmitter, depends_on_sum, padded
 from graphflow.compiler.kernel.form import Const, ContractionKernel, Expr, Guard, Guarded, Store
 from graphflow.compiler.plan import dtypes
@@ -257,7 +257,7 @@ class _Nhwc(WinogradEmitter):
         self.e.bounds.update({"panel": (0, w.panels - 1), "tile": (0, w.block - 1),
                               "tile y": (0, w.down - 1), "tile x": (0, w.across - 1)})
 
-    def both_axes(self, matrix: tuple, values: list[list[Value]]) -> list[list[Value]]:
+    def both_axes(self, matrix: Matrix, values: list[list[Value]]) -> list[list[Value]]:
         """The matrix applied to the columns, then to the rows."""
         fma = self.e.target.has_fma
         columns = [multiply(self.b, matrix, list(column), fma) for column in zip(*values)]
