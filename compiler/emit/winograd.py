@@ -1,9 +1,9 @@
 """Convolutions of 3 x 3 and 5 x 5 places without stride by Winograd's algorithm: F(2 x 2, 3 x 3) takes 16
-multiplications where the definition has 36 (A. Lavin, S. Gray, Fast Algorithms for Convolutional Neural
-Networks, 2015); 5 places along an axis are 3 and 2 more, with 49 for 100.
+multiplications where the definition has 36, and F(2 x 2, 5 x 5) takes 36 for 100 (A. Lavin, S. Gray, Fast
+Algorithms for Convolutional Neural Networks, 2015).
 
 The output is cut into tiles of 2 x 2. With d the inputs of a tile and g the weights of a pair of channels,
-the tile is A'[(G g G') * (B' d B)]A, summed over the input channels before A is applied: 16 or 49 matrix
+the tile is A'[(G g G') * (B' d B)]A, summed over the input channels before A is applied: 16 or 36 matrix
 products with the channels as k and the tiles as n. A function of its own, which runs before, transforms the
 weights into scratch. The rest stays within a task: a panel of `nr` tiles is transformed into scratch, a
 micro-kernel multiplies, and what the transformation back gives are finished sums for the kernel's stores.
@@ -23,7 +23,7 @@ from graphflow.compiler.emit.operands import algorithm_asked, is_direct, names_o
 from graphflow.compiler.emit.tiling import rows_of_tile
 from graphflow.compiler.emit.winograd_tiles import (
     FLOAT,
-    NUMBERS,
+    SIDES,
     TILES_OF_2,
     ZERO,
     TileEmitter,
@@ -75,7 +75,7 @@ class Winograd:
     @property
     def products(self) -> int:
         """Matrix products: multiplications for a tile and a pair of channels."""
-        return self.places.numbers ** 2
+        return self.places.window ** 2
 
     @property
     def tiles(self) -> int:
@@ -97,7 +97,7 @@ class Winograd:
         sums [parity][2 nr]."""
         sizes = {
             "inputs ": self.products * self.channels * self.nr,
-            "half ": 2 * self.places.numbers * self.places.plane,
+            "half ": 2 * self.places.window * self.places.plane,
             "products ": self.products * self.mr * self.nr,
             "finished ": 4 * self.nr,
         }
@@ -113,7 +113,7 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
         return None
     ((out, outs),), ((y, height), (x, width)), ((channel, channels), *taps) = c.m, c.n, c.k
     side = taps[0][1]
-    if c.a.dtype != dtypes.F32 or taps[1][1] != side or not isinstance(side, int) or side not in NUMBERS:
+    if c.a.dtype != dtypes.F32 or taps[1][1] != side or not isinstance(side, int) or side not in SIDES:
         return None
     if not all(isinstance(d, int) and d > 0 for d in (outs, height, width, channels)):
         return None
@@ -192,20 +192,14 @@ class _Weights(TileEmitter):
         lane = e.scopes.lane
         assert lane is not None
         node = e.nodes.substitute(e.nodes.of(self.c.a), {w.out: symbol("m tile") * w.mr + symbol("row")})
-        half = constant(FLOAT, 0.5)
-
-        def transformed(g: list[Value]) -> list[Value]:
-            ends = b.add(g[0], g[2])
-            found = [g[0], b.mul(b.add(ends, g[1]), half), b.mul(b.sub(ends, g[1]), half), g[2]]
-            return [*found, g[3], b.add(g[3], g[4]), g[4]] if w.side == 5 else found
-
+        transformed = self.change(w.places.matrices.g)
         taps = range(w.side - 1, -1, -1) if w.flip else range(w.side)
         values = [[b.splat(e.value(e.nodes.substitute(node, dict(zip(w.taps, (i, j))))), lane.count)
                    for i in taps] for j in taps]
         columns = [transformed(g) for g in values]
-        for i in range(w.places.numbers):
+        for i in range(w.places.window):
             for j, value in enumerate(transformed([column[i] for column in columns])):
-                number = symbol("m tile") * w.products + w.places.numbers * i + j
+                number = symbol("m tile") * w.products + w.places.window * i + j
                 at = (number * w.channels + symbol(w.channel)) * w.mr
                 self.put(value, e.address("weights ", at + symbol("row")))
         return []
@@ -249,7 +243,7 @@ class _Emission(TileEmitter):
 
         with e.scopes.loop(w.channel, ZERO, constant(I64, w.channels)) as channel:
             channel.next()
-            self.transform(elements, self.input_change, into)
+            self.transform(elements, self.change(w.places.matrices.b), into)
 
     # -- products and results ------------------------------------------------------------------------------
 
@@ -292,14 +286,8 @@ class _Emission(TileEmitter):
         """The tiles of one vector, as pairs of neighbouring elements of an even and an odd row."""
         e, b, w = self.e, self.b, self.w
         row = (symbol(w.out) - symbol("m start")) * w.nr + symbol("part")
-
-        def summed(m: list[Value]) -> tuple[Value, Value]:
-            y0, y1 = b.add(b.add(m[0], m[1]), m[2]), b.sub(b.sub(m[1], m[2]), m[3])
-            if w.side == 5:
-                y0, y1 = b.add(y0, b.add(m[4], m[5])), b.add(y1, b.sub(m[5], m[6]))
-            return y0, y1
-
-        halves, n = [], w.places.numbers
+        summed = self.change(w.places.matrices.a)
+        halves, n = [], w.places.window
         for i in range(n):
             m = [b.load(self.type, e.address("products ", (n * i + j) * w.mr * w.nr + row)) for j in range(n)]
             halves.append(summed(m))

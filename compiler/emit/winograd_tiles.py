@@ -1,9 +1,8 @@
 """Tiles of 2 x 2 elements of images, and their transformations: what Winograd's algorithms share.
 
 The tiles of all images form one long axis, cut into panels. A transformation takes a window of each tile of
-a panel, along x and then along y, to `numbers` x `numbers` numbers: 4 for kernels of 3 places, 7 for 5, which
-are taken as 3 places and 2 more, for the algorithm for 5 at once is less accurate. Rows that tiles share are
-transformed along x once.
+a panel, along x and then along y, to as many numbers: 4 x 4 for kernels of 3 places, 6 x 6 for 5. Rows that
+tiles share are transformed along x once.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Val
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.tiling import whole_lines
+from graphflow.compiler.emit.winograd_matrices import Matrices, Matrix, multiply, winograd_matrices
 from graphflow.compiler.kernel.form import (
     Argument,
     Const,
@@ -33,8 +33,8 @@ ZERO = constant(I64, 0)
 FLOAT = MEMORY_TYPES["f32"]
 TILES_OF_2 = 2
 """The number of these algorithms in the table `candidates.ALGORITHMS`."""
-NUMBERS = {3: 4, 5: 7}
-"""By the places of a kernel along an axis: products for two neighbouring outputs."""
+SIDES = (3, 5)
+"""The places of a kernel along an axis that there are tiles of 2 x 2 outputs for."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Tiles:
 
     @property
     def window(self) -> int:
-        """Inputs under a tile, along an axis."""
+        """Inputs under a tile, along an axis, and the numbers that they become."""
         return self.places + 1
 
     @property
-    def numbers(self) -> int:
-        """What a window becomes, along an axis."""
-        return NUMBERS[self.places]
+    def matrices(self) -> Matrices:
+        """Those of the transformations."""
+        return winograd_matrices(2, self.places)
 
     @property
     def down(self) -> int:
@@ -224,19 +224,15 @@ class TileEmitter(WinogradEmitter):
 
         def body(carry: list[Value]) -> list[Value]:
             at = symbol("column") + symbol("shift") - symbol("top") * t.across
-            for j in range(t.numbers):
+            for j in range(t.window):
                 rows = [e.address("half ", (2 * j + i % 2) * t.plane + at + i // 2 * t.across)
                         for i in range(size)]
                 for i, value in enumerate(change([b.load(self.type, row, align=4) for row in rows])):
-                    self.put(value, into(t.numbers * i + j))
+                    self.put(value, into(t.window * i + j))
             return []
 
         return body
 
-    def input_change(self, d: list[Value]) -> list[Value]:
-        """B' of a window's inputs."""
-        b = self.b
-        found = [b.sub(d[0], d[2]), b.add(d[1], d[2]), b.sub(d[2], d[1]), b.sub(d[1], d[3])]
-        if self.tiles.places == 5:
-            found += [b.sub(d[3], d[4]), d[4], b.sub(d[4], d[5])]
-        return found
+    def change(self, matrix: Matrix) -> Callable[[list[Value]], list[Value]]:
+        """The product of the matrix with a list of values."""
+        return lambda values: multiply(self.b, matrix, values, self.e.target.has_fma)

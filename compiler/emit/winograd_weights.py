@@ -1,9 +1,8 @@
 """The gradient of a convolution of 3 x 3 or 5 x 5 places without stride for its weights, by Winograd's
-algorithm: F(3 x 3, 2 x 2) takes 16 multiplications where the definition has 36; 5 places along an axis are 3
-and 2 more, with 49 for 100.
+algorithm: F(3 x 3, 2 x 2) takes 16 multiplications where the definition has 36, F(5 x 5, 2 x 2) 36 for 100.
 
 With d the inputs under a tile of 2 x 2 outputs and g the gradient for these outputs, the tile adds
-A'[(G g G') * (B' d B)]A to the gradient of a pair of channels: 16 or 49 matrix products with the tiles of all
+A'[(G g G') * (B' d B)]A to the gradient of a pair of channels: 16 or 36 matrix products with the tiles of all
 images as k, to whose sums A is applied once at the end. A task does this for a group of input channels,
 block by block of PANEL tiles: it transforms both operands into scratch, turns the inputs so that channels
 are neighbours, and adds the products to the sums, which stay in scratch.
@@ -18,9 +17,10 @@ from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import algorithm_asked, drop_guard, is_direct, names_of, shared_limit
 from graphflow.compiler.emit.packing import axis_values, transpose
 from graphflow.compiler.emit.tiling import rows_of_tile
+from graphflow.compiler.emit.winograd_matrices import transposed
 from graphflow.compiler.emit.winograd_tiles import (
     FLOAT,
-    NUMBERS,
+    SIDES,
     TILES_OF_2,
     ZERO,
     TileEmitter,
@@ -77,7 +77,7 @@ class WinogradWeights:
     @property
     def products(self) -> int:
         """Matrix products: multiplications for a tile and a pair of channels."""
-        return NUMBERS[self.side] ** 2
+        return self.places.window ** 2
 
     @property
     def m_tiles(self) -> int:
@@ -99,7 +99,7 @@ class WinogradWeights:
             "turned ": self.products * PANEL * self.group,
             "gradients ": self.products * rows * PANEL,
             "sums ": self.products * rows * self.group,
-            "half ": 2 * self.places.numbers * self.places.plane,
+            "half ": 2 * self.places.window * self.places.plane,
             "finished ": self.side ** 2 * self.group,
         }
         return padded(sizes, self.lanes)
@@ -117,7 +117,7 @@ def winograd_weights(kernel: ContractionKernel, target: Target) -> WinogradWeigh
     image, ((y, height), (x, width)) = (c.k[0] if len(c.k) == 3 else ("image", 1)), c.k[-2:]
     ((out, outs),), ((channel, channels), *taps) = c.m, c.n
     side = taps[0][1]
-    if c.a.dtype != dtypes.F32 or taps[1][1] != side or not isinstance(side, int) or side not in NUMBERS:
+    if c.a.dtype != dtypes.F32 or taps[1][1] != side or not isinstance(side, int) or side not in SIDES:
         return None
     if not all(isinstance(d, int) and d > 0 for d in (outs, height, width, channels)):
         return None
@@ -132,7 +132,7 @@ def winograd_weights(kernel: ContractionKernel, target: Target) -> WinogradWeigh
     assert isinstance(height, int) and isinstance(width, int)
     nr = 2 * lanes if channels > lanes else lanes
     mr = min(rows_of_tile(outs, nr, lanes, target), outs)
-    most = _SUMS_BYTES // (4 * NUMBERS[side] ** 2 * -(-outs // mr) * mr * nr) if c.batch else 1
+    most = _SUMS_BYTES // (4 * (side + 1) ** 2 * -(-outs // mr) * mr * nr) if c.batch else 1
     panels = max(1, min(-(-channels // nr), most))
     w = WinogradWeights(c.batch, image, limit, y, x, out, channel, (taps[0][0], taps[1][0]),
                         height, width, outs, channels, side, mr, nr, panels * nr, lanes)
@@ -215,29 +215,24 @@ class _Emission(TileEmitter):
 
     def _operands(self) -> None:
         """B' d B and G g G' of one image's tiles in the block."""
-        e, b, w = self.e, self.b, self.w
+        e, w = self.e, self.w
         node = e.nodes.substitute(e.nodes.of(drop_guard(self.c.b, w.limit)), dict.fromkeys(w.taps, 0))
         inputs = [[self.element(node, w.y, w.x, 0, parity, i, w.side - 1) for i in range(w.places.window)]
                   for parity in (0, 1)]
         node = e.nodes.of(drop_guard(self.c.a, w.limit))
         gradients = [[self.element(node, w.y, w.x, 0, parity, i, 0) for i in (0, 1)] for parity in (0, 1)]
-        half = constant(FLOAT, 0.5)
-
-        def gradient_change(g: list[Value]) -> list[Value]:
-            total = b.add(g[0], g[1])
-            found = [g[0], b.mul(total, half), b.mul(b.sub(g[0], g[1]), half), b.neg(g[1])]
-            return [*found, g[0], total, g[1]] if w.side == 5 else found
+        matrices = w.places.matrices
 
         def place(i: int, name: str, rows: int, row: DimLike) -> Value:
             return e.address(name, (i * rows + row) * PANEL + symbol("column"))
 
         with e.scopes.loop(w.channel, e.scopes.bound("start"), e.scopes.bound("stop")) as channel:
             channel.next()
-            self.transform(inputs, self.input_change,
+            self.transform(inputs, self.change(matrices.b),
                            lambda i: place(i, "inputs ", w.group, symbol(w.channel) - symbol("start")))
         with e.scopes.loop(w.out, ZERO, constant(I64, w.outs)) as out:
             out.next()
-            self.transform(gradients, gradient_change,
+            self.transform(gradients, self.change(transposed(matrices.a)),
                            lambda i: place(i, "gradients ", self.rows, symbol(w.out)))
 
     def _turn(self) -> None:
@@ -273,8 +268,8 @@ class _Emission(TileEmitter):
                     rows.next()
                     base = (number * self.rows + row) * w.group + panel
                     at = [e.address("sums ", base + r * w.group) for r in range(w.mr)]
-                    before = [b.load(wide, x, align=64) for x in at]
-                    with e.scopes.loop("k", ZERO, count, 1, before) as tile:
+                    # A block's products are added up by themselves, so that rounding stays small.
+                    with e.scopes.loop("k", ZERO, count, 1, [constant(wide, 0)] * w.mr) as tile:
                         turned = e.address("turned ", (number * PANEL + k) * w.group + panel)
                         right = b.load(wide, turned, align=64)
                         first = (number * self.rows + row) * PANEL + k
@@ -282,7 +277,7 @@ class _Emission(TileEmitter):
                         tile.next(*(self.multiply(b.load(FLOAT, x), right, s)
                                     for x, s in zip(left, tile.carry)))
                     for x, total in zip(at, tile.results):
-                        b.store(total, x, align=64)
+                        b.store(b.add(total, b.load(wide, x, align=64)), x, align=64)
 
     def _results(self) -> None:
         """A' s A of each pair of channels, and the stores."""
@@ -300,13 +295,9 @@ class _Emission(TileEmitter):
         """The gradients of one output channel and a vector of input channels."""
         e, b, w = self.e, self.b, self.w
 
-        def summed(m: list[Value]) -> list[Value]:
-            middle = b.add(m[1], m[2])
-            found = [b.add(m[0], middle), b.sub(m[1], m[2]), b.add(middle, m[3])]
-            return [*found, b.add(m[4], m[5]), b.sub(m[5], m[6])] if w.side == 5 else found
-
+        summed = self.change(transposed(w.places.matrices.g))
         at = symbol(w.out) * w.group + symbol("column")
-        columns, n = [], w.places.numbers
+        columns, n = [], w.places.window
         for j in range(n):
             m = [b.load(self.type, e.address("sums ", (n * i + j) * self.rows * w.group + at), align=4)
                  for i in range(n)]

@@ -2,11 +2,12 @@
 but for the order of summation in split reductions, which is fixed here by the shapes).
 
 Every `fused` node gets its `position` and `split`. Order: checks and what they need come first; then, among
-the kernels that can run, the one that leaves the least memory alive. Layout: every buffer is row-major;
-values carry no other yet.
+the kernels that can run, the one that leaves the least memory alive. Layouts are chosen before, by `layout`.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, Value
@@ -15,9 +16,11 @@ from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import Probe, domain
 from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.passes.fuse import FEW_ROWS, typical
-from graphflow.compiler.passes.kernels import column_groups
-from graphflow.compiler.plan.dims import product
+from graphflow.compiler.passes.kernels import column_groups, domain_layout
+from graphflow.compiler.passes.phases import cut_axis
+from graphflow.compiler.plan.dims import DimLike, product
 from graphflow.compiler.plan.dtypes import F32
+from graphflow.compiler.plan.layouts import CHANNELS_LAST
 
 PIECE = 2048
 """About how many products one piece of a split contraction sums, and
@@ -115,8 +118,10 @@ def split(node: Node) -> int:
         if not reductions or not node.attrs["axes"] or any(r.op in ("argmax", "argmin") for r in reductions):
             return 0
         shape, axes = domain(reductions[0]), node.attrs["axes"]
+        if domain_layout(node, shape) == CHANNELS_LAST:
+            return _images_of_piece(node, shape, axes)
         rows = typical(product(d for i, d in enumerate(shape) if i not in axes))
-        first, total = typical(shape[axes[0]]), typical(product(shape[i] for i in axes))
+        first, total = typical(shape[cut_axis(shape, axes)]), typical(product(shape[i] for i in axes))
         outer_rank = len(shape) - len(axes)
         if rows >= FEW_ROWS or total < 16 * PIECE or any(v.type.rank != outer_rank for v in region.results):
             return 0
@@ -127,6 +132,17 @@ def split(node: Node) -> int:
     return 0
 
 
+def _images_of_piece(node: Node, shape: Sequence[DimLike], axes: Sequence[int]) -> int:
+    """The length of a piece of a row of channels-last images, which runs across memory; 0 where it does not,
+    or is short."""
+    size, along = typical(product(shape)), typical(shape[cut_axis(shape, axes)])
+    written = any(name and t.rank == len(shape) for name, t in zip(node.attrs["inplace"], node.types))
+    if 1 in axes or tuple(axes)[:1] != (0,) or size < 16 * PIECE or written:
+        return 0
+    piece = _power_of_two(max(2 * PIECE // max(size // max(along, 1), 1), 1))
+    return piece if piece < along else 0
+
+
 def _sums_over_tiles(anchor: Node) -> bool:
     """Whether this is a gradient for weights of the kind that `emit/winograd_weights.py` is for: its tasks
     have all output channels, and 32 input channels or more."""
@@ -134,7 +150,7 @@ def _sums_over_tiles(anchor: Node) -> bool:
     return (anchor.op == "conv_weight_grad" and anchor.attrs["kernel"] in ((3, 3), (5, 5))
             and anchor.types[0].dtype == F32 and all(_ones(g) for g in geometry)
             and all(isinstance(d, int) and d >= 16 for d in anchor.types[0].shape[:2])
-            and -typical(anchor.types[0].shape[1]) % 16 < 6)
+            and (anchor.attrs["kernel"] == (5, 5) or -typical(anchor.types[0].shape[1]) % 16 < 6))
 
 
 def _ones(x: object) -> bool:
