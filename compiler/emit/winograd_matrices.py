@@ -32,9 +32,11 @@ from graphflow.compiler.emit.builder import Builder, Value, constant
 
 Matrix = tuple[tuple[Fraction, ...], ...]
 
-_PAIRS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)),
+_PAIRS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)), 7: (Fraction(1), Fraction(7, 4)),
           8: (Fraction(1, 2), Fraction(1), Fraction(15, 8))}
 """By the number of products: the points beside 0 and infinity, of each pair ±p the positive one."""
+_SINGLE = {7: (Fraction(-3, 8),)}
+"""The point without a partner, where the number is odd."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def winograd_matrices(outputs: int, taps: int) -> Matrices:
     products = outputs + taps - 1
     if products not in _PAIRS:
         raise ValueError(f"no points are known for {products} products; known are {sorted(_PAIRS)}")
-    points = [Fraction(0), *(p for pair in _PAIRS[products] for p in (pair, -pair))]
+    pairs = [p for pair in _PAIRS[products] for p in (pair, -pair)]
+    points = [Fraction(0), *pairs, *_SINGLE.get(products, ())]
     scales = [1 / prod((p - q for q in points if q != p), start=Fraction(1)) for p in points]
     last = [tuple(Fraction(i == size - 1) for i in range(size)) for size in (outputs, taps)]
     columns = [*(tuple(p**i for i in range(outputs)) for p in points), last[0]]
