@@ -14,7 +14,7 @@ from graphflow.compiler.emit.winograd_matrices import Matrix, multiply, transpos
 from graphflow.compiler.target import host_target
 from graphflow.runtime.native import load_object
 
-FORMS = ((2, 3), (3, 2), (4, 3), (3, 4), (2, 5), (5, 2), (4, 5), (5, 4))
+FORMS = ((2, 3), (3, 2), (4, 3), (3, 4), (2, 5), (5, 2), (5, 3), (3, 5), (4, 5), (5, 4))
 
 
 def fractions(rng: np.random.Generator, count: int) -> list[Fraction]:
