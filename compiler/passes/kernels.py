@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from graphflow.compiler.ir.graph import Node, Value
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import (
@@ -37,7 +35,6 @@ from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
 from graphflow.compiler.passes.fuse import typical
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
-from graphflow.compiler.plan.dtypes import DType
 from graphflow.compiler.plan.layouts import CHANNELS_LAST, in_memory, is_layout
 
 Index = tuple[DimLike, ...]
@@ -206,8 +203,9 @@ def _contraction(node: Node, e: Evaluator, piece: int = 0) -> tuple[Contraction,
     m, at_m = axes_of("m", parts.m)
     count = column_groups(node)
     groups: tuple[tuple[str, int], ...] = (("g0", count),) if count > 1 else ()
-    n, at_n = axes_of("n", tuple(d // count for d in parts.n))
-    in_b = tuple(at + symbol("g0") * d for at, d in zip(at_n, (d // count for d in parts.n))) if groups else at_n
+    columns = tuple(d // count for d in parts.n)
+    n, at_n = axes_of("n", columns)
+    in_b = tuple(at + symbol("g0") * d for at, d in zip(at_n, columns)) if groups else at_n
     k, at_k = axes_of("k", parts.k)
     e.declare((*batch, *m, *n, *k, *groups))
     guards: list[Guard] = []
@@ -265,70 +263,6 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel
     stores = tuple(f.store(j, index, e.value(r, index)) for j, r in enumerate(region.results))
     body = nest(loops, (*e.scopes[0].lets, *stores), "grid")
     return head, finish(name, e, [*f.arguments, Argument("p", dtype, shape, "r")], body), shape
-
-
-def split_row(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel, list[tuple[DimLike, ...]], list]:
-    """(partials of every reduction per piece, their combination with what follows, shapes and dtypes of the
-    partials)."""
-    region, e = node.regions[0], evaluator(node, f)
-    shape, axes = row_shape(node)
-    piece, first_axis = node.attrs["split"], axes[0]
-    pieces = ceildiv(shape[first_axis], piece)
-    loops, index = axes_of("i", shape, domain_layout(node, shape))
-    outer = tuple((n, x) for n, x in loops if int(n[1:]) not in axes)
-    at_row = tuple(d for i, d in enumerate(index) if i not in axes)
-    rows = tuple(d for i, d in enumerate(shape) if i not in axes)
-    e.declare((*outer, (PIECE, pieces)))
-    reductions = [n for n in region.nodes() if OPS[n.op].kind == "reduce"]
-    stores, shapes, dtypes, arguments = [], [], [], list(f.arguments)
-    for number, n in enumerate(reductions):
-        reduce = _piece(e, n, shape, axes, at_row, piece)
-        shapes.append((pieces, *rows))
-        dtypes.append(n.types[0].dtype)
-        arguments.append(Argument(f"p{number}", n.types[0].dtype, shapes[-1], "w"))
-        stores.append(Store(f"p{number}", (symbol(PIECE), *at_row), reduce))
-    body = nest(((PIECE, pieces), *outer), (*e.scopes[0].lets, *stores), "grid")
-    head = finish(f"{name}_partial", e, arguments, body)
-    e = evaluator(node, f)
-    e.declare((*outer, (PIECE, pieces)))
-    for number, n in enumerate(reductions):
-        kind = n.op.removeprefix("reduce_")
-        total = Reduce(
-            kind,
-            ((f"s{number}", pieces),),
-            (Load(f"p{number}", (symbol(f"s{number}"), *at_row), dtypes[number]),),
-        )
-        e.preset(n.result(), at_row, e.bind(total))
-    ends = [f.store(j, at_row, e.value(r, at_row)) for j, r in enumerate(region.results)]
-    partials = [Argument(f"p{i}", d, s, "r") for i, (s, d) in enumerate(zip(shapes, dtypes))]
-    tail = finish(name, e, [*f.arguments, *partials], nest(outer, (*e.scopes[0].lets, *ends), "grid"))
-    return head, tail, shapes, dtypes
-
-
-IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}
-
-
-def _piece(e: Evaluator, n: Node, shape: Index, axes: tuple[int, ...], at_row: Index, piece: int) -> Expr:
-    """The reduction over one piece of the first axis; elements past the end count as the identity."""
-    kind = n.op.removeprefix("reduce_")
-    point = OpPoint(e, n)
-    loops = point.loops(piece, *(shape[a] for a in axes[1:]))
-    at = [symbol(PIECE) * piece + symbol(loops[0][0]), *(symbol(v) for v, _ in loops[1:])]
-    index: list[DimLike] = []
-    rows = iter(at_row)
-    for i in range(len(shape)):
-        index.append(at[axes.index(i)] if i in axes else next(rows))
-    dtype = n.inputs[0].dtype
-    fill = IDENTITY[kind] if kind in IDENTITY else _worst(kind, dtype)
-    operand = point.operand(0, index, (Guard(at[0], shape[axes[0]]),), fill)
-    return point.reduce(kind, loops, operand)
-
-
-def _worst(kind: str, dtype: DType) -> float | int | bool:
-    if dtype.is_float:
-        return float("-inf") if kind == "max" else float("inf")
-    limits = np.iinfo(dtype.numpy)
-    return int(limits.min if kind == "max" else limits.max)
 
 
 def finish(

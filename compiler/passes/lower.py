@@ -19,6 +19,7 @@ from graphflow.compiler.ir.graph import Graph, Node, Region, TensorType, Value
 from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.passes import kernels, lower_control
+from graphflow.compiler.passes.phases import row_phases
 from graphflow.compiler.plan.dims import DimLike, symbols_of
 from graphflow.compiler.plan.errors import CompilerError, Location
 from graphflow.compiler.plan.schema import (
@@ -256,14 +257,13 @@ class Lowering:
             return
         if kind == "contraction":
             head, tail, shape = kernels.split_contraction(name, node, f)
-            dtype = head.arguments[-1].dtype
-            actual["p"] = self.arena(TensorType(dtype, shape), node, "partial sums")
+            made, between = [head, tail], {"p": TensorType(head.arguments[-1].dtype, shape)}
         else:
-            head, tail, shapes, dtypes = kernels.split_row(name, node, f)
-            for i, (shape, dtype) in enumerate(zip(shapes, dtypes)):
-                actual[f"p{i}"] = self.arena(TensorType(dtype, shape), node, "partial results")
-        self._add(node, head, actual)
-        self._add(node, tail, actual)
+            made, between = row_phases(name, node, f)
+        for argument, type in between.items():
+            actual[argument] = self.arena(type, node, "partial results")
+        for kernel in made:
+            self._add(node, kernel, actual)
 
     def _add(self, node: Node, kernel: Kernel, actual: Mapping[str, str]) -> None:
         """Appends a launch; a kernel equal to an earlier one is that one."""
