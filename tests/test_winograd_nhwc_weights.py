@@ -148,11 +148,11 @@ def test_groups() -> None:
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("number", [0, 2, 4])
+@pytest.mark.parametrize("number", [0, 2, 4, 5])
 def test_the_tile_names_the_algorithm(number: int) -> None:
-    """Tiles of 2 and of 4 outputs, or none, whatever the cost model says."""
+    """Tiles of 2, 4 and 5 outputs, or none, whatever the cost model says."""
     rng = np.random.default_rng(number)
-    padding, x = ((1, 1), (1, 1)), (7, 10, LANES)
+    padding, x = ((1, 1), (1, 1)), (7, 12, LANES)
     _, feeds, dw = gradient_graph((2, *x), LANES, 3, padding)
     program = Compilation(graph_of(feeds, [dw]), host_target()).result("lower")
     (name, kernel), = program.kernels.items()

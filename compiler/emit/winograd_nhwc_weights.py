@@ -39,10 +39,10 @@ from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
 from graphflow.compiler.target import Target
 
-OUTPUTS = {3: (4, 2), 5: (2,)}
+OUTPUTS = {3: (5, 4, 2), 5: (4, 2)}
 """By the places of a kernel along an axis: the outputs of a tile along it."""
-_TILES = 64
-"""Tiles of a block."""
+_TILES = 32
+"""Tiles of a block: few, so that sums of as many terms are short, and are added up themselves."""
 _INPUT, _GRADIENT, _RESULT = 170.0, 100.0, 200.0
 """Cycles, where there are 36 products, to transform a vector of channels of a tile; and to finish and store
 the gradients of a channel and a vector of channels."""
@@ -102,10 +102,11 @@ class WinogradNhwcWeights:
         return self.outputs + self.side - 1
 
     @property
-    def pairs(self) -> list[tuple[int, int]]:
+    def groups(self) -> list[tuple[int, ...]]:
         """The rows of the products in pairs that share terms: the first and the last, then those of the
-        points p and -p."""
-        return [(0, self.n - 1), *((i, i + 1) for i in range(1, self.n - 1, 2))]
+        points p and -p; where their number is odd, one is left over."""
+        rows = range(1, self.n - 1)
+        return [(0, self.n - 1), *(tuple(rows[i:i + 2]) for i in range(0, len(rows), 2))]
 
     @property
     def down(self) -> int:
@@ -131,8 +132,8 @@ class WinogradNhwcWeights:
     def parts(self) -> dict[str, int]:
         """The pieces of a worker's scratch, in elements: transformed tiles of both operands, the sums
         [product][vector of in][vector of out][lane of in][lane of out], zeros for reads outside of an image,
-        and the result of a vector of output channels, before and after it is turned."""
-        square, places = self.lanes ** 2, self.side ** 2 * self.block_in * self.lanes
+        and the result for a square of channels, before and after it is turned."""
+        square, places = self.lanes ** 2, self.side ** 2 * self.lanes
         sizes = {
             "inputs ": 2 * self.n * self.stride(self.block_in),
             "gradients ": 2 * self.n * self.stride(self.block_out),
@@ -149,7 +150,7 @@ def winograd_nhwc_weights(kernel: ContractionKernel, target: Target) -> Winograd
     """How the kernel is computed so; None where it is no such gradient, its tile names another algorithm, or
     none and this one would gain nothing."""
     asked = algorithm_asked(kernel)
-    found = [w for outputs in (4, 2) if asked in (None, outputs)
+    found = [w for outputs in (5, 4, 2) if asked in (None, outputs)
              and (w := _applies(kernel, target, outputs)) is not None]
     best = min(found, key=_cycles, default=None)
     return best if best is not None and (asked or _cycles(best) < 0.95 * _direct_cycles(best)) else None
@@ -228,7 +229,7 @@ def _blocks(outs: int, channels: int, nv: int, lanes: int, n: int, target: Targe
         for n_blocks in range(1, channels + 1):
             out, inside = -(-outs // (nv * m_blocks)) * nv, -(-channels // n_blocks)
             size = 2 * n * (out * inside * lanes + (out + inside) * _TILES) * lanes * 4
-            cost = size > target.l2 * 3 // 4, m_blocks * channels * _INPUT + n_blocks * outs * _GRADIENT
+            cost = size > target.l2, m_blocks * channels * _INPUT + n_blocks * outs * _GRADIENT
             if best is None or cost < best[0]:
                 best = cost, (out, inside)
     assert best is not None
@@ -308,20 +309,20 @@ class _Emission(WinogradEmitter):
             room = e.scalar(w.limit.bound - (w.limit.at - symbol(w.image[0])))
             images = b.intrinsic("smin", images, b.intrinsic("smax", room, 0))
         total = b.mul(images, w.down * w.across)
-        for number, rows in enumerate(w.pairs):
+        for number, rows in enumerate(w.groups):
             with e.scopes.loop("first", ZERO, b.intrinsic("smax", total, 1), _TILES) as first:
                 first.next()
                 count = b.intrinsic("smin", b.sub(total, first.index), _TILES)
                 with e.scopes.loop("tile", ZERO, count) as tile:
                     tile.next()
                     self._tile(b.add(first.index, tile.index), tile.index, rows)
-                self._products(number, count, b.compare("eq", first.index, 0))
+                self._products(2 * w.n * number, len(rows) * w.n, count, b.compare("eq", first.index, 0))
         self._results()
 
     # -- transformations -----------------------------------------------------------------------------------
 
-    def _tile(self, number: Value, at: Value, rows: tuple[int, int]) -> None:
-        """Transforms both operands of one tile: those two rows of the products."""
+    def _tile(self, number: Value, at: Value, rows: tuple[int, ...]) -> None:
+        """Transforms both operands of one tile: those rows of the products."""
         e, b, w = self.e, self.b, self.w
         image = b.udiv(number, constant(I64, w.down * w.across))
         rest = b.sub(number, b.mul(image, w.down * w.across))
@@ -332,14 +333,14 @@ class _Emission(WinogradEmitter):
         self._transform("inputs ", w.inputs, w.matrices.b, rows, place, at)
         self._transform("gradients ", w.gradients, transposed(w.matrices.a), rows, place, at)
 
-    def _transform(self, name: str, image: Image, matrix: Sequence[Sequence[Fraction]], rows: tuple[int, int],
+    def _transform(self, name: str, image: Image, matrix: Sequence[Sequence[Fraction]], rows: tuple[int, ...],
                    place: tuple[Value, Value], at: Value) -> None:
-        """Two rows of matrix * window * matrix', for each vector of channels of the task."""
+        """Some rows of matrix * window * matrix', for each vector of channels of the task."""
         e, b, w = self.e, self.b, self.w
         y, x = place
         size = len(matrix[0])
-        pair = [matrix[r] for r in rows]
-        wanted = [i for i in range(size) if any(row[i] for row in pair)]
+        chosen = tuple(matrix[r] for r in rows)
+        wanted = [i for i in range(size) if any(row[i] for row in chosen)]
         first = b.add(e.scalar(image.origin), self.first[name])
         first = b.add(b.add(first, b.mul(y, image.row)), b.mul(x, image.column))
         lines = {i: self._line(image, b.gep(e.pointers[image.arg], b.add(first, i * image.row), FLOAT),
@@ -356,9 +357,9 @@ class _Emission(WinogradEmitter):
             for j, inside in enumerate(columns):
                 values = [self._read(starts[i], j * image.column, inside) if i in starts else None
                           for i in range(size)]
-                halves.append(multiply(b, pair, values, fma))
+                halves.append(multiply(b, chosen, values, fma))
             to = b.gep(into, b.mul(channel, _TILES), FLOAT)
-            for r in range(2):
+            for r in range(len(rows)):
                 for j, value in enumerate(multiply(b, matrix, [half[r] for half in halves], fma)):
                     b.store(value, b.gep(to, (r * w.n + j) * w.stride(block), FLOAT), align=4 * w.lanes)
 
@@ -385,16 +386,16 @@ class _Emission(WinogradEmitter):
 
     # -- products ------------------------------------------------------------------------------------------
 
-    def _products(self, number: int, count: Value, fresh: Value) -> None:
-        """Adds the products of the block's first `count` tiles to the sums of a pair of rows."""
+    def _products(self, first: int, products: int, count: Value, fresh: Value) -> None:
+        """Adds so many products of the block's first `count` tiles to the sums, from product `first` on."""
         e, b, w = self.e, self.b, self.w
         line = _TILES * w.lanes
         square = w.lanes * w.lanes
-        with e.scopes.loop("product", ZERO, constant(I64, 2 * w.n)) as turn:
+        with e.scopes.loop("product", ZERO, constant(I64, products)) as turn:
             turn.next()
             rows = b.gep(e.pointers["inputs "], b.mul(turn.index, w.stride(w.block_in)), FLOAT)
             columns = b.gep(e.pointers["gradients "], b.mul(turn.index, w.stride(w.block_out)), FLOAT)
-            whole = b.add(turn.index, 2 * w.n * number)
+            whole = b.add(turn.index, first)
             with e.scopes.loop("column", ZERO, self.vectors["gradients "], w.nv) as column:
                 column.next()
                 right = b.gep(columns, b.mul(column.index, line), FLOAT)
@@ -413,9 +414,9 @@ class _Emission(WinogradEmitter):
         e, b, w = self.e, self.b, self.w
         places = [b.gep(sums, v * w.lanes * w.lanes + r * w.lanes, FLOAT)
                   for r in range(w.mr) for v in range(w.nv)]
-        before = [b.select(fresh, constant(self.type, 0), b.load(self.type, p, align=4 * w.lanes))
-                  for p in places]
-        with e.scopes.loop("k", ZERO, count, 1, before) as k:
+        zero = constant(self.type, 0)
+        before = [b.select(fresh, zero, b.load(self.type, p, align=4 * w.lanes)) for p in places]
+        with e.scopes.loop("k", ZERO, count, 1, [zero] * len(places)) as k:
             at = b.mul(k.index, w.lanes)
             row = b.gep(left, at, FLOAT)
             lines = [b.gep(right, b.add(at, v * _TILES * w.lanes), FLOAT) for v in range(w.nv)]
@@ -426,70 +427,69 @@ class _Emission(WinogradEmitter):
                 sums_of_row = k.carry[r * w.nv:(r + 1) * w.nv]
                 after += [self.multiply(element, vector, s) for vector, s in zip(vectors, sums_of_row)]
             k.next(*after)
-        for place, total in zip(places, k.results):
-            b.store(total, place, align=4 * w.lanes)
+        for place, total, more in zip(places, before, k.results):
+            b.store(b.add(total, more), place, align=4 * w.lanes)
 
     # -- results -------------------------------------------------------------------------------------------
 
     def _results(self) -> None:
-        """G' s G of each pair of channels, and the stores."""
+        """G' s G of each pair of channels, and the stores: a square of vectors of channels at a time."""
         e, b, w = self.e, self.b, self.w
         places = w.side ** 2
-        start = b.mul(self.first["inputs "], places)
-        length = b.mul(self.vectors["inputs "], places * w.lanes)
-        e.scopes.bind("start", start)
         e.bounds.update({"start": (0, places * (w.channels - 1)), "flat": (0, places * w.channels - 1)})
         with e.scopes.loop("column", ZERO, self.vectors["gradients "]) as column:
             column.next()
-            with e.scopes.loop("row", ZERO, b.mul(self.vectors["inputs "], w.lanes)) as row:
-                row.next()
-                self._back(column.index, row.index)
-            self._turn(length)
             first = b.add(self.first["gradients "], b.mul(column.index, w.lanes))
             e.scopes.bind("out start", first)
-            with e.scopes.loop(w.out, first, b.add(first, w.lanes)) as out:
-                out.next()
-                with e.scopes.loop("flat", start, b.add(start, length), w.lanes, (),
-                                   lambda i: Lane("flat", w.lanes, None, w.lanes)) as flat:
-                    flat.next()
-                    self._store()
+            with e.scopes.loop("row", ZERO, self.vectors["inputs "]) as row:
+                row.next()
+                square = b.add(b.mul(row.index, w.block_out), column.index)
+                self._back(b.gep(e.pointers["sums "], b.mul(square, w.lanes ** 2), FLOAT))
+                self._turn()
+                start = b.mul(b.add(self.first["inputs "], b.mul(row.index, w.lanes)), places)
+                e.scopes.bind("start", start)
+                with e.scopes.loop(w.out, first, b.add(first, w.lanes)) as out:
+                    out.next()
+                    with e.scopes.loop("flat", start, b.add(start, places * w.lanes), w.lanes, (),
+                                       lambda i: Lane("flat", w.lanes, None, w.lanes)) as flat:
+                        flat.next()
+                        self._store()
 
-    def _back(self, column: Value, row: Value) -> None:
-        """The gradients of one input channel and a vector of output channels."""
+    def _back(self, first: Value) -> None:
+        """The gradients of a square of channels, [input channel][tap][output channel]. `first`: its sums."""
         e, b, w = self.e, self.b, self.w
-        square, fma = w.lanes ** 2, e.target.has_fma
-        vector = b.udiv(row, constant(I64, w.lanes))
-        at = b.add(b.mul(b.add(b.mul(vector, w.block_out), column), square),
-                   b.mul(b.sub(row, b.mul(vector, w.lanes)), w.lanes))
-        first = b.gep(e.pointers["sums "], at, FLOAT)
+        product, fma = w.block_in * w.block_out * w.lanes ** 2, e.target.has_fma
         matrix = transposed(w.matrices.g)
-        where = {r: 2 * number + i for number, rows in enumerate(w.pairs) for i, r in enumerate(rows)}
-        columns = []
-        for j in range(w.n):
-            sums = [b.load(self.type, b.gep(first, (where[i] * w.n + j) * w.block_in * w.block_out * square,
-                                            FLOAT), align=4 * w.lanes) for i in range(w.n)]
-            columns.append(multiply(b, matrix, sums, fma))
-        to = b.gep(e.pointers["finished "], b.mul(row, w.side ** 2 * w.lanes), FLOAT)
-        for r in range(w.side):
-            for s, value in enumerate(multiply(b, matrix, [c[r] for c in columns], fma)):
-                b.store(value, b.gep(to, (w.side * r + s) * w.lanes, FLOAT), align=4 * w.lanes)
+        where = {r: 2 * number + i for number, rows in enumerate(w.groups) for i, r in enumerate(rows)}
+        with e.scopes.loop("lane", ZERO, constant(I64, w.lanes)) as lane:
+            lane.next()
+            at = b.gep(first, b.mul(lane.index, w.lanes), FLOAT)
+            columns = []
+            for j in range(w.n):
+                sums = [b.gep(at, (where[i] * w.n + j) * product, FLOAT) for i in range(w.n)]
+                loaded = [b.load(self.type, s, align=4 * w.lanes) for s in sums]
+                columns.append(multiply(b, matrix, loaded, fma))
+            to = b.gep(e.pointers["finished "], b.mul(lane.index, w.side ** 2 * w.lanes), FLOAT)
+            for r in range(w.side):
+                for s, value in enumerate(multiply(b, matrix, [c[r] for c in columns], fma)):
+                    b.store(value, b.gep(to, (w.side * r + s) * w.lanes, FLOAT), align=4 * w.lanes)
 
-    def _turn(self, length: Value) -> None:
+    def _turn(self) -> None:
         """Turns [input channel and tap][output channel] into [output channel][input channel and tap]."""
         e, b, w = self.e, self.b, self.w
         size = w.lanes
-        with e.scopes.loop("flat", ZERO, length, size) as flat:
+        with e.scopes.loop("flat", ZERO, constant(I64, w.side ** 2 * size), size) as flat:
             flat.next()
             first = b.gep(e.pointers["finished "], b.mul(flat.index, size), FLOAT)
             block = [b.load(self.type, b.gep(first, i * size, FLOAT), align=4 * size) for i in range(size)]
             to = b.gep(e.pointers["turned "], flat.index, FLOAT)
             for i, vector in enumerate(transpose(e, block)):
-                b.store(vector, b.gep(to, i * w.side ** 2 * w.block_in * size, FLOAT), align=4 * size)
+                b.store(vector, b.gep(to, i * w.side ** 2 * size, FLOAT), align=4 * size)
 
     def _store(self) -> None:
         """The stores of a vector of the weights of one output channel."""
         e, b, w = self.e, self.b, self.w
-        row = (symbol(w.out) - symbol("out start")) * (w.side ** 2 * w.block_in * w.lanes)
+        row = (symbol(w.out) - symbol("out start")) * (w.side ** 2 * w.lanes)
         at = e.address("turned ", row + symbol("flat") - symbol("start"))
         total = b.load(self.type, at, align=4 * w.lanes)
         self.store(total, axis_values(e, self.c.n, symbol("flat"), ""))
