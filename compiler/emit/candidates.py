@@ -77,7 +77,7 @@ ALGORITHMS = (
     Algorithm((), row_contraction, row_tasks, row_scratch, emit_row_contraction),
     Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc),
     Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd),
-    Algorithm((2, 4), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,
+    Algorithm((2, 4, 5), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,
               emit_winograd_nhwc_weights),
     Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
               emit_winograd_weights),
@@ -85,7 +85,7 @@ ALGORITHMS = (
     Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct),
 )
 """Every algorithm but the direct one; the first that gives an answer is taken. 1: the definition of a
-convolution over images unfolded along x; 2 and 4: Winograd with tiles of 2 x 2 and of 4 x 4 outputs."""
+convolution over images unfolded along x; 2, 4 and 5: Winograd with tiles of as many outputs along an axis."""
 
 
 def special(kernel: ContractionKernel, target: Target) -> tuple[Algorithm, Any] | None:
