@@ -74,3 +74,167 @@ def good(code: str, gpu: dict[str, str], **more: str) -> str:
 @pytest.mark.parametrize("code", [LENET, LSTM], ids=["lenet", "lstm"])
 def test_training_steps(code: str, gpu: dict[str, str]) -> None:
     assert good(code, gpu) == "same\n"
+
+
+# --- what stays where
+
+
+def test_states_move_only_when_they_must(gpu: dict[str, str]) -> None:
+    """Programs of the GPU and of the CPU share one Store, and each sees what the other made."""
+    code = """
+x = gf.input("x", (2, 3))
+w = gf.parameter((3, 2), gf.init.normal(1.0), name="w")
+y = gf.matmul(x, w)
+update = {w: w * 0.5 + gf.sum(y)}
+step = gf.function([x], y, update, device="cuda")
+look = gf.function([x], y, device="cpu", store=step.store)
+a = rng.standard_normal((2, 3), dtype=np.float32)
+expected = step.store["w"]
+for i in range(5):
+    result = step(a)
+    close(result, a @ expected)
+    expected = expected * 0.5 + (a @ expected).sum()
+copies = fake.fake_cuda_calls(b"cuMemcpyDtoHAsync_v2")
+for i in range(5):
+    step(a)
+    expected = expected * 0.5 + (a @ expected).sum()
+assert fake.fake_cuda_calls(b"cuMemcpyDtoHAsync_v2") == copies, "results that nobody reads were fetched"
+assert fake.fake_cuda_calls(b"cuGraphLaunch") == 10
+assert fake.fake_cuda_calls(b"cuGraphInstantiateWithFlags") == 2
+close(step.store["w"], expected)
+close(look(a), a @ expected)
+step.store["w"] = np.ones((3, 2), np.float32)
+close(step(a), a @ np.ones((3, 2)))
+both = gf.function([x], y, {w: w + 1.0}, device="cpu", store=step.store)
+before = step.store["w"]
+both(a)
+close(step(a), a @ (before + 1))
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_results_are_kept_while_somebody_holds_them(gpu: dict[str, str]) -> None:
+    code = """
+x = gf.input("x", (None,))
+p = gf.function([x], {"double": x * 2.0, "sum": gf.sum(x)}, device="cuda")
+held = [p(np.full(4, i, np.float32)) for i in range(6)]
+for i, r in enumerate(held):
+    close(r["double"], np.full(4, 2 * i)); assert float(r["sum"]) == 4 * i
+    assert (r["double"] + 1).tolist() == [2 * i + 1] * 4 and r["double"].shape == (4,) and f"{r['sum']:.1f}"
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_loops_and_branches_that_values_decide(gpu: dict[str, str]) -> None:
+    code = """
+x = gf.input("x", (3,))
+made = [gf.while_loop(lambda v: gf.sum(v) < 100.0, lambda v: v * 2.0, x, limit=50),
+        gf.cond(gf.sum(x) > 3.5, lambda: x + 1.0, lambda: x - 1.0)]
+there, here = (gf.function([x], made, device=d) for d in ("cuda", "cpu"))
+for a in (np.ones(3, np.float32), np.full(3, 7.0, np.float32)):
+    for found, wanted in zip(there(a), here(a)):
+        close(found, wanted)
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_a_check_that_fails_changes_nothing(gpu: dict[str, str]) -> None:
+    code = """
+x, t = gf.input("x", (2, 3)), gf.input("t", (2,), "int64")
+w = gf.parameter((3, 4), gf.init.normal(1.0), name="w")
+loss = gf.loss.softmax_cross_entropy(gf.matmul(x, w), t)
+step = gf.function([x, t], loss, gf.optim.SGD(0.1).minimize(loss), device="cuda")
+a = rng.standard_normal((2, 3), dtype=np.float32)
+step(a, np.array([0, 3]))
+before = step.store["w"]
+try:
+    step(a, np.array([0, 4]))
+except gf.FeedError as error:
+    assert "t" in str(error)
+else:
+    raise AssertionError("the label 4 of 4 classes was taken")
+np.testing.assert_array_equal(step.store["w"], before)
+float(step(a, np.array([0, 1])))
+assert (step.store["w"] != before).any()
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_programs_leave_nothing_on_the_device(gpu: dict[str, str]) -> None:
+    code = """
+import gc
+x = gf.input("x", (None, 3))
+w = gf.parameter((3, 2), gf.init.normal(1.0), name="w")
+first = gf.function([x], gf.matmul(x, w), device="cuda")
+a = np.ones((2, 3), np.float32)
+first(a)
+gc.collect()
+before = fake.fake_cuda_allocated(), fake.fake_cuda_handles()
+for i in range(1000):
+    p = gf.function([x], gf.matmul(x, w), device="cuda", store=first.store)
+    p(a)
+del p
+gc.collect()
+assert (fake.fake_cuda_allocated(), fake.fake_cuda_handles()) == before, (fake.fake_cuda_handles(), before)
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+# --- what goes wrong
+
+USE = """
+x = gf.input("x", (None, 3))
+w = gf.parameter((3, 2), gf.init.normal(1.0), name="w")
+a = np.ones((2, 3), np.float32)
+try:
+    step = gf.function([x], gf.sum(gf.matmul(x, w)), {w: w * 0.5}, device="cuda")
+    for i in range(3):
+        float(step(a))
+    float(step(np.ones((400000, 3), np.float32)))
+except gf.DeviceError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize(
+    "wrong, said",
+    [
+        ({"FAKE_CUDA_DEVICES": "0"}, "the NVIDIA driver finds no GPU"),
+        ({"FAKE_CUDA_VERSION": "11040"}, "the NVIDIA driver is for CUDA 11.4, older than 12.0"),
+        ({"FAKE_CUDA_FAIL": "cuInit:1:999"}, "the NVIDIA driver does not start (cuInit returned 999)"),
+        ({"FAKE_CUDA_FAIL": "cuDevicePrimaryCtxRetain:1:2"}, "the GPU does not start"),
+        ({"FAKE_CUDA_FAIL": "cuGraphLaunch:2:719"}, "the GPU failed: "),
+        ({"FAKE_CUDA_FAIL": "cuMemcpyDtoHAsync_v2:1:700"}, "the GPU failed: "),
+        ({"FAKE_CUDA_FAIL": "cuModuleLoadDataEx:1:200"}, "the GPU failed: "),
+        ({"FAKE_CUDA_FAIL": "cuStreamBeginCapture_v2:1:1"}, "the GPU failed: "),
+        ({"FAKE_CUDA_MEMORY": "1000000"}, "bytes on the GPU"),
+    ],
+    ids=["no device", "old driver", "no start", "no context", "launch", "copy", "module", "capture",
+         "memory"],
+)
+def test_faults_are_clear_errors(wrong: dict[str, str], said: str, gpu: dict[str, str]) -> None:
+    """And the process lives on: it ends by itself, with status 0."""
+    assert said in good(USE, gpu, **wrong)
+
+
+def test_devices_tell_what_is_there(gpu: dict[str, str]) -> None:
+    code = "from graphflow.runtime.device import devices\nprint([d.describe() for d in devices()][1])"
+    assert good(code, gpu) == "cuda       NVIDIA GPUs: 1; Simulated GPU\n"
+
+
+def test_the_plan_has_what_the_assembler_reports(gpu: dict[str, str]) -> None:
+    code = """
+x = gf.input("x", (None, 3))
+p = gf.function([x], gf.softmax(x), device="cuda")
+p(np.ones((2, 3), np.float32))
+print(p.text("plan"))
+print(p.text("emit"))
+"""
+    text = good(code, gpu)
+    assert "threads 256 symbols [N] registers 32 shared 64 spilled 0" in text.replace("[batch]", "[N]")
+    assert "__global__" in text
