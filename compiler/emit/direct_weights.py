@@ -115,7 +115,7 @@ def applies(kernel: ContractionKernel, target: Target) -> DirectWeights | None:
     lanes = target.vector_bytes // 4
     group = max(1, min(channels, target.l2 // 4 // (4 * lanes * outs * py * px)))
     cycles = max(trips(images[1]), 1) * outs * py * px * height * width / lanes            # of one channel
-    group = min(group, max(1, round(_TASK_CYCLES / cycles)))
+    group = min(group, max(1, round(_TASK_CYCLES / max(cycles, 1))))
     group = -(-channels // -(-channels // group))
     image = unfolded((y, height), (x, width), (channel, group), ((ty, py), (tx, px)), steps, lanes,
                      target.l2 // 4)
