@@ -41,6 +41,8 @@ from graphflow.compiler.target import Target
 
 OUTPUTS = {3: (5, 4, 2), 5: (4, 2)}
 """By the places of a kernel along an axis: the outputs of a tile along it."""
+_TASKS = 4
+"""As many threads, or 2, should have equal work, if there are so many blocks of channels."""
 _TILES = 32
 """Tiles of a block: few, so that sums of as many terms are short, and are added up themselves."""
 _INPUT, _GRADIENT, _RESULT = 170.0, 100.0, 200.0
@@ -182,7 +184,9 @@ def _applies(kernel: ContractionKernel, target: Target, outputs: int) -> Winogra
     if inputs is None or gradients is None:
         return None
     mr, nv = _register_tile(outs // lanes, lanes, target)
-    block_out, block_in = _blocks(outs // lanes, channels // lanes, nv, lanes, outputs + side - 1, target)
+    pieces = product(extent for _, extent in c.batch)
+    n = outputs + side - 1
+    block_out, block_in = _blocks(outs // lanes, channels // lanes, pieces, nv, lanes, n, target)
     return WinogradNhwcWeights(c.batch, image, limit, inputs, gradients, out, height, width, outs, channels,
                                side, outputs, block_in, block_out, mr, nv, lanes)
 
@@ -221,19 +225,28 @@ def _register_tile(vectors: int, lanes: int, target: Target) -> tuple[int, int]:
     return mr, nv
 
 
-def _blocks(outs: int, channels: int, nv: int, lanes: int, n: int, target: Target) -> tuple[int, int]:
-    """Vectors of output and of input channels of a task: the fewest cycles of transformations such that the
-    sums of a pair of rows, and the transformed tiles of a block, stay in the second level cache."""
+def _blocks(outs: int, channels: int, pieces: DimLike, nv: int, lanes: int, n: int, target: Target
+            ) -> tuple[int, int]:
+    """Vectors of output and of input channels of a task: such that the sums of two rows of products, and the
+    transformed tiles of a block, stay in the second level cache, and that _TASKS threads end soonest."""
     best = None
     for m_blocks in range(1, outs // nv + 1):
         for n_blocks in range(1, channels + 1):
             out, inside = -(-outs // (nv * m_blocks)) * nv, -(-channels // n_blocks)
             size = 2 * n * (out * inside * lanes + (out + inside) * _TILES) * lanes * 4
-            cost = size > target.l2, m_blocks * channels * _INPUT + n_blocks * outs * _GRADIENT
+            tasks = m_blocks * n_blocks
+            if isinstance(pieces, int):
+                tasks = -(-pieces * tasks // _TASKS)
+            cost = size > target.l2, tasks * _tile_cycles(out, inside, lanes, n)
             if best is None or cost < best[0]:
                 best = cost, (out, inside)
     assert best is not None
     return best[1]
+
+
+def _tile_cycles(out: int, inside: int, lanes: int, n: int) -> float:
+    """A rough count for a tile and so many vectors of channels, by a multiplication of vectors in each."""
+    return n ** 2 * (out * inside * lanes / _SHARE + (_INPUT * inside + _GRADIENT * out) / 36)
 
 
 def _images(w: WinogradNhwcWeights) -> int:
@@ -241,12 +254,11 @@ def _images(w: WinogradNhwcWeights) -> int:
 
 
 def _cycles(w: WinogradNhwcWeights) -> float:
-    """A rough count for a piece of the images, by a multiplication of vectors in each."""
-    outs, ins = w.outs // w.lanes, w.channels // w.lanes
+    """A rough count for a piece of the images."""
     m_blocks, n_blocks = w.blocks
-    tile = w.n ** 2 * outs * w.channels / _SHARE
-    tile += (_INPUT * ins * m_blocks + _GRADIENT * outs * n_blocks) * w.n ** 2 / 36
-    return _images(w) * w.down * w.across * tile + _RESULT * w.n ** 2 / 36 * outs * w.channels
+    tile = m_blocks * n_blocks * _tile_cycles(w.block_out, w.block_in, w.lanes, w.n)
+    results = _RESULT * w.n ** 2 / 36 * w.outs // w.lanes * w.channels
+    return _images(w) * w.down * w.across * tile + results
 
 
 def _direct_cycles(w: WinogradNhwcWeights) -> float:
