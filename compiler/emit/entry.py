@@ -206,7 +206,9 @@ class Entry:
     def _copy(self, item: Copy) -> None:
         buffer = self.table[item.target]
         size = self.dims.scalar(product(buffer.shape) * buffer.dtype.bytes)
-        target, source = self._address(item.target), self._address(item.source)
+        self._move(self._address(item.target), self._address(item.source), size)
+
+    def _move(self, target: Value, source: Value, size: Value) -> None:
         self.b.module.declare("llvm.memmove.p0.p0.i64", VOID, ["ptr", "ptr", "i64", "i1 immarg"], "")
         self.b.call("llvm.memmove.p0.p0.i64", VOID, [target, source, size, FALSE], declare=False)
 
@@ -238,6 +240,13 @@ class _RowLoop(Entry):
     def _launch(self, item: Launch) -> None:
         self._arguments(item)
         self.b.call(item.kernel, VOID, [self.args, self.first, self.end, self.b.params[3]], declare=False)
+
+    def _copy(self, item: Copy) -> None:
+        buffer = self.table[item.target]
+        row = self.dims.scalar(product(buffer.shape[1:]) * buffer.dtype.bytes)
+        start, size = self.b.mul(self.first, row), self.b.mul(self.b.sub(self.end, self.first), row)
+        target, source = (self.b.gep(self._address(id), start, I8) for id in (item.target, item.source))
+        self._move(target, source, size)
 
 
 def describe(origins: tuple[int, ...]) -> str:

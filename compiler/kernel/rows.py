@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import ContractionKernel, Kernel, Load, Loop, LoopKernel
 from graphflow.compiler.plan.dims import Dim, DimLike, product, symbol
-from graphflow.compiler.plan.schema import Buffer, Item, Launch, base_of
+from graphflow.compiler.plan.schema import Buffer, Copy, Item, Launch, base_of
 
 
 def row_axis(kernel: Kernel) -> tuple[str, DimLike] | None:
@@ -32,28 +32,35 @@ def dependence(body: Sequence[Item], rows: DimLike, kernels: Mapping[str, Kernel
     """The reason why the loop of that body can't be cut along so many rows; "" if it can."""
     written: set[str] = set()
     for item in body:
-        if not isinstance(item, Launch):
-            return "it holds more than launches"
-        arguments = kernels[item.kernel].arguments
-        written |= {base_of(table, id) for a, id in zip(arguments, item.buffers) if a.mode != "r"}
+        if isinstance(item, Launch):
+            arguments = kernels[item.kernel].arguments
+            written |= {base_of(table, id) for a, id in zip(arguments, item.buffers) if a.mode != "r"}
+        elif isinstance(item, Copy):
+            written.add(base_of(table, item.target))
+        else:
+            return "it holds more than launches and copies"
     sizes: dict[str, DimLike] = {}
     for item in body:
-        assert isinstance(item, Launch)
-        kernel = kernels[item.kernel]
-        axis = row_axis(kernel)
-        if axis is None or axis[1] != rows:
-            return f"{kernel.name} has not {rows} rows"
-        for a, id in zip(kernel.arguments, item.buffers):
-            base = base_of(table, id)
-            if base not in written:
-                continue
-            size = sizes.setdefault(base, product(table[id].shape))
-            if not a.shape or a.shape[0] != rows or product(table[id].shape) != size:
+        if isinstance(item, Copy):
+            touched = [(table[id].shape, id) for id in (item.source, item.target)]
+        else:
+            assert isinstance(item, Launch)
+            kernel = kernels[item.kernel]
+            axis = row_axis(kernel)
+            if axis is None or axis[1] != rows:
+                return f"{kernel.name} has not {rows} rows"
+            touched = [(a.shape, id) for a, id in zip(kernel.arguments, item.buffers)
+                       if base_of(table, id) in written]
+            several = [a.name for a, id in zip(kernel.arguments, item.buffers)
+                       if base_of(table, id) in written and not _by_row(kernel, a.name, axis[0])]
+            if several:
+                return f"{kernel.name} needs several rows of {several[0]}"
+        for shape, id in touched:
+            size = sizes.setdefault(base_of(table, id), product(table[id].shape))
+            if not shape or shape[0] != rows or product(table[id].shape) != size:
                 return f"{id} is not made of {rows} rows everywhere"
             if not _divides(size, table[id].offset):
                 return f"{id} does not begin where rows begin"
-            if not _by_row(kernel, a.name, axis[0]):
-                return f"{kernel.name} needs several rows of {a.name}"
     return ""
 
 

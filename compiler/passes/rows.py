@@ -32,7 +32,8 @@ def by_rows(program: KernelProgram, target: Target) -> KernelProgram:
         return replace(item, rows=rows, body=tuple(map(launch, item.body)))
 
     def launch(item: Item) -> Item:
-        assert isinstance(item, Launch)
+        if not isinstance(item, Launch):
+            return item
         kernel = program.kernels[item.kernel]
         assert not isinstance(kernel, RoutineKernel)
         name = f"{kernel.name}_rows"

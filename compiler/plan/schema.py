@@ -86,9 +86,10 @@ class Repeat:
     bool scalar is true, which is looked at before each trip. Every loop has a counter of its own. Behind the
     loop, until the end of the body that it stands in, the counter is the number of trips done.
 
-    `rows`: where it is not 0, the body holds launches alone, each of so many tasks, and no task needs
-    anything that the loop makes in a task of another number: so the tasks may be shared out once, and whoever
-    has some of them runs all trips for these without waiting for others."""
+    `rows`: where it is not 0, the body holds launches of so many tasks each, and copies of buffers whose
+    first axis is so long; and no task or row needs anything that the loop makes in one of another number. So
+    they may be shared out once, and whoever has some of them runs all trips for these without waiting for
+    others."""
     counter: str
     trips: DimLike
     body: tuple[Item, ...]

@@ -186,13 +186,19 @@ class _Validator:
             self.bool_scalar(who, position, item.condition, written)
         if item.rows != 0:
             self.known(who, item.rows)
-            _require(not item.condition and all(isinstance(x, Launch) and x.tasks == item.rows
-                                                for x in item.body),
-                     f"{who} is cut along {item.rows} rows, but holds more than launches of so many tasks")
+            _require(not item.condition and all(self.in_rows(x, item.rows) for x in item.body),
+                     f"{who} is cut along {item.rows} rows, but not all that it holds is")
         self.in_scope.add(item.counter)
         self.body(item.body, position + 1, written)
         if item.condition:
             self.use(who, position + positions(item.body) + 1, [item.condition], written)
+
+    def in_rows(self, item: Item, rows: DimLike) -> bool:
+        """Whether the item has a task, or moves a piece, for each row."""
+        if isinstance(item, Copy):
+            moved = [self.table[id] for id in (item.source, item.target) if id in self.table]
+            return all(b.shape[:1] == (rows,) for b in moved)
+        return isinstance(item, Launch) and item.tasks == rows
 
     def branch(self, position: int, item: Branch, written: set[str]) -> None:
         self.bool_scalar(f"item {position}", position, item.predicate, written)
