@@ -23,11 +23,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 
-from graphflow.compiler.emit.builder import I64, Module, Value, constant
+from graphflow.compiler.emit.builder import I1, I64, Module, Value, constant, vector_constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.expr import strides
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.operands import algorithm_asked, coefficient, is_direct, load_offset, names_of
+from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.winograd_matrices import Matrices, Matrix, multiply, winograd_matrices
 from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, WinogradEmitter, depends_on_sum, padded
@@ -41,6 +42,11 @@ SIZES = {3: (4, 2), 5: (4, 2)}
 K_BLOCK = 64
 """So many products are added up before their sum is added to others: so rounding does not grow with the
 number of channels."""
+_BLOCK = 14
+"""About so many tiles make a task: weights are read once for each."""
+_PREPARE = 64
+"""So many pairs of an input channel and a vector of output channels make a task of those that transform
+weights."""
 
 
 @dataclass(frozen=True)
@@ -118,14 +124,29 @@ class WinogradNhwc:
         """Elements from one product to the next."""
         return self._apart(self.block * self.nr)
 
+    @property
+    def weight_step(self) -> int:
+        """Elements from the transformed weights of one product to the next's, in a panel."""
+        return self._apart(self.channels * self.nr)
+
     def _apart(self, size: int) -> int:
         """So many elements or a few more: an odd number of vectors, that a tile's numbers fall into different
         sets of the cache."""
         return (size // self.lanes | 1) * self.lanes
 
+    @property
+    def piece(self) -> int:
+        """Input channels of a task that transforms weights."""
+        return min(max(1, _PREPARE * self.lanes // self.nr), self.channels)
+
+    @property
+    def pieces(self) -> int:
+        """Such tasks for a panel."""
+        return -(-self.channels // self.piece)
+
     def weights(self) -> dict[str, int]:
         """The transformed weights [panel][product][channel][nr], in elements of scratch."""
-        return padded({"weights ": self.panels * self.products * self.channels * self.nr}, self.lanes)
+        return padded({"weights ": self.panels * self.products * self.weight_step}, self.lanes)
 
     def parts(self) -> dict[str, int]:
         """The pieces of a worker's own scratch, in elements: transformed inputs [product][tile][channel],
@@ -204,27 +225,32 @@ def _writes_along(kernel: ContractionKernel, store: Store, out: str) -> bool:
 
 
 def _tiled(w: WinogradNhwc, target: Target) -> WinogradNhwc:
-    """With the register tile and the block of tiles chosen."""
-    nr = w.lanes if w.outs <= w.lanes or -(-w.outs // w.lanes) % 2 else 2 * w.lanes
+    """With the register tile and the block of tiles chosen: few rows left over, and all that a block's tiles
+    become within the second level cache."""
+    nr = w.lanes if -(-w.outs // w.lanes) % 2 else 2 * w.lanes
     vectors = nr // w.lanes
-    mr = min((target.vector_registers - 2 - vectors) // vectors, 14)
-    w = replace(w, nr=nr, mr=mr)
-    most = target.l2 * 6 // 10 // (4 * w.products * (w.row + nr))
-    return replace(w, block=max(1, min(most // mr, -(-28 // mr))) * mr)
+    most = min((target.vector_registers - 2 - vectors) // vectors, 14)
+    total = _images(w) * w.tiles
+    mr = min(range(most, most // 2, -1), key=lambda r: -(-total // r) * (r + 0.5))
+    room = target.l2 * 6 // 10 // (4 * w.products * (-(-w.channels // w.lanes) * w.lanes + nr))
+    return replace(w, nr=nr, mr=mr, block=max(1, min(room // mr, round(_BLOCK / mr))) * mr)
+
+
+def _images(w: WinogradNhwc) -> int:
+    """Their number, or a guess."""
+    return w.image[1] if isinstance(w.image[1], int) else UNKNOWN
 
 
 def _cycles(w: WinogradNhwc) -> float:
     """A rough count of cycles."""
-    images = w.image[1] if isinstance(w.image[1], int) else UNKNOWN
     pairs = w.channels * w.panels * w.nr / w.lanes
     tile = w.products * (pairs / 0.9 + 6.0 * w.row / w.lanes + 7.0 * w.panels * w.nr / w.lanes)
-    return images * w.tiles * tile + 4.0 * w.products * pairs
+    return _images(w) * w.tiles * tile + 4.0 * w.products * pairs
 
 
 def _direct_cycles(w: WinogradNhwc) -> float:
     """That of the definition."""
-    images = w.image[1] if isinstance(w.image[1], int) else UNKNOWN
-    return images * w.height * w.width * w.side**2 * w.channels * -(-w.outs // w.lanes) / 0.9
+    return _images(w) * w.height * w.width * w.side**2 * w.channels * -(-w.outs // w.lanes) / 0.9
 
 
 def winograd_nhwc_tasks(w: WinogradNhwc) -> DimLike:
@@ -243,7 +269,7 @@ def winograd_nhwc_scratch(w: WinogradNhwc) -> int:
 def emit_winograd_nhwc(module: Module, kernel: ContractionKernel, target: Target, w: WinogradNhwc) -> None:
     """Adds the kernel's function and the one that prepares the weights to the module."""
     prepare = replace(kernel, name=f"{kernel.name}.prepare")
-    module.before[kernel.name] = prepare.name, w.panels * w.channels
+    module.before[kernel.name] = prepare.name, w.panels * w.pieces
     _Weights(module, prepare, target, w).emit()
     _Emission(module, kernel, target, w).emit()
 
@@ -265,37 +291,60 @@ class _Nhwc(WinogradEmitter):
 
 
 class _Weights(_Nhwc):
-    """G g G' of every pair of channels; a task is an input channel and a panel of output channels."""
+    """G g G' of every pair of channels; a task is a piece of the input channels and a panel of the output
+    channels."""
 
     def emit(self) -> None:
         """The whole function."""
         e, b, w = self.e, self.b, self.w
         _, begin, end, _ = b.params
         self.scratch({}, w.weights())
-        e.bounds["column"] = (0, w.nr - 1)
+        e.bounds.update({"column": (0, w.nr - 1), "tap": (0, w.side**2 - 1)})
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
-            panel = b.udiv(task.index, constant(I64, w.channels))
+            panel = b.udiv(task.index, constant(I64, w.pieces))
             e.scopes.bind("panel", panel)
-            e.scopes.bind(w.channel, b.sub(task.index, b.mul(panel, w.channels)))
-            left = b.sub(constant(I64, w.outs), b.mul(panel, w.nr))
-            stop = constant(I64, w.nr) if w.outs % w.nr == 0 else b.intrinsic("smin", left, w.nr)
-            e.scopes.lanes("column", ZERO, stop, w.lanes, self._transform, masked_only=True)
+            start = b.mul(b.sub(task.index, b.mul(panel, w.pieces)), w.piece)
+            stop = b.add(start, w.piece)
+            if w.channels % w.piece:
+                stop = b.intrinsic("smin", stop, w.channels)
+            with e.scopes.loop(w.channel, start, stop) as channel:
+                channel.next()
+                with e.scopes.loop("column", ZERO, constant(I64, w.nr), w.lanes) as column:
+                    column.next()
+                    self._transform()
         b.ret()
 
-    def _transform(self, carry: list[Value]) -> list[Value]:
-        e, w = self.e, self.w
-        out = symbol("panel") * w.nr + symbol("column")
-        node = e.nodes.substitute(e.nodes.of(self.c.a), {w.out: out})
-        taps = range(w.side - 1, -1, -1) if w.flip else range(w.side)
-        values = [[self.b.splat(e.value(e.nodes.substitute(node, dict(zip(w.taps, (i, j))))), w.lanes)
-                   for j in taps] for i in taps]
-        for i, row in enumerate(self.both_axes(w.matrices.g, values)):
+    def _transform(self) -> None:
+        e, b, w = self.e, self.b, self.w
+        taps = self._taps()
+        order = range(w.side - 1, -1, -1) if w.flip else range(w.side)
+        for i, row in enumerate(self.both_axes(w.matrices.g, [[taps[i * w.side + j] for j in order]
+                                                              for i in order])):
             for j, value in enumerate(row):
                 number = symbol("panel") * w.products + w.window * i + j
-                at = (number * w.channels + symbol(w.channel)) * w.nr
-                self.put(value, e.address("weights ", at + symbol("column")))
-        return []
+                at = number * w.weight_step + symbol(w.channel) * w.nr + symbol("column")
+                b.store(value, e.address("weights ", at), align=4 * w.lanes)
+
+    def _taps(self) -> list[Value]:
+        """The weights of a vector of output channels, each read along its taps. What lies beyond the last
+        channel repeats it."""
+        e, b, w = self.e, self.b, self.w
+        first = b.add(b.mul(e.scopes.bound("panel"), w.nr), e.scopes.bound("column"))
+        names = [f"out {i}" for i in range(w.lanes)]
+        for i, name in enumerate(names):
+            e.scopes.bind(name, b.intrinsic("smin", b.add(first, i), w.outs - 1))
+            e.bounds[name] = (0, w.outs - 1)
+        at = {w.taps[0]: symbol("tap") // w.side, w.taps[1]: symbol("tap") % w.side}
+        nodes = [e.nodes.substitute(e.nodes.of(self.c.a), {w.out: symbol(name), **at}) for name in names]
+        found: list[Value] = []
+        for start in range(0, w.side**2, w.lanes):
+            count = min(w.lanes, w.side**2 - start)
+            mask = vector_constant(I1.vector(w.lanes), [i < count for i in range(w.lanes)])
+            with e.scopes.block("tap", constant(I64, start), Lane("tap", w.lanes, mask, w.lanes)):
+                vectors = [b.splat(e.value(node), w.lanes) for node in nodes]
+            found += transpose(e, vectors)[:count]
+        return found
 
 
 class _Emission(_Nhwc):
@@ -409,8 +458,8 @@ class _Emission(_Nhwc):
             if w.channels % piece:
                 stop = b.intrinsic("smin", stop, w.channels)
             with e.scopes.loop("k", start, stop, 1, [constant(wide, 0)] * w.mr) as loop:
-                base = (symbol("panel") * w.products + number) * w.channels + k
-                right = b.load(wide, e.address("weights ", base * w.nr), align=4 * w.lanes)
+                base = (symbol("panel") * w.products + number) * w.weight_step
+                right = b.load(wide, e.address("weights ", base + k * w.nr), align=4 * w.lanes)
                 sums = []
                 for r, total in enumerate(loop.carry):
                     at = number * w.input_step + (row + r) * w.row + k
