@@ -1,10 +1,12 @@
 """The benchmarks: a report with tables and plots in out/bench.
 
-    python benchmarks/bench.py [--python PATH] [--workloads mlp lenet ...] [--threads 2] [--rounds 7]
-                               [--parts steps overhead kernels contractions] [--out FOLDER] [--readme]
+    python benchmarks/bench.py [--python PATH] [--workloads mlp lenet ...] [--threads 1 2] [--rounds 7]
+                               [--parts steps overhead functions kernels contractions] [--out FOLDER]
+                               [--readme]
 
-    steps          training steps of graphflow beside PyTorch and JAX (compare.py)
+    steps          training steps of graphflow beside PyTorch and JAX, by each number of threads (compare.py)
     overhead       what import, calls, compiling and memory cost (overhead.py)
+    functions      accuracy and time of exp, log, tanh and sigmoid (functions.py)
     kernels        each kernel of those steps against the machine's limits (graphflow.bench)
     contractions   matrix products and convolutions one by one (contractions.py)
 
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import compare
+import functions
 import machine
 import overhead
 import report
@@ -29,7 +32,7 @@ from workloads import SMALL, WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-PARTS = ("steps", "overhead", "kernels", "contractions")
+PARTS = ("steps", "overhead", "functions", "kernels", "contractions")
 SHOWN = 12
 """How many kernels of a program the report lists."""
 
@@ -40,14 +43,15 @@ def kernels(args: argparse.Namespace) -> dict[str, Any]:
 
     from graphflow import bench
 
-    limits = bench.machine(args.threads)
+    threads = max(args.threads)
+    limits = bench.machine(threads)
     levels = [{"name": level.name, "bandwidth": level.bandwidth} for level in limits.levels]
     found: dict[str, Any] = {"machine": {"flops": limits.flops, "levels": levels}, "programs": {}}
     texts = [bench.describe(limits)]
     for name in args.workloads:
         work = (SMALL if args.small else WORKLOADS)[name]
         batch = work.batch(0)
-        step = training_step(work, work.params(), batch, args.threads)
+        step = training_step(work, work.params(), batch, threads)
         timings = bench.profile(step, [batch[key] for key in step.inputs], rounds=args.rounds)
         found["programs"][name] = [
             {"name": t.name, "lines": t.lines, "runs": t.runs, "seconds": t.seconds, "flops": t.work.flops,
@@ -73,7 +77,9 @@ def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Ro
     works = [(SMALL if args.small else WORKLOADS)[name] for name in args.workloads]
     short = []
     if rows:
-        short.append(report.steps_table(rows, works))
+        for threads in args.threads:
+            short.append(f"With {threads} thread{'s' * (threads > 1)}:")
+            short.append(report.steps_table([r for r in rows if r.threads == threads], works))
         short.append(f"{about}. {report.how(args.rounds, all(r.engine == compare.MINE for r in rows))}")
     if "overhead" in found:
         short.append(overhead.table(found["overhead"]))
@@ -82,6 +88,8 @@ def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Ro
         parts += ["## Every engine", report.engines_table(rows)]
     drawn = report.plots(args.out, rows, found.get("kernels"))
     parts += [f"![{path.stem}]({path.name})" for path in drawn]
+    if "functions" in found:
+        parts += ["## Functions", functions.table(found["functions"])]
     if "kernels" in found:
         parts += ["## Kernels", f"```\n{found['kernels']['text']}\n```"]
     if "contractions" in found:
@@ -106,6 +114,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     compare.add_options(parser)
+    parser.set_defaults(threads=sorted({1, *parser.get_default("threads")}))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench", help="the report's folder")
     parser.add_argument("--readme", action="store_true", help="put the tables into the README as well")
@@ -116,13 +125,16 @@ def main() -> None:
         parser.error("the README shows the full sizes, not --small")
     args.out.mkdir(parents=True, exist_ok=True)
     versions = compare.versions(args.python)
-    found: dict[str, Any] = {"machine": machine.describe(args.threads, versions)}
+    found: dict[str, Any] = {"machine": machine.describe(max(args.threads), versions)}
     rows: list[compare.Row] = []
     if "steps" in args.parts:
         rows = compare.run(args, versions)
         found["steps"] = compare.as_json(rows)
     if "overhead" in args.parts:
-        found["overhead"] = overhead.measure()
+        found["overhead"] = overhead.measure(max(args.threads), args.small)
+    if "functions" in args.parts:
+        engines = ["graphflow", *["torch"] * ("torch" in versions)]
+        found["functions"] = functions.measure(args.python, 65537 if args.small else 257, engines)
     if "kernels" in args.parts:
         found["kernels"] = kernels(args)
     if "contractions" in args.parts:

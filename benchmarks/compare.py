@@ -1,7 +1,7 @@
 """Times engines on the same training steps, in turn, and checks that they compute the same.
 
     python benchmarks/compare.py [--workloads mlp lenet ...] [--engines graphflow jax-jit ...] [--python PATH]
-                                 [--threads 2] [--rounds 7] [--round-ms 200] [--small] [--json FILE]
+                                 [--threads 1 2] [--rounds 7] [--round-ms 200] [--small] [--json FILE]
 
 Each engine is a process of its own (worker.py); they are started one after the other, so that no compiler
 disturbs another, and then take turns, so that all see the same moods of the machine. Time is taken here, not
@@ -11,6 +11,7 @@ by the workers. PyTorch and JAX are those of the interpreter --python; what it l
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,7 @@ class Row:
     loss_apart: float = math.nan
     norm_apart: float = math.nan
     failure: str = ""
+    threads: int = 1
 
     @property
     def wrong(self) -> bool:
@@ -65,7 +67,7 @@ class Row:
 
     def text(self) -> str:
         """The row as a line for the terminal."""
-        head = f"{self.workload:<10}{self.engine:<14}"
+        head = f"{self.workload:<10}{self.engine:<14}{self.threads:>2} threads"
         if self.failure:
             return f"{head} failed: {self.failure}"
         beside = ""
@@ -147,28 +149,28 @@ def available(engines: Sequence[str], found: dict[str, str], python: str) -> lis
     return [e for e in engines if e not in missing]
 
 
-def command(engine: str, workload: str, args: argparse.Namespace) -> list[str]:
+def command(engine: str, workload: str, threads: int, args: argparse.Namespace) -> list[str]:
     """What starts the worker."""
     python = sys.executable if engine == MINE else args.python
-    return [python, str(WORKER), workload, str(args.threads), "--engine", engine, *["--small"] * args.small]
+    return [python, str(WORKER), workload, str(threads), "--engine", engine, *["--small"] * args.small]
 
 
-def compare(workload: str, engines: Sequence[str], args: argparse.Namespace) -> list[Row]:
+def compare(workload: str, engines: Sequence[str], threads: int, args: argparse.Namespace) -> list[Row]:
     """A row for each engine that suits the workload."""
     rows, workers = [], []
     try:
         for engine in engines:
             if engine == "torch-cl" and workload not in IMAGES:
                 continue
-            worker = Worker(engine, command(engine, workload, args), args.threads)
+            worker = Worker(engine, command(engine, workload, threads, args), threads)
             workers.append(worker)
             try:
                 worker.start()
             except RuntimeError as error:
-                rows.append(Row(workload, engine, failure=str(error)))
+                rows.append(Row(workload, engine, failure=str(error), threads=threads))
                 workers.pop().end()
         take_turns(workers, args.rounds, args.round_ms)
-        return rows + [row(workload, worker, workers) for worker in workers]
+        return rows + [replace(row(workload, worker, workers), threads=threads) for worker in workers]
     finally:
         for worker in workers:
             worker.end()
@@ -218,8 +220,8 @@ def apart(value: float, reference: float, least: float) -> float:
 def run(args: argparse.Namespace, found: dict[str, str]) -> list[Row]:
     """All rows, printed as they come."""
     engines, rows = available(args.engines, found, args.python), []
-    for workload in args.workloads:
-        for found_row in compare(workload, engines, args):
+    for threads, workload in itertools.product(args.threads, args.workloads):
+        for found_row in compare(workload, engines, threads, args):
             rows.append(found_row)
             print(found_row.text(), flush=True)
     return rows
@@ -256,7 +258,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--python", default=sys.executable, help="an interpreter that has PyTorch, JAX or both"
     )
-    parser.add_argument("--threads", type=int, default=processors)
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[processors], metavar="N", help="one comparison for each N"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="how often the engines take turns")
     parser.add_argument("--round-ms", type=float, default=200, help="about how long a turn lasts")
     parser.add_argument("--small", action="store_true", help="nets of few units, to try this out in a minute")

@@ -176,6 +176,31 @@ def training_step(
     )
 
 
+def residual_net(depths: tuple[int, ...], threads: int | None = None) -> gf.Program:
+    """The training step of a residual net with bottlenecks on 3×224×224 images, 1000 classes: (3, 8, 36, 3)
+    has 152 layers (He et al. 2015, Deep residual learning for image recognition)."""
+
+    def normed(h: gf.Tensor, channels: int, window: int, stride: int = 1) -> gf.Tensor:
+        h = gf.nn.conv2d(h, channels, window, stride, window // 2, use_bias=False)
+        return gf.nn.batch_norm(h)
+
+    def block(h: gf.Tensor, channels: int, stride: int) -> gf.Tensor:
+        same = h.shape[1] == 4 * channels
+        short = h if same else normed(h, 4 * channels, 1, stride)
+        inner = gf.relu(normed(gf.relu(normed(h, channels, 1)), channels, 3, stride))
+        return gf.relu(normed(inner, 4 * channels, 1) + short)
+
+    rows = gf.dim("N")
+    x, y = gf.input("x", (rows, 3, 224, 224)), gf.input("y", (rows,), "int64")
+    h = gf.nn.max_pool2d(gf.relu(normed(x, 64, 7, 2)), 3, 2, padding=1)
+    for stage, depth in enumerate(depths):
+        for number in range(depth):
+            h = block(h, 64 << stage, 2 if stage and not number else 1)
+    loss = gf.loss.softmax_cross_entropy(gf.nn.dense(gf.nn.global_avg_pool(h), 1000), y)
+    updates = gf.optim.SGD(0.1, momentum=0.9).minimize(loss)
+    return gf.function([x, y], loss, updates, name="residual", threads=threads)
+
+
 class Engine:
     """A step that is built and compiled when it first runs; `initial` is emptied then."""
 

@@ -18,6 +18,7 @@ COLUMNS = (
     "losses apart",
     "peak MB",
     "least other peak MB",
+    "ratio over the state",
     "first step, s",
 )
 
@@ -48,9 +49,10 @@ def _step(work: Workload, rows: Sequence[Row]) -> list[str]:
     what = f"**{work.name}**: {work.about}"
     mine = next((r for r in rows if r.engine == MINE), None)
     if mine is None or mine.failure:
-        return [what, "failed" if mine else "", *[""] * 6]
+        return [what, "failed" if mine else "", *[""] * 7]
     others = [r for r in rows if r.engine != MINE and not r.failure]
     best = min(others, key=lambda r: r.median_ms, default=None)
+    state = work.state_bytes / 1e6
     return [
         what,
         f"{mine.median_ms:.2f}",
@@ -59,33 +61,35 @@ def _step(work: Workload, rows: Sequence[Row]) -> list[str]:
         (f"{mine.loss_apart:.0e}" if others else "") + " **wrong**" * mine.wrong,
         f"{mine.peak_mb:.0f}",
         f"{min(r.peak_mb for r in others):.0f}" if others else "",
+        f"{(mine.peak_mb - state) / (min(r.peak_mb for r in others) - state):.2f}" if others else "",
         f"{mine.first_s:.2f}",
     ]
 
 
 def engines_table(rows: Sequence[Row]) -> str:
     """Every engine on every workload."""
-    heads = ("training step", "engine", "ms, median", "ms, least", "× fastest other", "first step, s",
-             "peak MB", "losses apart", "norms apart")  # fmt: skip
+    heads = ("training step", "threads", "engine", "ms, median", "ms, least", "× fastest other",
+             "first step, s", "peak MB", "losses apart", "norms apart")  # fmt: skip
     cells = []
     for r in rows:
         if r.failure:
-            cells.append([r.workload, r.engine, f"failed: {r.failure}", *[""] * 6])
+            cells.append([r.workload, str(r.threads), r.engine, f"failed: {r.failure}", *[""] * 6])
             continue
         cells.append([
-            r.workload, r.engine, f"{r.median_ms:.3f}", f"{r.least_ms:.3f}", number(r.ratio, ".2f"),
-            f"{r.first_s:.2f}", f"{r.peak_mb:.0f}", f"{r.loss_apart:.0e}" + " **wrong**" * r.wrong,
-            f"{r.norm_apart:.0e}",
+            r.workload, str(r.threads), r.engine, f"{r.median_ms:.3f}", f"{r.least_ms:.3f}",
+            number(r.ratio, ".2f"), f"{r.first_s:.2f}", f"{r.peak_mb:.0f}",
+            f"{r.loss_apart:.0e}" + " **wrong**" * r.wrong, f"{r.norm_apart:.0e}",
         ])  # fmt: skip
-    return markdown(heads, cells, left=2)
+    return markdown(heads, cells, left=3)
 
 
 def how(rounds: int, alone: bool) -> str:
     """What the columns of the steps' table mean; `alone`: without other engines."""
     turns = " in which engines take turns; ratio: graphflow's time over the other's, the rounds' median"
+    over = "; ratio over the state: of what both peaks exceed parameters and optimizer state by"
     return (
         f"Medians of {rounds} rounds{'' if alone else turns}; peak: of the whole process, from its first "
-        "step on; the first step includes compiling, with no caches."
+        f"step on{'' if alone else over}; the first step includes compiling, with no caches."
     )
 
 
@@ -93,11 +97,11 @@ def how(rounds: int, alone: bool) -> str:
 
 
 BARS: tuple[tuple[str, str, Callable[[Row], float]], ...] = (
-    ("steps.png", "time of a step, ms", lambda r: r.median_ms),
-    ("memory.png", "peak memory of the process, MB", lambda r: r.peak_mb),
-    ("first.png", "first step, compiling included, s", lambda r: r.first_s),
+    ("steps", "time of a step, ms", lambda r: r.median_ms),
+    ("memory", "peak memory of the process, MB", lambda r: r.peak_mb),
+    ("first", "first step, compiling included, s", lambda r: r.first_s),
 )
-"""File, title and what the bars show."""
+"""The file's name, title and what the bars show."""
 
 
 def plots(folder: Path, rows: Sequence[Row], kernels: dict[str, Any] | None) -> list[Path]:
@@ -109,8 +113,11 @@ def plots(folder: Path, rows: Sequence[Row], kernels: dict[str, Any] | None) -> 
         return []
     made = []
     good = [r for r in rows if not r.failure]
-    if good:
-        made = [_bars(Figure, folder / name, good, *what) for name, *what in BARS]
+    for threads in sorted({r.threads for r in good}):
+        some = [r for r in good if r.threads == threads]
+        count = f"{threads} thread{'s' * (threads > 1)}"
+        for name, title, value in BARS:
+            made.append(_bars(Figure, folder / f"{name}-{threads}.png", some, f"{title}, {count}", value))
     if kernels and kernels["programs"]:
         made.append(_roofline(Figure, folder / "roofline.png", kernels))
     return made

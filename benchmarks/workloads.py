@@ -47,6 +47,12 @@ class Workload:
     gain: float = 2.0
     steps: int = 0
 
+    @property
+    def state_bytes(self) -> int:
+        """What parameters and optimizer state take: as many bytes, whoever runs the step."""
+        slots = {"sgd": 0}.get(self.optimizer, 1)
+        return 4 * (1 + slots) * sum(map(math.prod, self.shapes.values()))
+
     def params(self) -> Arrays:
         """Initial values of every parameter, float32: zero biases, unit scales, random weights."""
         rng = self._generator("parameters")

@@ -18,8 +18,10 @@ sys.path.insert(0, str(FOLDER))
 
 import bench  # noqa: E402
 import compare  # noqa: E402
+import functions  # noqa: E402
 import machine  # noqa: E402
 import nets_graphflow  # noqa: E402
+import overhead  # noqa: E402
 import report  # noqa: E402
 from workloads import SMALL, WORKLOADS, Workload  # noqa: E402
 
@@ -99,7 +101,7 @@ def test_a_smaller_batch_needs_no_new_compile() -> None:
 
 def options(**changes: Any) -> Namespace:
     return Namespace(**{"workloads": ["logreg", "mlp"], "engines": ["graphflow"], "python": sys.executable,
-                        "threads": 1, "rounds": 2, "round_ms": 5.0, "small": True, **changes})
+                        "threads": [1], "rounds": 2, "round_ms": 5.0, "small": True, **changes})
 
 
 @pytest.mark.cpu
@@ -141,7 +143,7 @@ def test_compare_alone() -> None:
 @pytest.mark.cpu
 def test_compare_with_pytorch() -> None:
     pytest.importorskip("torch")
-    mine, other = compare.compare("logreg", ["graphflow", "torch-eager", "torch-cl"], options())
+    mine, other = compare.compare("logreg", ["graphflow", "torch-eager", "torch-cl"], 1, options())
     assert other.engine == "torch-eager" and other.ratio == 1 and mine.ratio > 0
     assert 0 <= mine.loss_apart < 1e-3 and not mine.wrong
 
@@ -176,6 +178,43 @@ def test_wrong_results_are_seen() -> None:
         assert ("**wrong**" in report.steps_table([found], [WORKLOADS["mlp"]])) == wrong
 
 
+# --- functions and overhead
+
+def test_errors_in_units_in_the_last_place() -> None:
+    x = np.array([1.0, 0.0, -1.0, np.inf, np.nan, 1e-40], np.float32)
+    with np.errstate(invalid="ignore"):
+        root = np.sqrt(x)
+    assert functions.ulps(root, x, np.sqrt) <= 0.5
+    moved = root.copy()
+    moved[0] = np.nextafter(moved[0], np.float32(2), dtype=np.float32)
+    assert functions.ulps(moved, x, np.sqrt) == 1
+    for place, value in ((2, 0.0), (3, 1e38), (4, 0.0), (0, np.nan)):
+        wrong = root.copy()
+        wrong[place] = value
+        assert functions.ulps(wrong, x, np.sqrt) == np.inf
+
+
+@pytest.mark.cpu
+def test_functions_are_accurate() -> None:
+    found = functions.measure(sys.executable, 999_983, ["graphflow"])
+    assert all(0 < of["ulp"] <= 2.5 and of["ns"] > 0 for of in found["graphflow"].values())
+    assert functions.table(found).count("\n") == 1 + len(functions.EXACT)
+
+
+@pytest.mark.cpu
+def test_overhead_is_measured() -> None:
+    found = overhead.measure(2, small=True)
+    text = overhead.table(found)
+    assert 0 < found["deep"]["cached_s"] < found["deep"]["compile_s"] and 0 < found["fork_us"]["2"] < 1e4
+    assert "a fork of 2 threads" in text and "the stage `fuse`" in text and "5 layers" in text
+
+
+def test_the_state_is_counted() -> None:
+    parameters = 4 * NUMBERS["alexnet"]
+    assert WORKLOADS["alexnet"].state_bytes == 2 * parameters
+    assert WORKLOADS["logreg"].state_bytes == 4 * NUMBERS["logreg"]
+
+
 # --- the report
 
 ROWS = [compare.Row("mlp", "graphflow", 1.0, 0.9, 0.5, 100.0, 0.5, 1e-7, 1e-7),
@@ -186,7 +225,7 @@ ROWS = [compare.Row("mlp", "graphflow", 1.0, 0.9, 0.5, 100.0, 0.5, 1e-7, 1e-7),
 def test_tables() -> None:
     table = report.steps_table(ROWS, [WORKLOADS["mlp"], WORKLOADS["lenet"]])
     assert table.splitlines()[2] == ("| **mlp**: 784-512-512-10, ReLU, momentum, batch 128 | 1.00 | "
-                                     "2.00 (torch-eager) | 0.50 | 1e-07 | 100 | 300 | 0.50 |")
+                                     "2.00 (torch-eager) | 0.50 | 1e-07 | 100 | 300 | 0.32 | 0.50 |")
     assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "failed: no such module" in report.engines_table(ROWS)
     assert json.dumps(compare.as_json(ROWS), allow_nan=False)
@@ -211,12 +250,14 @@ def test_the_readme_is_written_between_its_markers(tmp_path: Path) -> None:
 def test_bench_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", [
-        "bench.py", "--small", "--engines", "graphflow", "--workloads", "logreg", "--threads", "1",
+        "bench.py", "--small", "--engines", "graphflow", "--workloads", "logreg", "--threads", "1", "2",
         "--rounds", "1", "--round-ms", "5", "--parts", "steps", "kernels", "--out", str(tmp_path)])
     bench.main()
     text = (tmp_path / "report.md").read_text()
     assert "**logreg**" in text and "## Kernels" in text
-    assert {p.name for p in tmp_path.iterdir()} == {"report.md", "results.json", "steps.png", "memory.png",
-                                                    "first.png", "roofline.png"}
+    assert "With 1 thread:" in text and "With 2 threads:" in text
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "report.md", "results.json", "roofline.png", *(f"{bars}-{n}.png" for n in (1, 2)
+                                                       for bars in ("steps", "memory", "first"))}
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["steps"][0]["median_ms"] > 0 and found["kernels"]["programs"]["logreg"]
