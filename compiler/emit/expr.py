@@ -112,6 +112,9 @@ class Emitter(Indices):
         return self.scopes.placed(names, ("splat", count, value.name), lambda: self.b.splat(value, count))
 
     def _apply(self, node: Node, guards: Guards) -> Value:
+        chosen = self._chosen(node.args[0]) if node.data == "where" else None
+        if chosen is not None:
+            return self.value(node.args[1 if chosen else 2], guards)
         values = [self.value(a, guards) for a in node.args]
         if any(v.type.lanes > 1 for v in values):
             first = 1 if node.data == "where" else 0  # a scalar condition chooses whole vectors
@@ -124,6 +127,14 @@ class Emitter(Indices):
         if node.data == "cast":
             return convert(self.b, values[0], node.args[0].dtype, node.dtype)
         return scalar(self.b, str(node.data), node.args[-1].dtype, *values)
+
+    def _chosen(self, node: Node) -> bool | None:
+        """What a comparison of indices gives for all values of its names, if that is known: between the ends
+        of the parts of a concatenation it is."""
+        if node.kind != "apply" or node.data != "lt" or any(a.kind != "index" for a in node.args):
+            return None
+        low, high = bounds_of(node.args[1].data - node.args[0].data, self.bounds)
+        return True if low is not None and low > 0 else False if high is not None and high <= 0 else None
 
     def _index(self, node: Node, guards: Guards) -> Value:
         b, element = self.b, register_type(node.dtype)

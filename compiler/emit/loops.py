@@ -26,9 +26,10 @@ from graphflow.compiler.emit.cost import TASK_NS, statement_ns, trips
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.halves import emit_halves, has_halves
 from graphflow.compiler.emit.nodes import Node, Nodes
-from graphflow.compiler.emit.reduction import join_reductions
+from graphflow.compiler.emit.reduction import is_short, join_reductions
 from graphflow.compiler.emit.width import lane_count, reachable
-from graphflow.compiler.kernel.form import Kernel, Let, Loop, LoopKernel, Statement, Store
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import Guard, Guarded, Kernel, Let, Loop, LoopKernel, Statement, Store
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
 from graphflow.compiler.target import Target
 
@@ -37,6 +38,8 @@ CHUNK_ALIGN = 128
 MASKED_NODES = 24
 """Bodies with more operations than this are emitted once, masked, where masks are cheap, rather than
 twice."""
+MOST_IN_PARTS = 4096
+"""A lanes loop of more elements is cut into chunks, even if it is a concatenation."""
 LONG_PIECE, MAX_PIECES = 32, 8
 """A loop is cut where its guards change into at most so many pieces, each of at least that many elements."""
 
@@ -67,6 +70,8 @@ def cut(kernel: LoopKernel) -> Tasks:
     rows = product(loop.extent for loop in grid)
     row_ns = max(sum(statement_ns(s, False) for s in body), 1e-3)
     alone = body[0] if len(body) == 1 and isinstance(body[0], Loop) and body[0].kind == "lanes" else None
+    if alone is not None and _in_parts(kernel, alone):
+        alone = None
     if alone is not None and (row_ns > 2 * TASK_NS or not isinstance(alone.extent, int)):
         chunk = _round_up(max(1, int(TASK_NS * trips(alone.extent) / row_ns)), CHUNK_ALIGN)
         return Tasks(tuple(grid), body, 1, chunk, rows * ceildiv(alone.extent, chunk))
@@ -74,6 +79,21 @@ def cut(kernel: LoopKernel) -> Tasks:
         return Tasks((), body, 1, 0, 1)
     each = max(1, math.ceil(TASK_NS / row_ns))
     return Tasks(tuple(grid), body, each, 0, ceildiv(rows, each))
+
+
+def _in_parts(kernel: LoopKernel, loop: Loop) -> bool:
+    """Whether guards begin or cease to hold within the loop: as between the parts of a concatenation. It is
+    then run whole, in pieces that need no masks."""
+    places = {place for e in walk.expressions(kernel) if isinstance(e, Guarded) for g in e.guards
+              for place in _places(g, loop.var)}
+    short = isinstance(loop.extent, int) and loop.extent <= MOST_IN_PARTS
+    return short and any(0 < place < loop.extent for place in places)
+
+
+def _places(g: Guard, var: str) -> list[int]:
+    """Where a guard on `var` alone begins and ceases to hold."""
+    shift = g.at - symbol(var)
+    return [-shift, g.bound - shift] if isinstance(shift, int) and isinstance(g.bound, int) else []
 
 
 def _round_up(x: int, to: int) -> int:
@@ -180,12 +200,8 @@ def _lanes(e: Emitter, loop: Loop, start: Value, stop: Value) -> None:
 def _changes(roots: Sequence[Node], var: str, start: int, stop: int) -> list[int]:
     """Where, within a loop, guards on its variable begin or cease to hold, as far as what lies between is
     worth a loop of its own: as between the parts of a concatenation."""
-    found = set()
-    for node in reachable(roots):
-        for g in node.data if node.kind == "guarded" else ():
-            shift = g.at - symbol(var)
-            if isinstance(shift, int) and isinstance(g.bound, int):
-                found |= {-shift, g.bound - shift}
+    found = {place for node in reachable(roots) if node.kind == "guarded" for g in node.data
+             for place in _places(g, var)}
     ends = [start]
     for x in sorted(found):
         if x - ends[-1] >= LONG_PIECE and stop - x >= LONG_PIECE:
@@ -199,7 +215,7 @@ def _piece(
     """A vectorised loop over the elements from `start` to `stop` of the loop's."""
     first = int(start.name) if start.is_constant else 0
     extent = int(stop.name) - first if start.is_constant and stop.is_constant else loop.extent
-    count = lane_count(e, roots, loop.var, extent, dims=dims)
+    count = lane_count(e, roots, loop.var, extent, _vectors(roots, loop.var, extent, e.target), dims)
 
     def body(carry: list[Value]) -> list[Value]:
         statements(e, loop.body)
@@ -214,6 +230,18 @@ def _piece(
         masked_only=e.target.vector_bytes == 64 and _operations(loop.body) > MASKED_NODES,
         align=math.gcd(first, count),
     )
+
+
+def _vectors(roots: Sequence[Node], var: str, extent: DimLike, target: Target) -> int:
+    """How many registers of elements are worked on at a time. Where long sums run down columns: as many as
+    memory holds side by side, and as registers hold sums, so that memory is read in long runs."""
+    sums = sum(len(n.args) for n in reachable(roots)
+               if n.kind == "reduce" and var in n.deps and not is_short(n.data[1]))
+    if not sums or not isinstance(extent, int):
+        return 2
+    most = target.vector_registers // 2 // sums
+    lanes = target.vector_bytes // 4
+    return next((v for v in (8, 4) if v <= most and extent % (v * lanes) == 0), 2)
 
 
 def _survey(e: Emitter, body: Sequence[Statement]) -> tuple[list, list[DimLike]]:

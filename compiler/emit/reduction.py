@@ -34,7 +34,7 @@ def join_reductions(e: Emitter, values: Sequence[Node]) -> None:
     """Of values that are bound one after the other, lets reductions over the same elements run in one loop,
     where none needs another's result: what they read is then read once."""
     waiting = list(dict.fromkeys(v.args[0] for v in values if v.kind == "result"))
-    waiting = [r for r in waiting if r not in e.joined and not _is_short(r.data[1])]
+    waiting = [r for r in waiting if r not in e.joined and not is_short(r.data[1])]
     while waiting:
         first, group = waiting[0], [waiting[0]]
         for r in waiting[1:]:
@@ -69,7 +69,7 @@ def _join(e: Emitter, group: Sequence[Node]) -> None:
         at += len(r.args)
 
 
-def _is_short(loops: Sequence[tuple[str, DimLike]]) -> bool:
+def is_short(loops: Sequence[tuple[str, DimLike]]) -> bool:
     """Whether the elements are few, and how many is known."""
     size = product(extent for _, extent in loops)
     known = all(isinstance(extent, int) for _, extent in loops)  # 0 times a symbol is known, the loops not
@@ -89,7 +89,7 @@ def emit_reduction(e: Emitter, node: Node, guards: Guards) -> list[Value]:
     dtypes = [a.dtype for a in node.args]
     first = [constant(register_type(d).vector(width), x) for d, x in zip(dtypes, _identities(kinds, dtypes))]
     combine = _combinations(kinds, dtypes)
-    if (vector or not lanes) and _is_short(loops):
+    if (vector or not lanes) and is_short(loops):
         return _unrolled(e, node, guards, first, combine)
     if vector or not lanes:
         return _nest(e, node, guards, first, combine, 0, "", 1)

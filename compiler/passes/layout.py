@@ -154,12 +154,15 @@ def _images(conv: Node) -> list[Value]:
 
 
 def _worth(conv: Node, lanes: int) -> float:
-    """The vote of a convolution at each of its images: its operations, against it where a group has too few
-    channels to fill a vector."""
+    """The vote of a convolution at each of its images: the part of its operations that it gains in time,
+    which is little where it is a matrix product; against it where a group has too few channels to fill a
+    vector."""
     groups = conv.attrs["groups"]
+    weights = conv.types[0] if conv.op == "conv_weight_grad" else conv.inputs[1].type
     flops = typical(OPS[conv.op].flops(conv))
-    few = groups > 1 and any(typical(v.shape[1]) < lanes * groups for v in _images(conv))
-    return -flops if few else flops
+    if groups > 1 and any(typical(v.shape[1]) < lanes * groups for v in _images(conv)):
+        return -flops
+    return flops * (0.06 if product(weights.shape[2:]) == 1 else 0.4)
 
 
 def explain_layouts(graph: Graph) -> list[tuple[tuple[Location, ...], str]]:
