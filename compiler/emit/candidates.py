@@ -13,18 +13,18 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from graphflow.compiler.emit.builder import Module
+from graphflow.compiler.emit.contraction_rows import (
+    emit_row_contraction,
+    row_contraction,
+    row_scratch,
+    row_tasks,
+)
 from graphflow.compiler.emit.direct import direct, direct_scratch, direct_tasks, emit_direct
 from graphflow.compiler.emit.direct_weights import (
     direct_weights,
     direct_weights_scratch,
     direct_weights_tasks,
     emit_direct_weights,
-)
-from graphflow.compiler.emit.contraction_rows import (
-    emit_row_contraction,
-    row_contraction,
-    row_scratch,
-    row_tasks,
 )
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
@@ -40,6 +40,12 @@ from graphflow.compiler.emit.winograd_nhwc_weights import (
     winograd_nhwc_weights,
     winograd_nhwc_weights_scratch,
     winograd_nhwc_weights_tasks,
+)
+from graphflow.compiler.emit.winograd_turned import (
+    emit_winograd_turned,
+    winograd_turned,
+    winograd_turned_scratch,
+    winograd_turned_tasks,
 )
 from graphflow.compiler.emit.winograd_weights import (
     emit_winograd_weights,
@@ -76,6 +82,7 @@ class Algorithm(NamedTuple):
 ALGORITHMS = (
     Algorithm((), row_contraction, row_tasks, row_scratch, emit_row_contraction),
     Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc),
+    Algorithm((2,), winograd_turned, winograd_turned_tasks, winograd_turned_scratch, emit_winograd_turned),
     Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd),
     Algorithm((2, 4, 5), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,
               emit_winograd_nhwc_weights),

@@ -107,9 +107,15 @@ class Winograd:
 def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     """How the kernel is computed by Winograd's algorithm; None where it is no such convolution, its tile
     names another algorithm, or none and the definition is faster."""
-    c, asked = kernel.contraction, algorithm_asked(kernel)
-    axes = len(c.m), len(c.n), len(c.k)
-    if kernel.indirect or asked not in (None, TILES_OF_2) or len(c.batch) > 1 or axes != (1, 2, 3):
+    asked = algorithm_asked(kernel)
+    w = applies(kernel, target) if asked in (None, TILES_OF_2) else None
+    return w if w is not None and (asked or _pays(w)) else None
+
+
+def applies(kernel: ContractionKernel, target: Target) -> Winograd | None:
+    """How the kernel is computed so, if it can be."""
+    c = kernel.contraction
+    if kernel.indirect or len(c.batch) > 1 or (len(c.m), len(c.n), len(c.k)) != (1, 2, 3):
         return None
     ((out, outs),), ((y, height), (x, width)), ((channel, channels), *taps) = c.m, c.n, c.k
     side = taps[0][1]
@@ -127,10 +133,9 @@ def winograd(kernel: ContractionKernel, target: Target) -> Winograd | None:
     lanes = target.vector_bytes // 4
     assert isinstance(outs, int) and isinstance(channels, int)
     assert isinstance(height, int) and isinstance(width, int)
-    w = Winograd(c.batch[0] if c.batch else ("image", 1), y, x, out, channel, (taps[0][0], taps[1][0]),
-                 height, width, outs, channels, step < 0, side,
-                 min(rows_of_tile(outs, 2 * lanes, lanes, target), outs), 2 * lanes, lanes)
-    return w if asked or _pays(w) else None
+    return Winograd(c.batch[0] if c.batch else ("image", 1), y, x, out, channel, (taps[0][0], taps[1][0]),
+                    height, width, outs, channels, step < 0, side,
+                    min(rows_of_tile(outs, 2 * lanes, lanes, target), outs), 2 * lanes, lanes)
 
 
 def _pays(w: Winograd) -> bool:
@@ -159,11 +164,11 @@ def emit_winograd(module: Module, kernel: ContractionKernel, target: Target, w: 
     """Adds the kernel's function and the one that prepares the weights to the module."""
     prepare = replace(kernel, name=f"{kernel.name}.prepare")
     module.before[kernel.name] = prepare.name, w.m_tiles * w.channels
-    _Weights(module, prepare, target, w).emit()
+    WeightsEmitter(module, prepare, target, w).emit()
     _Emission(module, kernel, target, w).emit()
 
 
-class _Weights(TileEmitter):
+class WeightsEmitter(TileEmitter):
     """G g G' of every pair of channels; a task is an input channel and a register tile of output channels."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, w: Winograd):
@@ -205,12 +210,36 @@ class _Weights(TileEmitter):
         return []
 
 
-class _Emission(TileEmitter):
+class PanelEmitter(TileEmitter):
+    """Emits code on a panel of `nr` tiles whose inputs are transformed."""
+
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, w: Winograd):
         super().__init__(module, kernel, target, w.places)
         self.w = w
         self.e.bounds["m tile"] = (0, w.m_tiles - 1)
 
+    def products(self) -> None:
+        """The products of the current tile of output channels."""
+        e, b, w = self.e, self.b, self.w
+        wide = self.type.vector(w.nr)
+        number, k = symbol("number"), symbol("k")
+        e.bounds.update({"number": (0, w.products - 1), "k": (0, w.channels - 1)})
+        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as turn:
+            turn.next()
+            zeros = [constant(wide, 0)] * w.mr
+            with e.scopes.loop("k", ZERO, constant(I64, w.channels), 1, zeros) as loop:
+                right = b.load(wide, e.address("inputs ", (number * w.channels + k) * w.nr), align=64)
+                base = ((symbol("m tile") * w.products + number) * w.channels + k) * w.mr
+                sums = []
+                for r, total in enumerate(loop.carry):
+                    left = b.load(FLOAT, e.address("weights ", base + r))
+                    sums.append(self.multiply(left, right, total))
+                loop.next(*sums)
+            for r, total in enumerate(loop.results):
+                b.store(total, e.address("products ", (number * w.mr + r) * w.nr), align=64)
+
+
+class _Emission(PanelEmitter):
     def emit(self) -> None:
         """The whole function."""
         e, b, w = self.e, self.b, self.w
@@ -224,7 +253,7 @@ class _Emission(TileEmitter):
                     self._inputs()
                 with e.scopes.loop("m tile", ZERO, constant(I64, w.m_tiles)) as tile:
                     tile.next()
-                    self._products()
+                    self.products()
                     self._results(images)
         b.ret()
 
@@ -245,27 +274,7 @@ class _Emission(TileEmitter):
             channel.next()
             self.transform(elements, self.change(w.places.matrices.b), into)
 
-    # -- products and results ------------------------------------------------------------------------------
-
-    def _products(self) -> None:
-        """The products of the current tile of output channels."""
-        e, b, w = self.e, self.b, self.w
-        wide = self.type.vector(w.nr)
-        number, k = symbol("number"), symbol("k")
-        e.bounds.update({"number": (0, w.products - 1), "k": (0, w.channels - 1)})
-        with e.scopes.loop("number", ZERO, constant(I64, w.products)) as turn:
-            turn.next()
-            zeros = [constant(wide, 0)] * w.mr
-            with e.scopes.loop("k", ZERO, constant(I64, w.channels), 1, zeros) as loop:
-                right = b.load(wide, e.address("inputs ", (number * w.channels + k) * w.nr), align=64)
-                base = ((symbol("m tile") * w.products + number) * w.channels + k) * w.mr
-                sums = []
-                for r, total in enumerate(loop.carry):
-                    left = b.load(FLOAT, e.address("weights ", base + r))
-                    sums.append(self.multiply(left, right, total))
-                loop.next(*sums)
-            for r, total in enumerate(loop.results):
-                b.store(total, e.address("products ", (number * w.mr + r) * w.nr), align=64)
+    # -- results -------------------------------------------------------------------------------------------
 
     def _results(self, images: Value) -> None:
         """A' m A of each row of the tile of output channels, and the stores."""

@@ -17,9 +17,10 @@ from graphflow.compiler.plan.dims import product
 
 WORTH = 8
 """A product that is written, read and added costs about as much as this many multiplications."""
-_FEWER = 2
+_FEWER, _FEWER_5 = 2, 2.75
 """How many times fewer multiplications a contraction may need for kernels of 3 x 3 or 5 x 5 without a
-stride."""
+stride, and for 5 x 5 with so many channels that Winograd's algorithm pays for sure."""
+_MANY_CHANNELS = 16
 
 
 def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
@@ -31,7 +32,10 @@ def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]
     per_group = dy.shape[1] // groups
     zero = not all(isinstance(d, int) and d for d in (*w.shape, few))
     strides = per_axis(node.op, "stride", node.attrs["stride"], axes, 1)
-    saved = many - (_FEWER if kernel in ((3, 3), (5, 5)) and strides == (1, 1) else 1) * few
+    fewer: float = _FEWER if kernel in ((3, 3), (5, 5)) and strides == (1, 1) else 1
+    if fewer > 1 and kernel == (5, 5) and min(map(typical, w.shape[:2])) >= _MANY_CHANNELS:
+        fewer = _FEWER_5
+    saved = many - fewer * few
     if zero or dy.dtype.bytes < 4 or typical(per_group) * saved <= WORTH * few:
         return None
     images, channels = dy.shape[0], w.shape[1]
