@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="train an example")
     run.add_argument("example", help="its name; see `graphflow list`")
-    run.add_argument("--device", default="cpu", help="cpu (default), reference or null; see `graphflow "
+    run.add_argument("--device", default="cpu", help="cpu (default), cuda, reference or null; see `graphflow "
                                                      "devices`")
     run.add_argument("--data", metavar="FOLDER", help="where MNIST or Fashion-MNIST lies, for the examples "
                                                       "on them")
@@ -87,6 +87,9 @@ def _parser() -> argparse.ArgumentParser:
                          help="time the ways to compute each contraction first, and take the fastest")
     kernels.add_argument("--top", type=_positive, default=20, metavar="N", help="how many kernels to show")
     kernels.set_defaults(command=_bench_ops)
+    compiling = subjects.add_parser("compile", help="the time of each stage of the compiler, without the cache")
+    compiling.add_argument("targets", nargs="+", metavar="TARGET", help="as of `bench ops`")
+    compiling.set_defaults(command=_bench_compile)
     return parser
 
 
@@ -181,14 +184,24 @@ def _program(built: Any) -> Any:
 
 # --- bench
 
+def _bench_compile(args: argparse.Namespace) -> None:
+    from graphflow import bench
+    for target, program in zip(args.targets, _programs(args.targets)):
+        print(f"{target}\n{bench.compile_table(program)}")
+
+
+def _programs(targets: Sequence[str]) -> list[Any]:
+    from graphflow import bench
+    return [bench.shape_program(target) if ":" in target else _program(_built(target)) for target in targets]
+
+
 def _bench_ops(args: argparse.Namespace) -> None:
     from graphflow import bench
     from graphflow.compiler.plan.dims import symbols_of
     from graphflow.function import tuning
     from graphflow.runtime.native import default_threads
     threads = args.threads or default_threads()
-    programs = [bench.shape_program(target) if ":" in target else _program(_built(target))
-                for target in args.targets]
+    programs = _programs(args.targets)
     dims = [symbols_of(*(d for v in program.traced.inputs for d in v.shape)) for program in programs]
     known = set().union(*dims)
     for name, _ in args.size:
