@@ -1,4 +1,5 @@
-"""How near a program's kernels come to what the machine can do: ``graphflow bench ops``.
+"""How near a program's kernels come to what the machine can do: ``graphflow bench ops``; and what compiling
+it takes: ``graphflow bench compile``.
 
     timings = profile(program, random_feeds(program, {"N": 64}))
     print(table(timings, machine(2)))
@@ -25,7 +26,7 @@ import numpy as np
 
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.errors import UseError
-from graphflow.compiler.plan.schema import Copy, Launch, Plan
+from graphflow.compiler.plan.schema import Copy, Launch, Plan, launches
 from graphflow.function import Program, function
 from graphflow.runtime.arena import address_of, aligned_bytes
 from graphflow.state import input as feed
@@ -266,6 +267,22 @@ def _install_pool() -> None:
 
 
 # --- text
+
+
+def compile_table(program: Program) -> str:
+    """What each stage of compiling the program for this processor takes, without the cache; the code
+    generator is LLVM's."""
+    from graphflow.compiler.driver import Compilation
+    from graphflow.compiler.target import host_target
+    compilation, start = Compilation(program.traced, host_target()), time.perf_counter()
+    plan, code = compilation.compile()
+    total = time.perf_counter() - start
+    spent = {**compilation.seconds, "checks": total - sum(compilation.seconds.values())}
+    spent["code generator"] = spent.pop("object")
+    lines = [f"{name:<16}{seconds * 1e3:>9.1f} ms" for name, seconds in spent.items()]
+    lines.append(f"{'all':<16}{total * 1e3:>9.1f} ms   {len(list(launches(plan.body)))} launches, "
+                 f"{len(code):,} bytes of code")
+    return "\n".join(lines)
 
 
 def describe(found: Machine) -> str:

@@ -11,6 +11,7 @@ import pytest
 import graphflow as gf
 from graphflow import bench
 from graphflow.cli import main
+from graphflow.compiler.driver import NAMES
 from graphflow.compiler.kernel.text import parse_kernel
 from graphflow.compiler.kernel.work import Work, kernel_work
 from graphflow.compiler.plan.schema import launches
@@ -108,3 +109,11 @@ def test_the_command(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                                (["xor", "--size", "M=3"], "no target has a dimension 'M' (there are N)")):
         assert main(["bench", "ops", *arguments]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_the_time_of_compiling(capsys: Any) -> None:
+    assert main(["bench", "compile", "xor", "matmul:64x32x16"]) == 0
+    said = capsys.readouterr().out
+    for stage in (*NAMES, "checks", "code generator", "all"):
+        assert said.count(f"\n{stage:<16}") == 2
+    assert "1 launches" in said and said.startswith("xor\n")
