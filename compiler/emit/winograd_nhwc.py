@@ -44,6 +44,11 @@ K_BLOCK = 64
 number of channels."""
 _BLOCK = 14
 """About so many tiles make a task: weights are read once for each."""
+_PEAK = 0.9
+"""The share of the peak that products reach."""
+_INPUT, _OUTPUT, _WEIGHT, _FAR_WEIGHT = 7.0, 6.0, 8.0, 23.0
+"""Cycles to transform a vector, for each product: of inputs, of products, of weights that then lie in the
+second level cache, or beyond it."""
 _PREPARE = 64
 """So many pairs of an input channel and a vector of output channels make a task of those that transform
 weights."""
@@ -169,8 +174,8 @@ def winograd_nhwc(kernel: ContractionKernel, target: Target) -> WinogradNhwc | N
     forms = [w for w in _forms(kernel, target) if asked in (None, w.size)] if asked != 0 else []
     if not forms:
         return None
-    best = min(forms, key=_cycles)
-    return best if asked or _cycles(best) < 0.95 * _direct_cycles(best) else None
+    best = min(forms, key=lambda w: _cycles(w, target))
+    return best if asked or _cycles(best, target) < 0.95 * _direct_cycles(best) else None
 
 
 def _forms(kernel: ContractionKernel, target: Target) -> Iterator[WinogradNhwc]:
@@ -241,16 +246,20 @@ def _images(w: WinogradNhwc) -> int:
     return w.image[1] if isinstance(w.image[1], int) else UNKNOWN
 
 
-def _cycles(w: WinogradNhwc) -> float:
-    """A rough count of cycles."""
-    pairs = w.channels * w.panels * w.nr / w.lanes
-    tile = w.products * (pairs / 0.9 + 6.0 * w.row / w.lanes + 7.0 * w.panels * w.nr / w.lanes)
-    return _images(w) * w.tiles * tile + 4.0 * w.products * pairs
+def _cycles(w: WinogradNhwc, target: Target) -> float:
+    """A rough count of cycles: products, transformations of inputs and of products, those of weights, and
+    reading weights anew for each block of tiles where they lie beyond the second level cache."""
+    total = _images(w) * w.tiles
+    vectors = w.products * w.channels * w.panels * w.nr / w.lanes
+    near = 4 * vectors * w.lanes < target.l2
+    found = -(-total // w.mr) * w.mr * vectors / _PEAK
+    found += total * w.products * (_INPUT * -(-w.channels // w.lanes) + _OUTPUT * w.panels * w.nr / w.lanes)
+    return found + vectors * (_WEIGHT if near else _FAR_WEIGHT + total / w.block)
 
 
 def _direct_cycles(w: WinogradNhwc) -> float:
     """That of the definition."""
-    return _images(w) * w.height * w.width * w.side**2 * w.channels * -(-w.outs // w.lanes) / 0.9
+    return _images(w) * w.height * w.width * w.side**2 * w.channels * -(-w.outs // w.lanes) / _PEAK
 
 
 def winograd_nhwc_tasks(w: WinogradNhwc) -> DimLike:
