@@ -31,7 +31,9 @@ from graphflow.compiler.passes.access import (
     reads,
     reduced_axes,
     relation,
+    through,
 )
+from graphflow.compiler.passes.parts import is_in_parts
 from graphflow.compiler.passes.precedence import Precedence
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
 from graphflow.compiler.plan.errors import Location
@@ -63,10 +65,11 @@ class Group:
 @dataclass
 class Fusion:
     """The outcome: which group computes each node, the order that this asks of the groups, and what was
-    refused."""
+    refused. `parts`: concatenations that are stored part by part, by kernels over the shape of a part."""
 
     graph: Graph
     free: set[Node]
+    parts: set[Node]
     group_of: dict[Node, Group]
     refusals: list[tuple[tuple[Location, ...], str]]
     reads: dict[Node, list[Read]]
@@ -85,7 +88,9 @@ def fusion_of(graph: Graph) -> Fusion:
     work = [
         n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free
     ]
-    f = Fusion(graph, free, {}, [], {n: reads(n, free.__contains__) for n in work}, {}, {})
+    parts = {n for n in work if n in asked and is_in_parts(n)}
+    seen = {n: _part_reads(n, free) if n in parts else reads(n, free.__contains__) for n in work}
+    f = Fusion(graph, free, parts, {}, [], seen, {}, {})
     readers: dict[Node, list[tuple[Node, Read]]] = {n: [] for n in work}
     for n in work:
         for r in f.reads[n]:
@@ -113,6 +118,17 @@ def fusion_of(graph: Graph) -> Fusion:
     return f
 
 
+def _part_reads(node: Node, free: set[Node]) -> list[Read]:
+    """What a concatenation reads where all of its parts are at the same place."""
+    at = tuple(axis(i) for i in range(node.types[0].rank))
+    return [r for v in node.inputs for r in through(v, at, free.__contains__)]
+
+
+def _domain(f: Fusion, node: Node) -> tuple[DimLike, ...]:
+    """The index space in which a node is evaluated."""
+    return node.inputs[0].shape if node in f.parts else domain(node)
+
+
 def is_view(node: Node) -> bool:
     """Whether the op computes nothing: a view, or a literal."""
     return OPS[node.op].kind == "view" or (OPS[node.op].kind == "leaf" and OPS[node.op].lowering is not None)
@@ -134,7 +150,7 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> Group:
             if f.order.leads((g for g in groups if g is not group), group):
                 reason = "another reader comes before the kernel that would compute it"
         if reason is None:
-            _commit(node, group, inside)
+            _commit(f, node, group, inside)
             return group
         reasons.append(reason)
     alias = _is_alias(f, node, readers)
@@ -151,7 +167,7 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> Group:
         return Group("copy" if _source_changes(f, node) else "view", domain(node), {node: "full"})
     if alias:
         return Group("view", domain(node), {node: "full"})
-    return Group(kind if kind in ("routine", "control") else "map", domain(node), {node: "full"})
+    return Group(kind if kind in ("routine", "control") else "map", _domain(f, node), {node: "full"})
 
 
 def _is_alias(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> bool:
@@ -169,7 +185,7 @@ def _source_changes(f: Fusion, node: Node) -> bool:
     return source.op == "state" and source.attrs["name"] in f.graph.updates()
 
 
-def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[int, ...]] | str:
+def _level(f: Fusion, group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[int, ...]] | str:
     """(level, broadcast axes) at which the group's readers need a producer, or the reason why it can't be one
     level."""
     levels: set[tuple[str, tuple[int, ...]]] = set()
@@ -184,7 +200,7 @@ def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[in
         at = group.level[reader]
         if kind == "reduce":
             at = "full"
-        shape = domain(reader)
+        shape = _domain(f, reader)
         how = relation(read, shape)
         if how == "other":
             return f"{reader.op} would compute its elements more than once"
@@ -211,7 +227,7 @@ def _level(group: Group, inside: list[tuple[Node, Read]]) -> tuple[str, tuple[in
 
 def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], outside: bool) -> str | None:
     """The reason why the node can't join the group; None if it can."""
-    found = _level(group, inside)
+    found = _level(f, group, inside)
     if isinstance(found, str):
         return found
     level, axes = found
@@ -237,6 +253,8 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
             return f"{node.op} is costly to evaluate inside a {group.kind} kernel"
         return None
     if level == "outer" and group.kind == "map":
+        if not f.parts.isdisjoint(group.level):
+            return "the kernel stores an array part by part"
         rank = len(group.shape)
         if len(axes) == rank:
             return "one number for all elements is computed once, beforehand"
@@ -276,7 +294,7 @@ def _starts(f: Fusion, node: Node, group: Group) -> set[int]:
         for read in f.reads[reader]:
             if read.value.node is not node:
                 continue
-            rank = len(domain(reader))
+            rank = len(_domain(f, reader))
             if read.index is None or len(read.index) != rank:
                 return set()
             shift = read.index[-1] - axis(rank - 1)
@@ -319,8 +337,8 @@ def typical(d: DimLike) -> int:
     return evaluate(d, {s: TYPICAL_SIZE for s in symbols_of(d)})
 
 
-def _commit(node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
-    found = _level(group, inside)
+def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
+    found = _level(f, group, inside)
     assert not isinstance(found, str), found
     level, axes = found
     kind = OPS[node.op].kind
@@ -338,7 +356,7 @@ def _commit(node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:
 def _unite(f: Fusion, first: Group, then: Group) -> None:
     """Makes one kernel of two where the second walks the same elements or rows as the first, whose values it
     reads; a contraction takes a map like that as a part of its epilogue."""
-    if first is then or {first.kind, then.kind} - {"map", "row"} and not _is_epilogue(first, then):
+    if first is then or {first.kind, then.kind} - {"map", "row"} and not _is_epilogue(f, first, then):
         return
     if first.shape == then.shape and "map" in (first.kind, then.kind) or _same_rows(first, then):
         down = False
@@ -347,6 +365,8 @@ def _unite(f: Fusion, first: Group, then: Group) -> None:
     else:
         return
     reduced = first.reduced or then.reduced
+    if reduced and not f.parts.isdisjoint((*first.level, *then.level)):
+        return
     if reduced and len(first.shape) - 1 not in reduced or (then.kind == "row" and first.kind == "map"):
         return  # columns: see _join; and rows are not forced on a plain map
     if any(
@@ -368,10 +388,11 @@ def _unite(f: Fusion, first: Group, then: Group) -> None:
         f.group_of[node] = first
 
 
-def _is_epilogue(first: Group, then: Group) -> bool:
+def _is_epilogue(f: Fusion, first: Group, then: Group) -> bool:
     """Whether a contraction can compute the map `then` where it has its results at hand."""
     return (first.kind, then.kind) == ("contraction", "map") and all(
-        level == "full" and OPS[n.op].kind == "elementwise" for n, level in then.level.items())
+        level == "full" and (OPS[n.op].kind == "elementwise" or n in f.parts)
+        for n, level in then.level.items())
 
 
 def _same_rows(first: Group, then: Group) -> bool:
@@ -382,5 +403,5 @@ def _in_step(f: Fusion, first: Group, reader: Node, read: Read, level: str, redu
     """Whether `first` has the value at hand where the reader wants it."""
     at = "full" if OPS[reader.op].kind == "reduce" else level
     have = first.level[read.value.node]
-    how = relation(read, domain(reader))
+    how = relation(read, _domain(f, reader))
     return (how == "identity" and at == have) or (at == "full" and have == "outer" and how == reduced)

@@ -13,9 +13,11 @@ from graphflow.compiler.passes.canonical import CANONICAL
 from graphflow.compiler.passes.centred import CENTRED
 from graphflow.compiler.passes.convolutions import CONVOLUTIONS
 from graphflow.compiler.passes.one_hot import ONE_HOT
+from graphflow.compiler.passes.parts import PARTS
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
 from graphflow.compiler.passes.scan_hoist import hoist
 from graphflow.compiler.passes.scan_merge import tidy_scans
+from graphflow.compiler.passes.scan_slices import join_stacks
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.dtypes import DType
 
@@ -29,7 +31,7 @@ def optimize_jointly(graph: Graph) -> Graph:
     graph = rewrite(graph, JOINT)
     if not any(node.op == "scan" for node in walk(graph.nodes())):
         return graph
-    return rewrite(tidy_scans(hoist(graph)), JOINT)
+    return rewrite(join_stacks(tidy_scans(hoist(graph))), JOINT)
 
 
 def _pass_through(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
@@ -109,6 +111,7 @@ JOINT: tuple[Rule, ...] = (
     *CENTRED,
     *ONE_HOT,
     *CONVOLUTIONS,
+    *PARTS,
     *CANONICAL,
 )
 """The table. Stated cost: elements computed, then ops, then transpositions."""

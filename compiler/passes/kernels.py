@@ -34,6 +34,7 @@ from graphflow.compiler.ops.record import Contract, Routine
 from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
 from graphflow.compiler.passes.fuse import typical
+from graphflow.compiler.passes.parts import made_at
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
 from graphflow.compiler.plan.layouts import CHANNELS_LAST, in_memory, is_layout
 
@@ -57,6 +58,14 @@ class Formals:
     def store(self, j: int, index: Index, value: Expr) -> Store:
         """The store of an element of result j."""
         return Store(self.outputs[j], in_memory(self.layouts[j], index), value)
+
+    def stores(self, j: int, result: Value, index: Index, e: Evaluator) -> tuple[Store, ...]:
+        """The stores of an element of result j, or of one element of each of its parts."""
+        if made_at(result) == result.shape:
+            return (self.store(j, index, e.value(result, index)),)
+        width = made_at(result)[-1]
+        return tuple(self.store(j, (*index[:-1], index[-1] + number * width), e.value(part, index))
+                     for number, part in enumerate(result.node.inputs))
 
 
 def formals(node: Node, shared: dict[int, int]) -> Formals:
@@ -117,10 +126,10 @@ def nest(loops: Loops, body: tuple[Statement, ...], kind: str) -> tuple[Statemen
 def map_kernel(name: str, node: Node, f: Formals) -> Kernel:
     """Every result at every element of one domain."""
     region, e = node.regions[0], evaluator(node, f)
-    shape = region.results[0].shape
+    shape = made_at(region.results[0])
     loops, index = axes_of("i", shape, domain_layout(node, shape))
     e.declare(loops)
-    stores = tuple(f.store(j, index, e.value(r, index)) for j, r in enumerate(region.results))
+    stores = tuple(s for j, r in enumerate(region.results) for s in f.stores(j, r, index, e))
     return finish(name, e, f.arguments, nest(loops, (*e.scopes[0].lets, *stores), "grid"))
 
 
@@ -171,11 +180,11 @@ def contraction_kernel(name: str, node: Node, f: Formals) -> Kernel:
     region, e = node.regions[0], evaluator(node, f)
     c, out_index = _contraction(node, e)
     anchor = _anchor(node)
-    width = region.results[0].shape[-1] if c.groups else 0
+    width = made_at(region.results[0])[-1] if c.groups else 0
     for group, name_of_sum in enumerate(c.accumulators):
         index = (*out_index[:-1], out_index[-1] + group * width) if c.groups else out_index
         e.preset(anchor.result(), index, Local(name_of_sum, anchor.types[0].dtype))
-    stores = tuple(f.store(j, out_index, e.value(r, out_index)) for j, r in enumerate(region.results))
+    stores = tuple(s for j, r in enumerate(region.results) for s in f.stores(j, r, out_index, e))
     return finish(name, e, f.arguments, replace(c, stores=stores, lets=tuple(e.scopes[0].lets)))
 
 
@@ -186,7 +195,7 @@ def _anchor(node: Node) -> Node:
 def column_groups(node: Node) -> int:
     """How many equal slices along the last axis of its contraction's result a kernel computes together; 1: it
     computes the result as it is."""
-    whole, part = _anchor(node).types[0].shape, node.regions[0].results[0].shape
+    whole, part = _anchor(node).types[0].shape, made_at(node.regions[0].results[0])
     if whole == part or not isinstance(whole[-1], int) or not isinstance(part[-1], int):
         return 1
     return whole[-1] // max(part[-1], 1)
@@ -260,7 +269,7 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel
     at = (symbol(PIECE), *in_memory(layout, index))
     total = Reduce("sum", ((PIECE, pieces),), (Load("p", at, dtype),))
     e.preset(anchor.result(), index, e.bind(total))
-    stores = tuple(f.store(j, index, e.value(r, index)) for j, r in enumerate(region.results))
+    stores = tuple(s for j, r in enumerate(region.results) for s in f.stores(j, r, index, e))
     body = nest(loops, (*e.scopes[0].lets, *stores), "grid")
     return head, finish(name, e, [*f.arguments, Argument("p", dtype, shape, "r")], body), shape
 
