@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
                          help="time the ways to compute each contraction first, and take the fastest")
     kernels.add_argument("--top", type=_positive, default=20, metavar="N", help="how many kernels to show")
     kernels.set_defaults(command=_bench_ops)
-    compiling = subjects.add_parser("compile", help="the time of each stage of the compiler; the cache is off")
+    compiling = subjects.add_parser("compile", help="the time of each stage of the compiler, cache or not")
     compiling.add_argument("targets", nargs="+", metavar="TARGET", help="as of `bench ops`")
     compiling.set_defaults(command=_bench_compile)
     return parser
