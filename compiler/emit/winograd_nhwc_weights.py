@@ -41,8 +41,10 @@ from graphflow.compiler.target import Target
 
 OUTPUTS = {3: (5, 4, 2), 5: (4, 2)}
 """By the places of a kernel along an axis: the outputs of a tile along it."""
+_SUMS = 16
+"""Sums of a register tile: more are no faster."""
 _TASKS = 4
-"""As many threads, or 2, should have equal work, if there are so many blocks of channels."""
+"""Tasks at least, if there are so many blocks of channels."""
 _TILES = 32
 """Tiles of a block: few, so that sums of as many terms are short, and are added up themselves."""
 _INPUT, _GRADIENT, _RESULT = 170.0, 100.0, 200.0
@@ -217,18 +219,18 @@ def _image(kernel: ContractionKernel, e: Expr, channel: str, axes: Mapping[str, 
 
 
 def _register_tile(vectors: int, lanes: int, target: Target) -> tuple[int, int]:
-    """(rows, vectors): as many sums as the registers hold beside a row of vectors and an element, of as many
-    rows as divide a vector and vectors as divide those of the output channels."""
-    fits = [(mr * nv, nv, mr) for nv in (1, 2, 3, 4) for mr in (1, 2, 4, 8, 16)
-            if vectors % nv == 0 and lanes % mr == 0 and mr * nv + nv + 1 <= target.vector_registers]
-    _, nv, mr = max(fits)
-    return mr, nv
+    """(rows, vectors): as many sums as the registers hold beside a row of vectors and an element, up to
+    _SUMS, of as many rows as divide a vector and vectors as divide those of the output channels."""
+    fits = [(mr * nv, -abs(nv - 2), mr, nv) for nv in (1, 2, 3, 4) for mr in (1, 2, 4, 8, 16)
+            if vectors % nv == 0 and lanes % mr == 0 and mr * nv <= _SUMS
+            and mr * nv + nv + 1 <= target.vector_registers]
+    return max(fits)[2:]
 
 
 def _blocks(outs: int, channels: int, pieces: DimLike, nv: int, lanes: int, n: int, target: Target
             ) -> tuple[int, int]:
     """Vectors of output and of input channels of a task: such that the sums of two rows of products, and the
-    transformed tiles of a block, stay in the second level cache, and that _TASKS threads end soonest."""
+    transformed tiles of a block, stay in the second level cache, and that two threads end soonest."""
     best = None
     for m_blocks in range(1, outs // nv + 1):
         for n_blocks in range(1, channels + 1):
@@ -236,7 +238,7 @@ def _blocks(outs: int, channels: int, pieces: DimLike, nv: int, lanes: int, n: i
             size = 2 * n * (out * inside * lanes + (out + inside) * _TILES) * lanes * 4
             tasks = m_blocks * n_blocks
             if isinstance(pieces, int):
-                tasks = -(-pieces * tasks // _TASKS)
+                tasks = max(-(-pieces * tasks // 2) * 2, _TASKS)
             cost = size > target.l2, tasks * _tile_cycles(out, inside, lanes, n)
             if best is None or cost < best[0]:
                 best = cost, (out, inside)
