@@ -27,6 +27,8 @@ PIECE = 2048
 how many elements (times 8) one piece of a split reduction does."""
 MAX_PARTIALS = 1 << 20
 TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
+CHANNELS = 96
+"""About the channels, on either side, of a task of a gradient for weights that sums over tiles."""
 
 
 def schedule(graph: Graph) -> Graph:
@@ -158,15 +160,17 @@ def _ones(x: object) -> bool:
 
 
 def _images_apiece(anchor: Node) -> int:
-    """The images of a piece of such a gradient, if its channels alone make too few tasks: enough that sums
-    are taken up and put down rarely, few enough for several pieces."""
-    channels = typical(anchor.types[0].shape[1])
-    images, places = typical(anchor.inputs[0].shape[0]), typical(product(anchor.inputs[1].shape[2:]))
-    if channels >= 32 * ENOUGH_TILES or not places:
+    """The images of a piece of such a gradient: so many pieces that these and blocks of channels make enough
+    tasks, but enough places in each that finishing its sums does not matter."""
+    outs, channels = (typical(d) for d in anchor.types[0].shape[:2])
+    images, places = anchor.inputs[0].shape[0], typical(product(anchor.inputs[1].shape[2:]))
+    blocks = -(-outs // CHANNELS) * -(-channels // CHANNELS)
+    if blocks >= ENOUGH_TILES or not places:
         return 0
-    most = 4 * MAX_PARTIALS // typical(product(anchor.types[0].shape))
-    piece = _power_of_two(max(PIECE // 2 // places, -(-images // max(most, 1))))
-    return piece if piece < images else 0
+    most = max(4 * MAX_PARTIALS // typical(product(anchor.types[0].shape)), 1)
+    shared = -(-images * blocks // ENOUGH_TILES) if isinstance(images, int) else 1
+    piece = _power_of_two(max(PIECE // 2 // places, shared, -(-typical(images) // most)))
+    return piece if piece < typical(images) else 0
 
 
 def _power_of_two(size: int) -> int:
