@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from graphflow.compiler.plan.bind import bind
+
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 sys.path.insert(0, str(FOLDER))
@@ -71,6 +73,10 @@ def test_full_sizes_compile_and_are_planned(name: str) -> None:
     step = nets_graphflow.training_step(work, initial, batch, 1, device="null")
     assert step(**batch).shape == ()
     assert step.peak_bytes(N=work.batch_size) > 0
+    for rows in (1, 7, work.batch_size, 3 * work.batch_size):
+        for threads in (1, 2, 16):
+            binding = bind(step.plan, {"N": rows}, threads)
+            assert binding.live_peak_bytes <= binding.arena_bytes <= 1.05 * binding.live_peak_bytes
 
 
 @pytest.mark.cpu
