@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -296,25 +296,36 @@ class Program:
             return results[0]
         return results if self._structure is list else dict(zip(self.outputs, results))
 
+    @cached_property
+    def _types(self) -> list[tuple[Node, np.dtype]]:
+        """Each feed's node and NumPy type."""
+        return [(v.node, v.node.attrs["dtype"].numpy) for v in self.traced.inputs]
+
     def _arranged(self, args: Sequence[Any], feeds: Mapping[str, Any]) -> list[np.ndarray]:
+        if len(args) + len(feeds) == len(self.inputs):
+            try:
+                values = [*args, *[feeds[name] for name in self.inputs[len(args):]]]
+            except KeyError:
+                raise self._wrong_feeds(args, feeds) from None
+            return [value if type(value) is np.ndarray and value.dtype == dtype else as_feed(node, value)
+                    for value, (node, dtype) in zip(values, self._types)]
+        raise self._wrong_feeds(args, feeds)
+
+    def _wrong_feeds(self, args: Sequence[Any], feeds: Mapping[str, Any]) -> FeedError:
+        """What is wrong with feeds that are not one for each input."""
         if len(args) > len(self.inputs):
-            raise FeedError(f"{self.name} takes {len(self.inputs)} feeds ({_list(self.inputs)}), got "
-                            f"{len(args)}",
-                            where=here())
-        given = dict(zip(self.inputs, args))
+            return FeedError(f"{self.name} takes {len(self.inputs)} feeds ({_list(self.inputs)}), got "
+                             f"{len(args)}", where=here())
+        given = self.inputs[:len(args)]
         for key in feeds:
             if key not in self.inputs:
-                raise FeedError(f"{self.name} has no input {key!r}", where=here(),
-                                hint=f"its inputs are {_list(self.inputs)}")
+                return FeedError(f"{self.name} has no input {key!r}", where=here(),
+                                 hint=f"its inputs are {_list(self.inputs)}")
             if key in given:
-                raise FeedError(f"the feed {key!r} is given by position and by name", where=here())
-        given.update(feeds)
-        missing = [name for name in self.inputs if name not in given]
-        if missing:
-            raise FeedError(f"{self.name} misses the feed{'s' * (len(missing) > 1)} {_list(missing)}",
-                            where=here(),
-                            hint=f"its inputs are {_list(self.inputs)}")
-        return [as_feed(v.node, given[name]) for name, v in zip(self.inputs, self.traced.inputs)]
+                return FeedError(f"the feed {key!r} is given by position and by name", where=here())
+        missing = [name for name in self.inputs if name not in given and name not in feeds]
+        return FeedError(f"{self.name} misses the feed{'s' * (len(missing) > 1)} {_list(missing)}",
+                         where=here(), hint=f"its inputs are {_list(self.inputs)}")
 
     @property
     def runner(self) -> Any:
