@@ -17,6 +17,8 @@ from graphflow.compiler.plan.dims import product
 
 WORTH = 8
 """A product that is written, read and added costs about as much as this many multiplications."""
+FULL = 16
+"""Channels that are a multiple of this fill the vectors of any target."""
 _FEWER, _FEWER_5 = 2, 2.75
 """How many times fewer multiplications a contraction may need for kernels of 3 x 3 or 5 x 5 without a
 stride, and for 5 x 5 with so many channels that Winograd's algorithm pays for sure."""
@@ -39,6 +41,8 @@ def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]
     if zero or dy.dtype.bytes < 4 or typical(per_group) * saved <= WORTH * few:
         return None
     images, channels = dy.shape[0], w.shape[1]
+    if axes == 2 and groups == 1 and not (channels % FULL or per_group % FULL):
+        return _channels_last(b, node, dy, w)
     left = b.reshape(w, shape=(groups, per_group, product(w.shape[1:])))
     left = b.broadcast_to(left, shape=(images, *left.shape))
     right = b.reshape(dy, shape=(images, groups, per_group, product(dy.shape[2:])))
@@ -47,6 +51,27 @@ def _input_grad_by_output(b: RewriteBuilder, node: Node, inputs: Sequence[Value]
     for axis in range(axes - 1, -1, -1):        # the last kernel axis goes first
         out = _folded(b, node, out, axis)
     return out
+
+
+def _channels_last(b: RewriteBuilder, node: Node, dy: Value, w: Value) -> Value:
+    """The same where channels fill vectors: products lie with the channels of a place side by side, as such
+    images do (see `layout`)."""
+    outputs, channels, *kernel = w.shape
+    images, _, *size = dy.shape
+    left = b.reshape(b.transpose(dy, perm=(0, 2, 3, 1)), shape=(product((images, *size)), outputs))
+    right = b.reshape(b.transpose(w, perm=(0, 2, 3, 1)), shape=(outputs, product(w.shape[1:])))
+    out = b.reshape(b.matmul(left, right), shape=(images, *size, *kernel, channels))
+    for axis in (1, 0):
+        stride = per_axis(node.op, "stride", node.attrs["stride"], 2, 1)[axis]
+        dilation = per_axis(node.op, "dilation", node.attrs["dilation"], 2, 1)[axis]
+        low, high = per_side(node.op, node.attrs["padding"], 2)[axis]
+        extent, rank = node.attrs["spatial"][axis], out.type.rank
+        out = b.transpose(out, perm=(*range(3 + axis), *range(4 + axis, rank), 3 + axis))
+        out = b.fold(out, axis=1 + axis, extent=extent + low + high, stride=stride, dilation=dilation)
+        stops = tuple(low + extent if i == 1 + axis else d for i, d in enumerate(out.shape))
+        starts = tuple(low if i == 1 + axis else 0 for i in range(rank - 1))
+        out = b.slice(out, starts=starts, stops=stops, steps=(1,) * (rank - 1))
+    return b.transpose(out, perm=(0, 3, 1, 2))
 
 
 def _folded(b: RewriteBuilder, node: Node, x: Value, axis: int) -> Value:
