@@ -10,6 +10,7 @@ by `bind`, once the symbols have values. Preserves every bit.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.kernel.form import (
@@ -23,7 +24,8 @@ from graphflow.compiler.kernel.form import (
 )
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.routines import ROUTINES
-from graphflow.compiler.kernel.walk import subexpressions
+from graphflow.compiler.kernel.walk import loops, subexpressions
+from graphflow.compiler.passes.stack_memory import stack_aliases
 from graphflow.compiler.plan.dims import DimLike, symbol
 from graphflow.compiler.plan.errors import CompilerError
 from graphflow.compiler.plan.schema import (
@@ -143,6 +145,10 @@ def _aliases(program: KernelProgram, table: dict[str, Buffer], lives: dict[str, 
                 if proved[key]:
                     out[y] = x
                     taken.add(x)
+    for y, x in stack_aliases(program, table, lives, reads_before_writing):
+        if y not in out and x not in taken:
+            out[y] = x
+            taken.add(x)
     return out
 
 
@@ -183,19 +189,27 @@ def reads_before_writing(kernel: Kernel, source: str, target: str) -> bool:
         _collect(kernel.body, (), source, target, loads, stores)
     if any(isinstance(x, Load) and x.arg == source for e in early for x in subexpressions(e)):
         return False
-    return bool(stores) and all(_safe(load, store) for load in loads for store in stores)
+    extents = dict(loops(kernel))
+    return bool(stores) and all(_safe(load, store, extents) for load in loads for store in stores)
 
 
-def _safe(load: _Access, store: _Access) -> bool:
-    """Whether the load comes first in every iteration of the loops that both are in, and no other
-    iteration of these writes what it reads: each of their variables is the index along one and the same
-    axis."""
+def _safe(load: _Access, store: _Access, extents: Mapping[str, DimLike]) -> bool:
+    """Whether both never touch the same element, or the load comes first in every iteration of the loops that
+    both are in, and no other iteration of these writes what it reads: each of their variables, perhaps with a
+    number added, is the index along one and the same axis."""
+    shared = [a[1] for a, b in zip(load.path, store.path) if a == b]
+    pairs = list(zip(load.index, store.index))
+    apart = {var: {i - j for i, j in pairs if all(isinstance(d - symbol(var), int) for d in (i, j))}
+             for var in shared}
+    for var, shifts in apart.items():
+        extent = extents[var]
+        if isinstance(extent, int) and any(isinstance(s, int) and abs(s) >= extent for s in shifts):
+            return True
     if load.order > store.order:
         return False
     if (load.path, load.index) == (store.path, store.index):
         return True
-    shared = [a[1] for a, b in zip(load.path, store.path) if a == b]
-    return all(any(i == j == symbol(var) for i, j in zip(load.index, store.index)) for var in shared)
+    return all(0 in apart[var] for var in shared)
 
 
 def _collect(body: tuple[Statement, ...], path: tuple[tuple[int, str], ...], source: str, target: str,

@@ -142,7 +142,9 @@ class _Validator:
             _require(id in set(self.plan.states), f"{id!r} is listed as written but is no state")
 
     def aliases(self) -> None:
-        """A buffer takes over one defined before it that dies where it begins, is no smaller, and is free."""
+        """A buffer takes over one defined before it that dies where it begins, or in the loop that it begins
+        in, is no smaller, and is free."""
+        loops = {(p.position, p.last) for p in places(self.plan.body) if isinstance(p.item, Repeat)}
         before: set[str] = set()
         taken: set[str] = set()
         for b in self.plan.buffers:
@@ -152,7 +154,7 @@ class _Validator:
                 old = self.table[b.alias]
                 _require(old.role == "arena", f"{who}, which is not in the arena")
                 _require(old.id not in taken, f"{who}, which another one has taken over")
-                _require(old.first < b.first == old.last,
+                _require(old.first < b.first and (b.first == old.last or (b.first, old.last) in loops),
                          f"{who}, alive from {old.first} to {old.last}, but begins at {b.first}")
                 more = product(old.shape) * old.dtype.bytes - product(b.shape) * b.dtype.bytes
                 low = bounds_of(more, {})[0]
