@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -46,9 +47,14 @@ def native_program(graph: Graph, threads: int = 2, guard: bool = False) -> CpuPr
     return loaded_program(compilation.result("plan"), compilation.object_code(), threads, guard)
 
 
+@cache
+def _pool() -> None:
+    install_pool(pool_object(host_target()))
+
+
 def loaded_program(plan: Plan, code: bytes | Library, threads: int, guard: bool = False) -> CpuProgram:
     """The program over a Store of its own."""
-    install_pool(pool_object(host_target()))
+    _pool()
     store = Store()
     for b in plan.buffers:
         if b.role == "state":
