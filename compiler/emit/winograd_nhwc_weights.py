@@ -16,11 +16,10 @@ are turned so that the stores walk along the weights of one output channel.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
 
-from graphflow.compiler.emit.builder import I64, Module, Value, constant
+from graphflow.compiler.emit.builder import I32, I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import (
     algorithm_asked,
@@ -32,7 +31,13 @@ from graphflow.compiler.emit.operands import (
 )
 from graphflow.compiler.emit.packing import axis_values, transpose
 from graphflow.compiler.emit.scopes import Lane
-from graphflow.compiler.emit.winograd_matrices import Matrices, multiply, transposed, winograd_matrices
+from graphflow.compiler.emit.winograd_matrices import (
+    Matrices,
+    Matrix,
+    multiply,
+    transposed,
+    winograd_matrices,
+)
 from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, WinogradEmitter, depends_on_sum, padded
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
@@ -327,55 +332,59 @@ class _Emission(WinogradEmitter):
             with e.scopes.loop("first", ZERO, b.intrinsic("smax", total, 1), _TILES) as first:
                 first.next()
                 count = b.intrinsic("smin", b.sub(total, first.index), _TILES)
-                with e.scopes.loop("tile", ZERO, count) as tile:
-                    tile.next()
-                    self._tile(b.add(first.index, tile.index), tile.index, rows)
-                self._products(2 * w.n * number, len(rows) * w.n, count, b.compare("eq", first.index, 0))
+                self._transform("inputs ", w.inputs, w.matrices.b, rows, first.index, count)
+                self._transform("gradients ", w.gradients, transposed(w.matrices.a), rows, first.index, count)
+                self._products(2 * w.n * number, len(rows) * w.n, count, b.compare("gt", first.index, 0))
         self._results()
 
     # -- transformations -----------------------------------------------------------------------------------
 
-    def _tile(self, number: Value, at: Value, rows: tuple[int, ...]) -> None:
-        """Transforms both operands of one tile: those rows of the products."""
+    def _transform(self, name: str, image: Image, matrix: Matrix, rows: tuple[int, ...], first: Value,
+                   count: Value) -> None:
+        """Transforms an operand of a block of tiles: some rows of matrix * window * matrix'."""
         e, b, w = self.e, self.b, self.w
-        image = b.udiv(number, constant(I64, w.down * w.across))
-        rest = b.sub(number, b.mul(image, w.down * w.across))
-        y = b.udiv(rest, constant(I64, w.across))
-        x = b.sub(rest, b.mul(y, w.across))
-        e.scopes.bind(w.image[0], image)
-        place = b.mul(y, w.outputs), b.mul(x, w.outputs)
-        self._transform("inputs ", w.inputs, w.matrices.b, rows, place, at)
-        self._transform("gradients ", w.gradients, transposed(w.matrices.a), rows, place, at)
+        end, across = b.add(first, count), constant(I64, w.across)
+        wanted = [i for i in range(len(matrix[0])) if any(matrix[r][i] for r in rows)]
+        with e.scopes.loop("line", b.udiv(first, across), b.udiv(b.add(end, w.across - 1), across)) as line:
+            line.next()
+            number = b.udiv(line.index, constant(I64, w.down))
+            e.scopes.bind(w.image[0], number)
+            y = b.mul(b.sub(line.index, b.mul(number, w.down)), w.outputs)
+            start = b.add(b.add(e.scalar(image.origin), self.first[name]), b.mul(y, image.row))
+            lines = {i: b.gep(e.pointers[image.arg], b.add(start, i * image.row), FLOAT) for i in wanted}
+            within = {i: self._inside(y, i, w.down, image.top, image.bottom) for i in wanted}
+            before = b.sub(b.mul(line.index, across), first)        # tiles of the block on lines above
+            stop = b.intrinsic("smin", b.sub(count, before), across)
+            with e.scopes.loop("x", b.intrinsic("smax", b.sub(ZERO, before), 0), stop) as x:
+                x.next()
+                place = b.mul(x.index, w.outputs)
+                places = [self._inside(place, j, w.across, image.left, image.right)
+                          for j in range(len(matrix[0]))]
+                shift = b.mul(place, image.column)
+                starts = {i: self._or_zeros(b.gep(at, shift, FLOAT), within[i]) for i, at in lines.items()}
+                into = b.gep(e.pointers[name], b.mul(b.add(before, x.index), w.lanes), FLOAT)
+                self._window(name, image, matrix, rows, starts, places, into)
 
-    def _transform(self, name: str, image: Image, matrix: Sequence[Sequence[Fraction]], rows: tuple[int, ...],
-                   place: tuple[Value, Value], at: Value) -> None:
-        """Some rows of matrix * window * matrix', for each vector of channels of the task."""
+    def _window(self, name: str, image: Image, matrix: Matrix, rows: tuple[int, ...], lines: dict[int, Value],
+                places: list[Value | None], into: Value) -> None:
+        """One tile of `_transform`. `lines`: the addresses of the lines of its window that are wanted;
+        `places`: which of their places are within the image; `into`: where its first vector goes."""
         e, b, w = self.e, self.b, self.w
-        y, x = place
-        size = len(matrix[0])
-        chosen = tuple(matrix[r] for r in rows)
-        wanted = [i for i in range(size) if any(row[i] for row in chosen)]
-        first = b.add(e.scalar(image.origin), self.first[name])
-        first = b.add(b.add(first, b.mul(y, image.row)), b.mul(x, image.column))
-        lines = {i: self._line(image, b.gep(e.pointers[image.arg], b.add(first, i * image.row), FLOAT),
-                               self._inside(y, i, w.down, image.top, image.bottom)) for i in wanted}
-        columns = [self._inside(x, j, w.across, image.left, image.right) for j in range(size)]
-        block = w.block_in if name == "inputs " else w.block_out
-        into = b.gep(e.pointers[name], b.mul(at, w.lanes), FLOAT)
-        fma = e.target.has_fma
+        chosen, fma = tuple(matrix[r] for r in rows), e.target.has_fma
+        stride = w.stride(w.block_in if name == "inputs " else w.block_out)
         with e.scopes.loop("vector", ZERO, self.vectors[name]) as vector:
             vector.next()
             channel = b.mul(vector.index, w.lanes)
             starts = {i: b.gep(line, channel, FLOAT) for i, line in lines.items()}
             halves = []
-            for j, inside in enumerate(columns):
+            for j, inside in enumerate(places):
                 values = [self._read(starts[i], j * image.column, inside) if i in starts else None
-                          for i in range(size)]
+                          for i in range(len(matrix[0]))]
                 halves.append(multiply(b, chosen, values, fma))
             to = b.gep(into, b.mul(channel, _TILES), FLOAT)
             for r in range(len(rows)):
                 for j, value in enumerate(multiply(b, matrix, [half[r] for half in halves], fma)):
-                    b.store(value, b.gep(to, (r * w.n + j) * w.stride(block), FLOAT), align=4 * w.lanes)
+                    b.store(value, b.gep(to, (r * w.n + j) * stride, FLOAT), align=4 * w.lanes)
 
     def _inside(self, start: Value, i: int, tiles: int, low: int, high: int) -> Value | None:
         """Whether place i of the window that starts at `start` is within the image; None if always."""
@@ -384,8 +393,8 @@ class _Emission(WinogradEmitter):
             return None
         return self.b.compare("ult", self.b.add(start, i + low), high)
 
-    def _line(self, image: Image, address: Value, inside: Value | None) -> Value:
-        """The address of a row of the window, or of zeros."""
+    def _or_zeros(self, address: Value, inside: Value | None) -> Value:
+        """The address, or that of zeros if outside."""
         return address if inside is None else self.b.select(inside, address, self.e.pointers["zeros "])
 
     def _read(self, start: Value, offset: int, inside: Value | None) -> Value:
@@ -395,16 +404,18 @@ class _Emission(WinogradEmitter):
         if inside is None:
             return b.load(self.type, at)
         if self.w.lanes < 8:       # masks are slow
-            return b.load(self.type, b.select(inside, at, self.e.pointers["zeros "]))
+            return b.load(self.type, self._or_zeros(at, inside))
         return b.masked_load(self.type, at, b.splat(inside, self.w.lanes))
 
     # -- products ------------------------------------------------------------------------------------------
 
-    def _products(self, first: int, products: int, count: Value, fresh: Value) -> None:
-        """Adds so many products of the block's first `count` tiles to the sums, from product `first` on."""
+    def _products(self, first: int, products: int, count: Value, again: Value) -> None:
+        """Adds so many products of the block's first `count` tiles to the sums, from product `first` on; the
+        sums are 0 yet unless `again`."""
         e, b, w = self.e, self.b, self.w
         line = _TILES * w.lanes
         square = w.lanes * w.lanes
+        kept = b.splat(b.sub(constant(I32, 0), b.cast(again, I32)), w.lanes)
         with e.scopes.loop("product", ZERO, constant(I64, products)) as turn:
             turn.next()
             rows = b.gep(e.pointers["inputs "], b.mul(turn.index, w.stride(w.block_in)), FLOAT)
@@ -421,15 +432,17 @@ class _Emission(WinogradEmitter):
                     with e.scopes.loop("part", ZERO, constant(I64, w.lanes), w.mr) as part:
                         part.next()
                         self._register_tile(b.gep(left, part.index, FLOAT), right,
-                                            b.gep(sums, b.mul(part.index, w.lanes), FLOAT), count, fresh)
+                                            b.gep(sums, b.mul(part.index, w.lanes), FLOAT), count, kept)
 
-    def _register_tile(self, left: Value, right: Value, sums: Value, count: Value, fresh: Value) -> None:
-        """Adds the products of `mr` input channels with `nv` vectors of output channels."""
+    def _register_tile(self, left: Value, right: Value, sums: Value, count: Value, kept: Value) -> None:
+        """Adds the products of `mr` input channels with `nv` vectors of output channels. `kept`: the bits of
+        the sums that count."""
         e, b, w = self.e, self.b, self.w
         places = [b.gep(sums, v * w.lanes * w.lanes + r * w.lanes, FLOAT)
                   for r in range(w.mr) for v in range(w.nv)]
         zero = constant(self.type, 0)
-        before = [b.select(fresh, zero, b.load(self.type, p, align=4 * w.lanes)) for p in places]
+        loaded = [b.load(I32.vector(w.lanes), p, align=4 * w.lanes) for p in places]
+        before = [b.bitcast(b.and_(bits, kept), self.type) for bits in loaded]
         with e.scopes.loop("k", ZERO, count, 1, [zero] * len(places)) as k:
             at = b.mul(k.index, w.lanes)
             row = b.gep(left, at, FLOAT)
