@@ -134,8 +134,10 @@ class _Phases:
         e = self._evaluator(level, self.at_row)
         cut = (PIECE, self.pieces)
         e.declare((*self.outer, cut))
-        stores = [Store(self.partial[n.result()], (symbol(PIECE), *self.at_row), self._piece(e, n))
-                  for n in self.level if _is_reduction(n) and self.level[n] == level]
+        own = [n for n in self.level if _is_reduction(n) and self.level[n] == level]
+        found = [e.bind(self._piece(e, n)) for n in own]        # neighbours run in one loop
+        stores = [Store(self.partial[n.result()], (symbol(PIECE), *self.at_row), x)
+                  for n, x in zip(own, found)]
         body: tuple[Statement, ...] = (*e.scopes[0].lets, *stores)
         writes = [s.arg for s in stores]
         if not elements:
