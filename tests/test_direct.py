@@ -117,6 +117,32 @@ def test_gradient_for_weights(case: tuple[Any, ...]) -> None:
     check(graph, [x, dy], np.einsum("ncyxij,noyx->ocij", view, dy), dy[:, 0].size)
 
 
+# With the channels of the gradient side by side: their vectors divide every target's lanes.
+LAST = (
+    (3, 3, 16, 20, 20, (3, 3), 1, 1),
+    (2, 3, 64, 67, 67, (11, 11), 2, 4),
+    (2, 1, 32, 28, 28, (5, 5), 0, 1),
+    (2, 3, 48, 33, 35, (7, 7), 3, 2),
+    (1, 5, 80, 40, 21, (2, 3), ((1, 0), (0, 2)), (1, 2)),
+)
+
+
+@pytest.mark.parametrize("case", LAST)
+def test_gradient_for_weights_of_channels_last(case: tuple[Any, ...]) -> None:
+    x, w, dy, attrs = operands(case)
+    n = symbol("N")
+    b = Builder()
+    turned = np.ascontiguousarray(dy.transpose(0, 2, 3, 1))
+    values = [b.input(name=name, dtype=F32, shape=(n, *array.shape[1:]))
+              for name, array in (("x", x), ("dy", turned))]
+    result = b.conv_weight_grad(values[0], b.transpose(values[1], perm=(0, 3, 1, 2)), kernel=case[5], **attrs)
+    graph = graph_of(values, [result])
+    (found,) = filter(None, (direct_weights(k, host_target()) for k in contractions(graph, host_target())))
+    assert found.last
+    view = windows(x.astype(float), case[5], **attrs)
+    check(graph, [x, turned], np.einsum("ncyxij,noyx->ocij", view, dy), dy[:, 0].size)
+
+
 def test_any_batch_and_epilogues() -> None:
     """Batches of any size, none included; a bias and a function behind the products; the update of the
     weights behind their gradient."""

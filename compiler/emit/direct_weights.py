@@ -5,16 +5,21 @@ image under it. Both run along neighbouring places once the image is unfolded al
 a micro-kernel keeps `mr` output channels x `taps` places along y of the kernel as sums of a whole vector
 each, and loads nothing but whole vectors. A task does so for a group of input channels, image by image; the
 sums wait in scratch between images, and their lanes are added at the end, by a tree.
+
+Where the output channels lie next to each other instead, vectors run along them: for each place, the
+micro-kernel multiplies vectors of the gradient by as many elements of the unfolded image as it has weights.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import trips
 from graphflow.compiler.emit.direct_image import (
     ALGORITHM,
+    FLOAT,
     ZERO,
     DirectEmitter,
     Unfolded,
@@ -31,11 +36,11 @@ from graphflow.compiler.emit.operands import (
     names_of,
     shared_limit,
 )
-from graphflow.compiler.emit.packing import axis_values
+from graphflow.compiler.emit.packing import axis_values, transpose
 from graphflow.compiler.emit.tiling import whole_lines
-from graphflow.compiler.kernel.form import ContractionKernel, Guard, Guarded
+from graphflow.compiler.kernel.form import ContractionKernel, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, product, symbol
+from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
 from graphflow.compiler.target import Target
 
 _TASK_CYCLES = 40_000
@@ -48,8 +53,9 @@ _LEAST_VECTORS = 6
 class DirectWeights:
     """How a contraction is computed so. `pieces`: the batch axes; `images`: the variable and extent of the
     images of a piece, cut by `limit`; `image`: the unfolded image, whose `channels` are those of a task, of
-    `channels` in all; `out`, `outs`: the variable and extent of the output channels. mr, taps: the
-    micro-kernel."""
+    `channels` in all; `out`, `outs`: the variable and extent of the output channels; `last`: they lie next to
+    each other. `micro`: the micro-kernel's output channels (vectors of them, if `last`), places along x and
+    along y of the kernel."""
 
     pieces: tuple[tuple[str, DimLike], ...]
     images: tuple[str, DimLike]
@@ -58,8 +64,8 @@ class DirectWeights:
     out: str
     outs: int
     channels: int
-    mr: int
-    taps: int
+    last: bool
+    micro: tuple[int, int, int]
 
     @property
     def groups(self) -> int:
@@ -73,10 +79,15 @@ class DirectWeights:
 
     def parts(self) -> dict[str, int]:
         """The pieces of a worker's scratch, in elements: the unfolded image, and a vector of sums for each
-        weight, [out][channel][place y][place x]."""
+        weight, [out][channel][place y][place x]; or, if `last`, a sum, [channel][place y][place x][out], and
+        turned sums."""
         lanes = self.image.lanes
-        sizes = {"unfolded ": self.image.size + lanes,
-                 "sums ": (self.outs * self.image.channels * self.weights + lanes) * lanes}
+        weights = self.image.channels * self.weights
+        sizes = {"unfolded ": self.image.size + lanes}
+        if self.last:
+            sizes |= {"sums ": (weights + lanes) * self.outs, "block ": lanes * lanes}
+        else:
+            sizes |= {"sums ": (self.outs * weights + lanes) * lanes}
         return {name: whole_lines(4 * size) // 4 for name, size in sizes.items()}
 
 
@@ -107,27 +118,30 @@ def applies(kernel: ContractionKernel, target: Target) -> DirectWeights | None:
         return None
     assert isinstance(outs, int) and isinstance(height, int) and isinstance(width, int)
     assert isinstance(channels, int) and isinstance(py, int) and isinstance(px, int)
-    if coefficient(offset, x) != 1 or height > 1 and coefficient(offset, y) != width:
-        return None
     inner = load_offset(kernel, b.value if isinstance(b, Guarded) else b)
     if inner is None or coefficient(inner, x) not in (1, 2, 3, 4):
         return None
     lanes = target.vector_bytes // 4
-    group = max(1, min(channels, target.l2 // 4 // (4 * lanes * outs * py * px)))
+    step = coefficient(offset, x)
+    if not isinstance(step, int) or height > 1 and coefficient(offset, y) != step * width:
+        return None
+    last = step > 1 and coefficient(offset, out) == 1 and outs % lanes == 0
+    if step > 1 and not last:
+        return None
+    group = max(1, min(channels, target.l2 // 4 // (4 * (1 if last else lanes) * outs * py * px)))
     cycles = max(trips(images[1]), 1) * outs * py * px * height * width / lanes            # of one channel
-    group = min(group, max(1, round(_TASK_CYCLES / max(cycles, 1))))
+    group = min(group, max(1, round(_TASK_CYCLES / cycles)))
     group = -(-channels // -(-channels // group))
     image = unfolded((y, height), (x, width), (channel, group), ((ty, py), (tx, px)), steps, lanes,
                      target.l2 // 4)
     if image is None:
         return None
-    mr, taps = _micro_kernel(outs, py, target)
-    return DirectWeights(c.batch, images, limit, image, out, outs, channels, mr, taps)
+    micro = _vectors_of_outs(outs // lanes, py, px, target) if last else _vectors_of_places(outs, py, target)
+    return DirectWeights(c.batch, images, limit, image, out, outs, channels, last, micro)
 
 
-def _micro_kernel(outs: int, places: int, target: Target) -> tuple[int, int]:
-    """(output channels, places along y) of the micro-kernel: what a tile takes is the products, or what it
-    reads."""
+def _vectors_of_places(outs: int, places: int, target: Target) -> tuple[int, int, int]:
+    """The micro-kernel of vectors along places: what a tile takes is the products, or what it reads."""
 
     def total(mr: int, taps: int) -> float:
         tiles = [(n, r) for n, r in ((outs // mr, mr), (1, outs % mr)) if n and r]
@@ -136,12 +150,28 @@ def _micro_kernel(outs: int, places: int, target: Target) -> tuple[int, int]:
 
     choices = [(mr, taps) for taps in range(1, min(places, 8) + 1) for mr in range(1, min(outs, 12) + 1)
                if mr * taps + min(mr, taps) + 1 <= target.vector_registers]
+    mr, taps = min(choices, key=lambda c: total(*c))
+    return mr, 1, taps
+
+
+def _vectors_of_outs(vectors: int, py: int, px: int, target: Target) -> tuple[int, int, int]:
+    """The micro-kernel of vectors along output channels."""
+
+    def total(nv: int, across: int, down: int) -> float:
+        parts = [(n, t) for n, t in ((py // down, down), (1, py % down)) if n and t]
+        tile = sum(n * (1 + max(nv * across * t, nv + across * t / 2, 5)) for n, t in parts)
+        return vectors // nv * (px // across) * tile              # one cycle more for each tile: its loop
+
+    choices = [(nv, across, down) for nv in (4, 3, 2, 1) for across in range(1, px + 1)
+               for down in ([py] if across > 1 else range(1, py + 1))
+               if vectors % nv == 0 and px % across == 0
+               and nv * across * down + nv + 1 <= target.vector_registers]
     return min(choices, key=lambda c: total(*c))
 
 
 def pays(d: DirectWeights) -> bool:
     """Whether there are places enough."""
-    return -(-d.image.band * d.image.width // d.image.lanes) >= _LEAST_VECTORS
+    return d.last or -(-d.image.band * d.image.width // d.image.lanes) >= _LEAST_VECTORS
 
 
 def direct_weights_tasks(d: DirectWeights) -> DimLike:
@@ -156,10 +186,12 @@ def direct_weights_scratch(d: DirectWeights) -> int:
 
 def emit_direct_weights(module: Module, kernel: ContractionKernel, target: Target, d: DirectWeights) -> None:
     """Adds the kernel's function to the module."""
-    _Emission(module, kernel, target, d).emit()
+    (_AlongOuts if d.last else _AlongPlaces)(module, kernel, target, d).emit()
 
 
 class _Emission(DirectEmitter):
+    """What does not depend on where vectors run: tasks, images and bands."""
+
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: DirectWeights):
         super().__init__(module, kernel, target, d.image)
         self.d = d
@@ -198,18 +230,26 @@ class _Emission(DirectEmitter):
 
     def _clear(self) -> None:
         """Sets the sums to 0."""
-        e, b, u = self.e, self.b, self.d.image
-        count = self.d.outs * u.channels * self.d.weights
-        with e.scopes.loop("at", ZERO, constant(I64, count * u.lanes), u.lanes) as loop:
+        e, b, d, u = self.e, self.b, self.d, self.d.image
+        count = d.outs * u.channels * d.weights * (1 if d.last else u.lanes)
+        with e.scopes.loop("at", ZERO, constant(I64, count), u.lanes) as loop:
             loop.next()
             b.store(constant(self.type, 0), e.address("sums ", symbol("at")), align=4 * u.lanes)
 
-    # -- products ------------------------------------------------------------------------------------------
-
     def _tiles(self, channels: Value, first: Value, last: Value) -> None:
         """Adds the products of the places [first, last) of an image."""
+        raise NotImplementedError
+
+    def _results(self, start: Value, stop: Value) -> None:
+        """The stores of the channels [start, stop)."""
+        raise NotImplementedError
+
+
+class _AlongPlaces(_Emission):
+    def _tiles(self, channels: Value, first: Value, last: Value) -> None:
         e, d, u = self.e, self.d, self.d.image
-        whole, (py, px) = d.outs // d.mr * d.mr, u.places
+        (mr, _, taps), (py, px) = d.micro, u.places
+        whole = d.outs // mr * mr
         e.bounds.update({"group channel": (0, u.channels - 1), "tap x": (0, px - 1)})
 
         def tile(mr: int) -> None:
@@ -217,12 +257,12 @@ class _Emission(DirectEmitter):
                 channel.next()
                 with e.scopes.loop("tap x", ZERO, constant(I64, px)) as tap:
                     tap.next()
-                    for at in range(0, py, d.taps):
-                        self._tile(mr, range(at, min(at + d.taps, py)), first, last)
+                    for at in range(0, py, taps):
+                        self._tile(mr, range(at, min(at + taps, py)), first, last)
 
-        with e.scopes.loop("m start", ZERO, constant(I64, whole), d.mr) as rows:
+        with e.scopes.loop("m start", ZERO, constant(I64, whole), mr) as rows:
             rows.next()
-            tile(d.mr)
+            tile(mr)
         if d.outs > whole:
             with e.scopes.block("m start", constant(I64, whole)):
                 tile(d.outs - whole)
@@ -254,10 +294,7 @@ class _Emission(DirectEmitter):
         for x, total in zip(at, sums):
             b.store(total, x, align=4 * u.lanes)
 
-    # -- results -------------------------------------------------------------------------------------------
-
     def _results(self, start: Value, stop: Value) -> None:
-        """The sums of all lanes, and the stores."""
         e, b, d, u = self.e, self.b, self.d, self.d.image
         e.bounds[d.out] = (0, d.outs - 1)
 
@@ -285,3 +322,69 @@ class _Emission(DirectEmitter):
                        for x, y in zip(vectors[0::2], vectors[1::2])]
             width //= 2
         return vectors[0]
+
+
+class _AlongOuts(_Emission):
+    def _tiles(self, channels: Value, first: Value, last: Value) -> None:
+        e, d, u = self.e, self.d, self.d.image
+        (nv, across, down), (py, px) = d.micro, u.places
+        e.bounds.update({"group channel": (0, u.channels - 1), "tap x": (0, px - 1),
+                         "column": (0, u.height * u.width - 1)})
+        step = max(e.target.l1 // 2 // (4 * d.outs), 16)          # the gradient under them stays in the cache
+        with e.scopes.loop("chunk", first, last, step) as chunk:
+            chunk.next()
+            stop = e.b.intrinsic("smin", e.b.add(chunk.index, step), last)
+            with e.scopes.loop("m start", ZERO, constant(I64, d.outs), nv * u.lanes) as outs:
+                outs.next()
+                with e.scopes.loop("group channel", ZERO, channels) as channel:
+                    channel.next()
+                    with e.scopes.loop("tap x", ZERO, constant(I64, px), across) as tap:
+                        tap.next()
+                        for at in range(0, py, down):
+                            rows = range(at, min(at + down, py))
+                            self._tile([(t, x) for x in range(across) for t in rows], chunk.index, stop)
+
+    def _tile(self, taps: Sequence[tuple[int, int]], first: Value, last: Value) -> None:
+        """Adds the products of some places (y, x) of the kernel."""
+        e, b, d, u = self.e, self.b, self.d, self.d.image
+        channel, tap, nv, (py, px) = symbol("group channel"), symbol("tap x"), d.micro[0], u.places
+        load = drop_guard(self.c.a, d.limit)
+        offset = load_offset(self.kernel, load)
+        assert isinstance(load, Load) and offset is not None
+        values = axis_values(e, ((u.y, u.height), (u.x, u.width)), symbol("column"), "")
+        outs = [symbol("m start") + v * u.lanes for v in range(nv)]
+        sums = [e.address("sums ", ((channel * py + t) * px + tap + x) * d.outs + out)
+                for t, x in taps for out in outs]
+        before = [b.load(self.type, x, align=4 * u.lanes) for x in sums]
+        with e.scopes.loop("column", first, last, 1, before) as place:
+            where = [substitute(offset, {**values, d.out: out}) for out in outs]
+            right = [b.load(self.type, e.address(load.arg, x), align=4) for x in where]
+            at = symbol("column") - symbol("band start")
+            left = [b.load(FLOAT, e.address("unfolded ", u.copy(channel, tap + x) + at + u.below(t)))
+                    for t, x in taps]
+            pairs = [(b.splat(x, u.lanes), y) for x in left for y in right]
+            place.next(*(self.multiply(x, y, total) for (x, y), total in zip(pairs, place.carry)))
+        for address, total in zip(sums, place.results):
+            b.store(total, address, align=4 * u.lanes)
+
+    def _results(self, start: Value, stop: Value) -> None:
+        e, b, d, u = self.e, self.b, self.d, self.d.image
+        e.bounds.update({"m start": (0, d.outs - 1), d.out: (0, d.outs - 1)})
+
+        def body(carry: list[Value]) -> list[Value]:
+            at = (symbol("flat") - symbol("start") * d.weights) * d.outs + symbol("m start")
+            vectors = [b.load(self.type, e.address("sums ", at + i * d.outs), align=4 * u.lanes)
+                       for i in range(u.lanes)]
+            for i, vector in enumerate(transpose(e, vectors)):
+                b.store(vector, e.address("block ", i * u.lanes), align=4 * u.lanes)
+            with e.scopes.loop(d.out, outs.index, b.add(outs.index, u.lanes)) as out:
+                out.next()
+                row = e.address("block ", (symbol(d.out) - symbol("m start")) * u.lanes)
+                self.store(b.load(self.type, row, align=4 * u.lanes),
+                           axis_values(e, self.c.n, symbol("flat"), ""))
+            return []
+
+        with e.scopes.loop("m start", ZERO, constant(I64, d.outs), u.lanes) as outs:
+            outs.next()
+            e.scopes.lanes("flat", b.mul(start, d.weights), b.mul(stop, d.weights), u.lanes, body,
+                           masked_only=True, align=1)

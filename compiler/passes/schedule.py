@@ -110,7 +110,8 @@ def split(node: Node) -> int:
         tiles = batch * -(-m // TILE_M) * -(-n // TILE_N)
         if _sums_over_tiles(anchor):
             return _images_apiece(anchor)
-        if not parts.k or k < 2 * PIECE or tiles >= ENOUGH_TILES or column_groups(node) > 1:
+        enough = tiles >= ENOUGH_TILES and not _of_few_channels(anchor)
+        if not parts.k or k < 2 * PIECE or enough or column_groups(node) > 1:
             return 0
         first = typical(parts.k[0])
         piece = _power_of_two(max(PIECE // max(rest, 1), -(-first * batch * m * n // MAX_PARTIALS)))
@@ -153,6 +154,13 @@ def _sums_over_tiles(anchor: Node) -> bool:
             and anchor.types[0].dtype == F32 and all(_ones(g) for g in geometry)
             and all(isinstance(d, int) and d >= 16 for d in anchor.types[0].shape[:2])
             and (anchor.attrs["kernel"] == (5, 5) or -typical(anchor.types[0].shape[1]) % 16 < 6))
+
+
+def _of_few_channels(anchor: Node) -> bool:
+    """Whether this is a gradient for weights of the kind that `emit/direct_weights.py` is for: its tasks have
+    at least an input channel, with all its weights."""
+    return (anchor.op == "conv_weight_grad" and anchor.types[0].dtype == F32 and anchor.attrs["groups"] == 1
+            and typical(anchor.types[0].shape[1]) < 16)
 
 
 def _ones(x: object) -> bool:
