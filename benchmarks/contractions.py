@@ -38,18 +38,20 @@ def generated(form: str, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callabl
         batch [] m [i < {m}] n [j < {n}] k [k < {k}]  a = a{left} b = b{right}  y[i, j] = acc }}""")
     target, module = host_target(), Module()
     emit_kernel(module, kernel, target)
-    library = load_object(compile_object(module.text(), target), "c", ["c"])
-    call = library.function("c", None, ctypes.c_void_p, *[ctypes.c_int64] * 3)
-    size = kernel_scratch(kernel, target)
     tasks = kernel_tasks(kernel, target)
-    assert isinstance(size, int) and isinstance(tasks, int)
+    calls = [*module.before.values(), ("c", tasks)]
+    library = load_object(compile_object(module.text(), target), "c", [name for name, _ in calls])
+    steps = [(library.function(name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3), n) for name, n in calls]
+    size = kernel_scratch(kernel, target)
+    assert isinstance(size, int)
     scratch = np.zeros(size + 64, np.uint8)
     aligned = -(-scratch.ctypes.data // 64) * 64
     slots = (ctypes.c_int64 * 5)(*(x.ctypes.data for x in (a, b, y)), aligned, size)
     held = (slots, scratch)
 
     def run() -> None:
-        call(ctypes.addressof(held[0]), 0, tasks, 0)
+        for call, count in steps:
+            call(ctypes.addressof(held[0]), 0, count, 0)
 
     return run
 

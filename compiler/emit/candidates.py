@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from graphflow.compiler.emit.blocked import blocked, blocked_scratch, blocked_tasks, emit_blocked
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.contraction_rows import (
     emit_row_contraction,
@@ -90,9 +91,11 @@ ALGORITHMS = (
               emit_winograd_weights),
     Algorithm((1,), direct_weights, direct_weights_tasks, direct_weights_scratch, emit_direct_weights),
     Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct),
+    Algorithm((3,), blocked, blocked_tasks, blocked_scratch, emit_blocked),
 )
 """Every algorithm but the direct one; the first that gives an answer is taken. 1: the definition of a
-convolution over images unfolded along x; 2, 4 and 5: Winograd with tiles of as many outputs along an axis."""
+convolution over images unfolded along x; 2, 4 and 5: Winograd with tiles of as many outputs along an axis; 3:
+a product of large matrices, block by block."""
 
 
 def special(kernel: ContractionKernel, target: Target) -> tuple[Algorithm, Any] | None:

@@ -13,7 +13,7 @@ of b are cheap; anything else in a (arithmetic, guards, divisions) is evaluated 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
@@ -35,13 +35,17 @@ from graphflow.compiler.emit.packing import (
 )
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
-from graphflow.compiler.kernel.form import Argument, ContractionKernel, Load, Store
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import Apply, Argument, ContractionKernel, Expr, Load, Local, Store
+from graphflow.compiler.kernel.scalars import SCALARS
 from graphflow.compiler.plan.dims import DimLike, simplify, substitute, symbol
 from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
 PANEL = "panel number"
 """The name of the number of the panel at hand."""
+_STRAIGHT = 24
+"""Stores of no more work than this are straight code for all rows of a tile, whose sums stay in registers."""
 
 
 def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) -> None:
@@ -63,6 +67,12 @@ class DirectContraction:
             e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
         self.a: Node = e.nodes.of(drop_guard(self.c.a, self.t.limit))
         self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
+        values = [*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)]
+        self.simple = sum(map(_work, values)) <= _STRAIGHT
+        self.ask: Callable[[], None] | None = None
+        t, plain = self.t, self.right.kind == "load" and not kernel.indirect
+        self.next_panel = (plain and t.b in ("lanes", "transpose") and len(t.n) == len(self.c.k) == 1
+                           and not t.groups and not t.blocks)
 
     # -- the function --------------------------------------------------------------------------------------
 
@@ -115,11 +125,11 @@ class DirectContraction:
         first_row = b.mul(block, t.mr * t.tiles)
         with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
             e.bounds[COLUMN] = (0, t.n_total - 1 if isinstance(t.n_total, int) else None)
-            if t.blocks:
+            if t.outer:
                 self._in_blocks(first_row)
             else:
                 fresh = b.or_(b.compare("eq", block, 0), b.compare("eq", index, begin))
-                self._in_one(first_row, fresh)
+                self._in_chunks(first_row, fresh)
 
     def _split(self, x: Value, by: Value) -> tuple[Value, Value]:
         """(x // by, x % by) for x >= 0."""
@@ -140,21 +150,44 @@ class DirectContraction:
         room = e.scalar(t.limit.bound - (t.limit.at - symbol(var)))
         return self.b.intrinsic("smin", stop, self.b.intrinsic("smax", room, 0))
 
-    def _in_one(self, first_row: Value, fresh: Value) -> None:
-        """One panel covers all of k."""
-        e, t = self.e, self.t
-        with self._range(ZERO, self._k_limit()):
+    def _in_chunks(self, first_row: Value, fresh: Value) -> None:
+        """One panel after the other. That of the task before is still there, unless it is `fresh`."""
+        b, t = self.b, self.t
+        stop = self._k_limit()
+        with self._chunks(stop) as (first, last):
             if t.b not in ("inline", "packed"):
-                once = self.b.cast(fresh, I64)
-                with e.scopes.loop("pack ", ZERO, once) as pack:
-                    pack.next()
+                with self._when(fresh if last is None else b.or_(fresh, b.compare("gt", stop, t.chunk))):
                     self._pack_b()
             with self._tiles(first_row) as tile:
-                self._multiply(tile, resume=False)
-                self._store_tile(tile)
+                self._multiply(tile, first, last)
+
+    @contextmanager
+    def _chunks(self, stop: Value) -> Iterator[tuple[Value | None, Value | None]]:
+        """A loop over the panels along k, at least one: yields whether this is the first, and the last; None
+        where it is both for certain."""
+        e, b, t = self.e, self.b, self.t
+        if not t.chunk:
+            with self._range(ZERO, stop):
+                yield None, None
+            return
+        with e.scopes.loop("chunk ", ZERO, b.intrinsic("smax", stop, 1), t.chunk) as chunk:
+            chunk.next()
+            end = b.add(chunk.index, t.chunk)
+            with self._range(chunk.index, b.intrinsic("smin", end, stop)):
+                yield b.compare("eq", chunk.index, 0), b.compare("ge", end, stop)
+
+    @contextmanager
+    def _when(self, condition: Value | None) -> Iterator[None]:
+        """Code that runs only where the condition holds; None: always."""
+        if condition is None:
+            yield
+            return
+        with self.e.scopes.loop("when ", ZERO, self.b.cast(condition, I64)) as once:
+            once.next()
+            yield
 
     def _in_blocks(self, first_row: Value) -> None:
-        """Several panels: the sums of all row tiles wait in scratch."""
+        """Axes of k that no panel covers: the sums of all row tiles wait in scratch."""
         b, t = self.b, self.t
         with self._tiles(first_row) as tile, self._groups():
             for r in range(t.mr):
@@ -164,7 +197,7 @@ class DirectContraction:
             self._store_tile(tile)
 
     def _blocks(self, outer: list[tuple[str, DimLike]], first_row: Value) -> None:
-        e, b, t = self.e, self.b, self.t
+        e, t = self.e, self.t
         if outer:
             var, extent = outer[0]
             stop = self._k_limit() if var == self.c.k[0][0] else e.scalar(extent)
@@ -172,15 +205,11 @@ class DirectContraction:
                 loop.next()
                 self._blocks(outer[1:], first_row)
             return
-        var, extent = t.inner[0]
-        stop = self._k_limit() if not t.outer else e.scalar(extent)
-        step = t.chunk or 1 << 40
-        with e.scopes.loop("chunk ", ZERO, stop, step) as chunk:
-            chunk.next()
-            with self._range(chunk.index, b.intrinsic("smin", b.add(chunk.index, step), stop)):
-                self._pack_b()
-                with self._tiles(first_row) as tile:
-                    self._multiply(tile, resume=True)
+        _, extent = t.inner[0]
+        with self._chunks(e.scalar(extent)):
+            self._pack_b()
+            with self._tiles(first_row) as tile, self._packed_a(tile), self._groups():
+                self._save(tile, self._micro_kernel(tile, True))
 
     @contextmanager
     def _range(self, start: Value, stop: Value) -> Iterator[None]:
@@ -207,7 +236,7 @@ class DirectContraction:
 
     def _pack_b(self) -> None:
         with self._groups():
-            pack_b(self.e, self.right, self.t.n, self._k_loops(), self.t)
+            pack_b(self.e, self.right, self.t.n, self._k_loops(), self.t, group_row(self.t))
 
     # -- tiles ---------------------------------------------------------------------------------------------
 
@@ -253,32 +282,97 @@ class DirectContraction:
     def _align(self) -> int:
         return min(64, self.t.nr * self.type.bytes)
 
-    def _multiply(self, tile: DimLike, resume: bool) -> None:
-        """The micro-kernel for each group."""
+    def _multiply(self, tile: DimLike, first: Value | None, last: Value | None) -> None:
+        """The micro-kernel for each group, from sums of 0 in the first panel; the stores after the last."""
+        straight = self.simple and not self.t.groups
+        resume = False if first is None else self.b.xor(first, True)
+        with self._packed_a(tile):
+            with self._groups():
+                sums = self._micro_kernel(tile, resume)
+                if not straight:
+                    self._save(tile, sums)
+                elif last is not None:
+                    with self._when(self.b.xor(last, True)):
+                        self._save(tile, sums)
+        with self._when(last):
+            if straight:
+                self._store_sums(sums)
+            else:
+                self._store_tile(tile)
+
+    @contextmanager
+    def _packed_a(self, tile: DimLike) -> Iterator[None]:
         if self.t.pack_a:
             pack_a(self.e, lambda row: self._at_row(self.a, row, ""), tile, self._k_loops(), self.t)
-        with self._groups():
-            self._micro_kernel(tile, resume)
+        yield
 
-    def _micro_kernel(self, tile: DimLike, resume: bool) -> None:
-        """Adds the panel's products to the tile's sums; `resume`: they start from those in scratch."""
+    def _save(self, tile: DimLike, sums: Sequence[Value]) -> None:
+        for r, total in enumerate(sums):
+            self.b.store(total, self._sum(tile, r), align=self._align())
+
+    def _micro_kernel(self, tile: DimLike, resume: Value | bool) -> list[Value]:
+        """The tile's sums with the panel's products. They start from those in scratch where `resume` holds,
+        else from 0."""
         e, b, t = self.e, self.b, self.t
         wide = self.type.vector(t.nr)
-        sums = [
-            b.load(wide, self._sum(tile, r), align=self._align()) if resume else constant(wide, 0)
-            for r in range(t.mr)
-        ]
+        sums = [constant(wide, 0)] * t.mr
+        if resume is not False:
+            wanted = constant(I64, 1) if resume is True else b.cast(resume, I64)
+            with e.scopes.loop("resume ", ZERO, wanted, 1, sums) as once:
+                once.next(*(b.load(wide, self._sum(tile, r), align=self._align()) for r in range(t.mr)))
+            sums = once.results
         if t.pack_a:
-            index = [(tile * t.mr + r, symbol("k flat")) for r in range(t.mr)]
-            rows = [e.nodes.make("load", ("packed ", at, 0), (), self.dtype, at) for at in index]
+            rows = [self._packed_row(tile, r) for r in range(t.mr)]
         else:
             rows = [self._at_row(self.a, self._row(r), f".{r}") for r in range(t.mr)]
         loops, flat = self._merged(rows)
         if t.pack_a:
             rows = [e.nodes.substitute(x, {"k flat": flat}) for x in rows]
-        sums = self._accumulate(loops, flat, rows, sums)
-        for r, total in enumerate(sums):
-            b.store(total, self._sum(tile, r), align=self._align())
+        return self._asking(loops, flat, rows, sums)
+
+    def _asking(
+        self, loops: Sequence[KLoop], flat: DimLike, rows: list[Node], sums: list[Value]
+    ) -> list[Value]:
+        """The k loops. The first steps also ask for memory that will be needed soon."""
+        e = self.e
+        asked = self._asked(*loops[0]) if len(loops) == 1 else None
+        if asked is None:
+            return self._accumulate(loops, flat, rows, sums)
+        (var, start, stop), (middle, self.ask) = loops[0], asked
+        with e.scopes.block("k asked", middle):
+            sums = self._accumulate([(var, start, symbol("k asked"))], flat, rows, sums)
+            self.ask = None
+            return self._accumulate([(var, symbol("k asked"), stop)], flat, rows, sums)
+
+    def _asked(self, var: str, start: DimLike, stop: DimLike) -> tuple[Value, Callable[[], None]] | None:
+        """Up to which k something is asked for, and what: here the lines of the next panel of b, by the first
+        tiles that use this one."""
+        e, b, t = self.e, self.b, self.t
+        if not self.next_panel:
+            return None
+        each = 64 // self.dtype.bytes
+        number = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
+        wanted = b.compare("lt", number, t.nr // each)
+        e.scopes.bind("tile number", number)
+        k, column = symbol(var), symbol(COLUMN) + t.nr + symbol("tile number") * each
+        if t.b == "transpose":
+            k, column = k // each * each, column + k % each
+        e.bounds["tile number"] = (0, None)
+
+        def ask() -> None:
+            node = e.nodes.substitute(self.right, {self.c.k[0][0]: k, t.n[0][0]: column})
+            b.prefetch(e.address(node.data[0], e.offset(node.data[0], node.data[1])))
+
+        return b.select(wanted, e.scalar(stop), e.scalar(start)), ask
+
+    def _packed_row(self, tile: DimLike, r: int) -> Node:
+        """Row r of the tile as it is packed, at "k flat" of the panel."""
+        at = (tile * self.t.mr + r, symbol("k flat"))
+        return self.e.nodes.make("load", ("packed ", at, 0), (), self.dtype, at)
+
+    def _panel_start(self) -> DimLike:
+        """The first row of the panel at hand."""
+        return group_row(self.t)
 
     def _merged(self, rows: list[Node]) -> tuple[list[KLoop], DimLike]:
         """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an
@@ -314,6 +408,8 @@ class DirectContraction:
             with e.scopes.loop(var, e.scalar(start), e.scalar(stop), 1, sums) as loop:
                 loop.next(*self._accumulate(loops[1:], flat, rows, loop.carry))
             return loop.results
+        if self.ask is not None:
+            self.ask()
         if t.b == "inline":
             row = b.splat(e.value(self._inline_b()), t.nr)
         else:
@@ -331,7 +427,7 @@ class DirectContraction:
         """The address of a row of the panel at hand."""
         t = self.t
         if t.b != "packed":
-            return self.e.address("panel ", (flat + group_row(t)) * t.nr)
+            return self.e.address("panel ", (flat + self._panel_start()) * t.nr)
         offset = load_offset(self.kernel, self.c.b)
         columns = flat_index(t.n, symbol(PANEL) * t.nr)
         assert offset is not None and columns is not None and isinstance(self.c.b, Load)
@@ -359,16 +455,33 @@ class DirectContraction:
                       for group in range(t.group_count)]
             self._store_row(b.add(row, loop.index), totals)
 
+    def _store_sums(self, sums: Sequence[Value]) -> None:
+        """Runs the stores for each row of a tile, whose sums are in registers."""
+        e, b, t = self.e, self.b, self.t
+        row, begin = e.scopes.bound(ROW), e.scopes.bound("tile row")
+        done, count = b.sub(begin, row), b.sub(e.scalar(t.m_total), row)
+        e.bounds["in row"] = (0, 0)
+        for r, total in enumerate(sums):
+            wanted = b.compare("gt", count, r)
+            if t.fixed_m:
+                wanted = None if t.fixed_m % t.mr == 0 else b.compare("le", done, r)
+            with self._when(wanted), e.scopes.block("in row", ZERO):
+                self._store_at(symbol(ROW) + symbol("in row") + r, [total])    # what is loaded stays inside
+
     def _store_row(self, flat: Value, totals: Sequence[Value]) -> None:
         """Runs the stores for one row, given its sums."""
         e, t = self.e, self.t
         e.scopes.bind("m flat", flat)
         e.bounds["m flat"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
+        self._store_at(symbol("m flat"), totals)
+
+    def _store_at(self, row: DimLike, totals: Sequence[Value]) -> None:
+        e = self.e
         for name, total in zip(self.c.accumulators, totals):
             e.scopes.bind(f"{name} ", total)
             e.nodes.bind(name, e.nodes.given(f"{name} ", self.dtype))
         values = {
-            **axis_values(e, self.t.m, symbol("m flat"), ""),
+            **axis_values(e, self.t.m, row, ""),
             **axis_values(e, self.t.n, symbol(COLUMN), ""),
         }
         for let in self.c.lets:
@@ -382,6 +495,12 @@ class DirectContraction:
         value = e.value(e.nodes.substitute(e.nodes.of(store.value), values))
         index = tuple(substitute(d, values) for d in store.index)
         e.store_value(store.arg, index, value)
+
+
+def _work(value: Expr) -> int:
+    """Rough number of instructions of an expression for a vector."""
+    return sum(SCALARS[x.function].flops if isinstance(x, Apply) else 1 for x in walk.subexpressions(value)
+               if not isinstance(x, Local))
 
 
 def _size(loops: Sequence[KLoop]) -> int:

@@ -62,12 +62,12 @@ def group_row(t: Tiling) -> DimLike:
     return symbol(t.groups[0][0]) * t.panel_rows if t.groups else 0
 
 
-def pack_b(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
-    """Fills the panel for the columns from COLUMN on."""
+def pack_b(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling, first: DimLike) -> None:
+    """Fills the panel, which starts at that row of "panel ", for the columns from COLUMN on."""
     if t.b == "transpose":
-        _pack_transposed(e, node, n, loops, t)
+        _pack_transposed(e, node, n, loops, t, first)
     else:
-        _pack_lanes(e, node, n, loops, t)
+        _pack_lanes(e, node, n, loops, t, first)
 
 
 def _each_k(
@@ -99,10 +99,12 @@ def _each_k(
 # -- vectors along n
 
 
-def _pack_lanes(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
+def _pack_lanes(
+    e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling, first: DimLike
+) -> None:
     width = n[-1][1] if n else 1
     size = pieces(width, t.lanes) if len(n) > 1 else 0
-    row = panel_row(loops) + group_row(t)
+    row = panel_row(loops) + first
     if not 0 < size <= MAX_PIECES:
         at_column = axis_values(e, n, symbol(COLUMN), "")
         node = e.nodes.substitute(node, at_column)
@@ -178,12 +180,14 @@ def _put(
 # -- vectors along k
 
 
-def _pack_transposed(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling) -> None:
+def _pack_transposed(
+    e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling, start: DimLike
+) -> None:
     """Square blocks of `lanes` columns and as many k. What a block computes beyond the end of the last k
     axis lands in rows that are written later, or in the spare rows at the panel's end."""
     b, size = e.b, t.lanes
     last = b.sub(e.scalar(t.n_total), 1)
-    row = panel_row(loops) + group_row(t)
+    row = panel_row(loops) + start
     e.bounds["columns"] = (0, t.nr - 1)
     with e.scopes.loop("columns", constant(I64, 0), constant(I64, t.nr), size) as columns:
         columns.next()
@@ -254,3 +258,16 @@ def pack_a(
             e.scopes.lanes(var, e.scalar(start), e.scalar(stop), count, store, masked_only=True, align=1)
 
         _each_k(e, loops[:-1], {}, inside, unroll=False)
+
+
+def pack_columns(e: Emitter, node: Node, loop: KLoop, width: int, t: Tiling) -> None:
+    """Copies a tile of a as [k][width], with vectors along m; `node`: a at the row "a row"."""
+    b, (var, start, stop) = e.b, loop
+    first = e.scopes.bound(ROW)
+    left = constant(I64, t.mr) if t.fixed_m else b.sub(e.scalar(t.m_total), first)
+    mask = b.first_lanes(b.intrinsic("smin", left, t.mr), width) if width > 1 else None
+    e.bounds["a row"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
+    with e.scopes.block("a row", first, Lane("a row", width, mask)):
+        with e.scopes.loop(var, e.scalar(start), e.scalar(stop)) as k:
+            k.next()
+            b.store(b.splat(e.value(node), width), e.address("packed ", panel_row([loop]) * width))

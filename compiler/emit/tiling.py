@@ -135,7 +135,7 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     mode = "packed" if packed else (
         _b_mode(kernel, drop_guard(c.b, limit), c.n, c.k, nr, min(lanes, nr), single))
     depth = c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size))
-    outer, chunk, inner = ((), 0, c.k) if packed else _cut_k(c.k, depth)
+    outer, chunk, inner = ((), 0, c.k) if packed else cut_k(c.k, depth)
     blocks = bool(outer) or chunk > 0
     if mode == "inline" and blocks:
         if mr <= _THIN and all(isinstance(extent, int) for _, extent in c.k):
@@ -201,7 +201,7 @@ def rows_of_tile(m: DimLike, nr: int, lanes: int, target: Target) -> int:
     return min(choices, key=lambda r: -(-m // r) * (r + 0.5))
 
 
-def _cut_k(k: Axes, depth: int) -> tuple[Axes, int, Axes]:
+def cut_k(k: Axes, depth: int) -> tuple[Axes, int, Axes]:
     """(outer axes, chunk of the first inner axis or 0, inner axes) so that a panel has about `depth` rows
     at most."""
     size = 1

@@ -1,0 +1,298 @@
+"""Products of large matrices, of which neither operand nor the result stays in the caches by itself.
+
+A function of its own, which runs before, packs all of b as [panel][k][nr]. A task computes `tiles` row tiles
+of all columns, strip by strip: for each block of k it packs one tile of a after the other and multiplies it
+with the panels of the strip in turn. So a strip of b stays in the second cache for all tiles of a task, a
+tile of a in the first, and rows of the result are read and written in long runs, which are asked for ahead.
+(K. Goto, R. van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008, has the idea of blocks for
+each cache.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from graphflow.compiler.emit.builder import I64, Module, Type, Value, constant
+from graphflow.compiler.emit.contraction import PANEL, ZERO, DirectContraction
+from graphflow.compiler.emit.cost import UNKNOWN
+from graphflow.compiler.emit.nodes import Node
+from graphflow.compiler.emit.operands import algorithm_asked, arranged, coefficient, load_offset
+from graphflow.compiler.emit.packing import (
+    COLUMN,
+    FROM,
+    ROW,
+    axis_values,
+    pack_a,
+    pack_b,
+    pack_columns,
+)
+from graphflow.compiler.emit.scopes import Lane
+from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import Contraction, ContractionKernel, Load
+from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, substitute, symbol, symbols_of
+from graphflow.compiler.target import Target
+
+BLOCKED = 3
+"""The number of this algorithm."""
+_ROWS, _PANELS = 192, 4
+"""It pays for so many rows and panels at least."""
+_FEW = 8
+"""Rows of a tile at most where the result comes from memory: so many streams it delivers fast."""
+_TASK_ROWS, _TASKS = 128, 32
+"""Rows of a task, about, where b is larger than the second cache; fewer if that leaves less tasks."""
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """How a product is computed so. `tiling`: as for others, with the mode of packing b and all rows of a
+    block of k as its panel; `strip`: panels of a strip; `along`: whether vectors of a lie along "m" or "k";
+    `bytes`: of an element."""
+
+    tiling: Tiling
+    strip: int
+    along: str
+    bytes: int
+
+    @property
+    def panels(self) -> int:
+        """Panels of b."""
+        panels = self.tiling.panels
+        assert isinstance(panels, int)
+        return panels
+
+    @property
+    def depth(self) -> DimLike:
+        """Rows of a panel of packed b, those that a transposition may fill included."""
+        t, extent = self.tiling, self.tiling.inner[0][1]
+        return ceildiv(extent, t.lanes) * t.lanes if t.b == "transpose" else extent
+
+    @property
+    def a_width(self) -> int:
+        """Elements of a packed tile of a for each k."""
+        return 1 << (self.tiling.mr - 1).bit_length() if self.along == "m" else self.tiling.mr
+
+    @property
+    def sum_rows(self) -> int:
+        """Rows of sums that wait: of all tiles of a task and a strip."""
+        t = self.tiling
+        return t.mr * (t.tiles * self.strip if t.blocks else 1)
+
+    def parts(self) -> tuple[int, int]:
+        """Bytes of a worker's packed a and of its sums."""
+        t = self.tiling
+        packed = self.a_width * t.panel_rows * self.bytes
+        return whole_lines(packed), whole_lines(self.sum_rows * t.nr * self.bytes)
+
+    def shared(self) -> DimLike:
+        """Bytes of packed b, a multiple of cache lines."""
+        return whole_lines(self.panels * self.tiling.nr * self.bytes) * self.depth
+
+
+def blocked(kernel: ContractionKernel, target: Target) -> Blocked | None:
+    """How the kernel is computed so; None where it is no product of two plain matrices, its tile asks for
+    something else, or nothing does and it does not pay."""
+    c, asked = arranged(kernel, target), algorithm_asked(kernel)
+    direct = any(name in c.tile for name in ("mr", "nr", "kc"))
+    if asked not in (None, BLOCKED) or direct or kernel.indirect or c.batch or c.groups:
+        return None
+    along = _along(kernel, c)
+    if not along:
+        return None
+    plain = replace(kernel, contraction=replace(kernel.contraction, tile={}))
+    t = contraction_tiling(plain, target)
+    if t.nr < t.lanes or not (asked or _pays(t, c, target)):
+        return None
+    return _described(kernel, c, t, along, target)
+
+
+def _along(kernel: ContractionKernel, c: Contraction) -> str:
+    """Whether neighbours in a lie along "m" or "k"; "" if a or b is no matrix, transposed or not."""
+    a, b = load_offset(kernel, c.a), load_offset(kernel, c.b)
+    if a is None or b is None or len(c.k) != 1 or len(c.n) != 1 or not c.m or c.k[0][1] == 0:
+        return ""
+    k, n = c.k[0][0], c.n[0][0]
+    if not isinstance(c.n[0][1], int) or 1 not in (coefficient(b, n), coefficient(b, k)):
+        return ""
+    if coefficient(a, c.m[-1][0]) == 1 and (len(c.m) == 1 or isinstance(c.m[-1][1], int)):
+        return "m" if len(c.m) == 1 and coefficient(a, k) is not None else ""
+    return "k" if coefficient(a, k) == 1 else ""
+
+
+def _pays(t: Tiling, c: Contraction, target: Target) -> bool:
+    """Whether a or the result is too large for the second cache, and packed b not for the last."""
+    rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, c.k[0][1]))
+    size = c.a.dtype.bytes
+    large = max(rows * columns, 2 * rows * depth) * size > target.l2 and columns * depth * size <= target.l3
+    return large and rows >= _ROWS and columns >= _PANELS * t.nr
+
+
+def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str, target: Target) -> Blocked:
+    """A tile of a takes half of the first cache, a strip of b half of the second."""
+    size, extent = c.a.dtype.bytes, c.k[0][1]
+    rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, extent))
+    mr = min(t.mr, _FEW) if rows * columns * size > target.l3 else t.mr
+    deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else UNKNOWN
+    _, chunk, _ = cut_k(c.k, deep)
+    panel_rows = chunk or depth
+    strip = max(1, target.l2 // 2 // (panel_rows * t.nr * size))
+    tiles = 1
+    if columns * depth * size > target.l2:
+        tiles = max(1, min(_TASK_ROWS // mr, -(-rows // mr) // _TASKS))
+    b = load_offset(kernel, c.b)
+    assert b is not None
+    t = replace(t, mr=mr, tiles=tiles, outer=(), chunk=chunk, inner=c.k, panel_rows=panel_rows, pack_a=True,
+                b="lanes" if coefficient(b, c.n[0][0]) == 1 else "transpose", limit=None)
+    return Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), along, size)
+
+
+def _guess(d: DimLike) -> int:
+    """The dimension, or what it is if every symbol counts as UNKNOWN."""
+    return evaluate(d, {name: UNKNOWN for name in symbols_of(d)})
+
+
+def blocked_tasks(how: Blocked) -> DimLike:
+    """The number of tasks."""
+    return how.tiling.m_blocks
+
+
+def blocked_scratch(how: Blocked) -> DimLike:
+    """Bytes of scratch for each worker; packed b, which they share, is counted for each."""
+    return how.shared() + sum(how.parts())
+
+
+def emit_blocked(module: Module, kernel: ContractionKernel, target: Target, how: Blocked) -> None:
+    """Adds the kernel's function and the one that packs b to the module."""
+    before = replace(kernel, name=f"{kernel.name}.prepare")
+    module.before[kernel.name] = before.name, how.panels
+    _Packing(module, before, target, how).emit()
+    _Blocked(module, kernel, target, how).emit()
+
+
+class _Emission(DirectContraction):
+    """What both functions share: scratch and columns."""
+
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, how: Blocked):
+        super().__init__(module, kernel, target)
+        self.how, self.t = how, how.tiling
+
+    def _scratch(self) -> None:
+        b, t, e, how = self.b, self.t, self.e, self.how
+        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
+        area = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
+        self._place("panel ", area, (how.panels * how.depth, t.nr))
+        packed, sums = how.parts()
+        own = b.gep(area, e.scalar(how.shared()), Type("i8"))
+        own = b.gep(own, b.mul(b.params[3], packed + sums), Type("i8"))
+        self._place("packed ", own, (packed // how.bytes,))
+        self._place("sums ", b.gep(own, packed, Type("i8")), (how.sum_rows, t.nr))
+
+    @contextmanager
+    def _columns(self, panel: Value) -> Iterator[None]:
+        """Makes the panel the one at hand."""
+        e, b, t = self.e, self.b, self.t
+        total, column = e.scalar(t.n_total), b.mul(panel, t.nr)
+        whole = isinstance(t.n_total, int) and t.n_total % t.nr == 0
+        mask = None if whole else b.first_lanes(b.sub(total, column), t.nr)
+        e.scopes.bind(PANEL, panel)
+        e.bounds.update({COLUMN: (0, t.nr * self.how.panels - 1), PANEL: (0, self.how.panels - 1)})
+        with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
+            yield
+
+
+class _Packing(_Emission):
+    """Packs b; a task is a panel."""
+
+    def emit(self) -> None:
+        e, b = self.e, self.b
+        _, begin, end, _ = b.params
+        self._scratch()
+        with e.scopes.loop("task ", begin, end) as task:
+            task.next()
+            with self._columns(task.index), self._range(ZERO, self._k_limit()):
+                pack_b(e, self.right, self.t.n, self._k_loops(), self.t, symbol(PANEL) * self.how.depth)
+        b.ret()
+
+
+class _Blocked(_Emission):
+    """Multiplies; a task is some row tiles."""
+
+    def _task(self, index: Value, begin: Value) -> None:
+        e, b, t, panels = self.e, self.b, self.t, self.how.panels
+        first_row, strip = b.mul(index, t.mr * t.tiles), self._strip()
+        with e.scopes.loop("strip ", ZERO, b.udiv(b.add(strip, panels - 1), strip)) as at:
+            at.next()
+            start = b.mul(at.index, strip)
+            stop = b.intrinsic("smin", b.add(start, strip), panels)
+            e.scopes.bind("strip start", start)
+            with self._chunks(self._k_limit()) as (first, last), self._tiles(first_row) as tile:
+                self._pack_tile()
+                with e.scopes.loop("panel ", start, stop) as panel:
+                    panel.next()
+                    with self._columns(panel.index):
+                        self._multiply(tile, first, last)
+
+    def _strip(self) -> Value:
+        """Panels of a strip: more where k turns out to be short."""
+        e, b, t, how = self.e, self.b, self.t, self.how
+        extent = t.inner[0][1]
+        if isinstance(extent, int):
+            return constant(I64, how.strip)
+        room = b.udiv(constant(I64, how.strip * t.panel_rows), b.intrinsic("smax", e.scalar(extent), 1))
+        return b.intrinsic("smin", b.intrinsic("smax", room, how.strip), how.panels)
+
+    def _pack_tile(self) -> None:
+        """Packs the tile of a: [k][a_width], or [mr][k]."""
+        e, t, how = self.e, self.t, self.how
+        if how.along == "m":
+            node = self._at_row(self.a, symbol("a row"), "")
+            pack_columns(e, node, self._k_loops()[0], how.a_width, t)
+        else:
+            pack_a(e, lambda row: self._at_row(self.a, row, ""), 0, self._k_loops(), t)
+
+    @contextmanager
+    def _packed_a(self, tile: DimLike) -> Iterator[None]:
+        yield
+
+    def _packed_row(self, tile: DimLike, r: int) -> Node:
+        how, k = self.how, symbol("k flat")
+        at = k * how.a_width + r if how.along == "m" else k + r * self.t.panel_rows
+        return self.e.nodes.make("load", ("packed ", (at,), 0), (), self.dtype, (at,))
+
+    def _panel_start(self) -> DimLike:
+        return symbol(PANEL) * self.how.depth + symbol(FROM)
+
+    def _sum(self, tile: DimLike, r: DimLike, group: DimLike | None = None) -> Value:
+        t = self.t
+        before = (tile * self.how.strip + symbol(PANEL) - symbol("strip start")) * t.mr if t.blocks else 0
+        return self.e.address("sums ", (before + r) * t.nr)
+
+    # -- what is asked for ahead ---------------------------------------------------------------------------
+
+    def _asked(self, var: str, start: DimLike, stop: DimLike) -> tuple[Value, Callable[[], None]] | None:
+        """Row by row, what the stores will touch of the next tile of the strip."""
+        e, b, t = self.e, self.b, self.t
+        results = self._results()
+        if not results:
+            return None
+        row = symbol(ROW) + symbol(var) - start
+
+        def ask() -> None:
+            for arg, index in results:
+                values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, symbol(COLUMN) + t.nr, "")}
+                at = e.offset(arg, tuple(substitute(d, values) for d in index))
+                for part in range(0, t.nr, 64 // e.arguments[arg].dtype.bytes):
+                    b.prefetch(e.address(arg, at + part))
+
+        return b.intrinsic("smin", b.add(e.scalar(start), t.mr), e.scalar(stop)), ask
+
+    def _results(self) -> list[tuple[str, tuple[DimLike, ...]]]:
+        """The elements, of different arguments, that the stores of a row read or write along n."""
+        found = {s.arg: s.index for s in self.c.stores}
+        for value in (*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)):
+            found.update({x.arg: x.index for x in walk.subexpressions(value) if isinstance(x, Load)})
+        m, n = {v for v, _ in self.c.m}, self.c.n[-1][0]
+        return [(arg, index) for arg, index in found.items()
+                if m & symbols_of(*index) and coefficient(self.e.offset(arg, index), n) == 1]

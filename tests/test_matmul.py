@@ -1,0 +1,171 @@
+"""Products of matrices, block by block and panel by panel, against NumPy in float64: odd sizes, transposed
+operands, symbolic sizes, updates in place, every target; the same bits however the tasks are dealt out.
+
+Arrays end at (or begin after) a page that cannot be touched.
+"""
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from native_code import fenced, targets
+
+from graphflow.compiler.emit.blocked import BLOCKED, blocked
+from graphflow.compiler.emit.builder import Module
+from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_tasks
+from graphflow.compiler.emit.object import compile_object
+from graphflow.compiler.kernel.form import ContractionKernel
+from graphflow.compiler.kernel.text import parse_kernel
+from graphflow.compiler.plan.dims import evaluate
+from graphflow.compiler.target import Target
+from graphflow.runtime.native import load_object
+
+pytestmark = pytest.mark.cpu
+TARGETS = targets()
+FORMS = ("NN", "NT", "TN", "TT")
+SIZES = ((1, 33, 17), (14, 32, 1), (29, 47, 300), (150, 130, 40))
+
+
+@pytest.fixture(params=sorted(TARGETS))
+def target(request: pytest.FixtureRequest) -> Target:
+    return TARGETS[request.param]
+
+
+def product(form: str, sizes: Mapping[str, int], free: str = "", dtype: str = "f32",
+            stores: str = "y[i, j] = acc", more: str = "") -> ContractionKernel:
+    """A kernel for a product of these sizes M, N and K, of which those in `free` are symbols."""
+    names = {s: s if s in free else str(size) for s, size in sizes.items()}
+    left, right = ("[k, i]" if form[0] == "T" else "[i, k]"), ("[j, k]" if form[1] == "T" else "[k, j]")
+    a, b = ("KM" if form[0] == "T" else "MK"), ("NK" if form[1] == "T" else "KN")
+    shapes = [",".join(names[s] for s in shape) for shape in (a, b, "MN")]
+    kernel = parse_kernel(f"""contraction c(a: r {dtype}[{shapes[0]}], b: r {dtype}[{shapes[1]}],
+        {more.replace('SHAPE', shapes[2])} y: rw {dtype}[{shapes[2]}])
+        {f"symbols [{', '.join(sorted(free))}]" if free else ""} {{
+        batch [] m [i < {names['M']}] n [j < {names['N']}] k [k < {names['K']}]
+        a = a{left} b = b{right}
+        {stores} }}""")
+    assert isinstance(kernel, ContractionKernel)
+    return kernel
+
+
+def forced(kernel: ContractionKernel) -> ContractionKernel:
+    """The kernel, to be computed block by block whatever its size."""
+    return replace(kernel, contraction=replace(kernel.contraction, tile={"algorithm": BLOCKED}))
+
+
+def small(target: Target) -> Target:
+    """The target with caches so small that small products have many blocks and strips."""
+    return replace(target, l1=2048, l2=8192)
+
+
+def run(kernel: ContractionKernel, arrays: Mapping[str, np.ndarray], target: Target,
+        symbols: Mapping[str, int] | None = None, workers: int = 1, at_end: bool = True
+        ) -> dict[str, np.ndarray]:
+    """The arguments after the kernel ran on copies of the arrays, its tasks dealt out to some workers."""
+    module, symbols = Module(), symbols or {}
+    emit_kernel(module, kernel, target)
+    steps = [*module.before.values(), (kernel.name, evaluate(kernel_tasks(kernel, target), symbols))]
+    library = load_object(compile_object(module.text(), target), "c", [name for name, _ in steps])
+    scratch = evaluate(kernel_scratch(kernel, target), symbols)
+    assert scratch % 64 == 0
+    area = fenced(np.full(scratch * workers // 4 + 16, np.nan, np.float32), True)
+    place = -(-area.ctypes.data // 64) * 64
+    held = {a.name: fenced(arrays[a.name], at_end) for a in kernel.arguments}
+    slots = [*(held[a.name].ctypes.data for a in kernel.arguments), *(symbols[s] for s in kernel.symbols),
+             place, scratch]
+    args = (ctypes.c_int64 * len(slots))(*slots)
+    for name, tasks in steps:
+        call = library.function(name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+        for worker in range(workers):
+            call(ctypes.addressof(args), worker * tasks // workers, (worker + 1) * tasks // workers, worker)
+    return held
+
+
+def operands(
+    form: str, m: int, n: int, k: int, dtype: str = "f32"
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """The arrays of a product, the exact result, and what rounding may do to it."""
+    rng, numpy = np.random.default_rng(m + 10 * n + 100 * k), np.dtype(dtype.replace("f", "float"))
+    a, b = rng.standard_normal((m, k)).astype(numpy), rng.standard_normal((k, n)).astype(numpy)
+    arrays = {"a": a.T if form[0] == "T" else a, "b": b.T if form[1] == "T" else b,
+              "y": np.full((m, n), np.nan, numpy)}
+    wide = (a.astype(np.float64), b.astype(np.float64))
+    bound = np.abs(wide[0]) @ np.abs(wide[1]) * np.finfo(numpy).eps * 8 + 1e-30
+    return arrays, wide[0] @ wide[1], bound
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("m, n, k", SIZES)
+@pytest.mark.parametrize("free", ["", "MK"])
+def test_blocks_of_any_size(m: int, n: int, k: int, form: str, free: str) -> None:
+    target = small(TARGETS["host"])
+    kernel = product(form, {"M": m, "N": n, "K": k}, free)
+    arrays, exact, bound = operands(form, m, n, k)
+    symbols = {s: {"M": m, "K": k}[s] for s in free}
+    one = run(forced(kernel), arrays, target, symbols)["y"]
+    assert np.all(np.abs(one - exact) <= bound)
+    for workers in (2, 3):
+        other = run(forced(kernel), arrays, target, symbols, workers, at_end=False)["y"]
+        np.testing.assert_array_equal(one, other)
+    panels = run(kernel, arrays, target, symbols)["y"]
+    np.testing.assert_array_equal(one, panels)                  # the order of k is the same
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_blocks_on_every_target(form: str, dtype: str, target: Target) -> None:
+    kernel = forced(product(form, {"M": 45, "N": 150, "K": 333}, "K", dtype))
+    arrays, exact, bound = operands(form, 45, 150, 333, dtype)
+    for t in (target, small(target)):
+        got = run(kernel, arrays, t, {"K": 333}, 2)["y"]
+        assert np.all(np.abs(got - exact) <= bound)
+
+
+@pytest.mark.parametrize("m, n, k, free", [
+    (45, 100, 30, ""), (45, 100, 30, "MK"), (28, 64, 200, "K"), (15, 33, 0, "K"),
+])
+@pytest.mark.parametrize("algorithm", [0, BLOCKED])
+def test_an_update_in_place(m: int, n: int, k: int, free: str, algorithm: int, target: Target) -> None:
+    more = "s: rw f32[SHAPE], v: r f32[SHAPE],"
+    kernel = product("TN", {"M": m, "N": n, "K": k}, free, more=more, stores="""
+        let slot = s[i, j]
+        let fresh = add(mul(slot, f32(0.5)), add(acc, v[i, j]))
+        let old = y[i, j]
+        s[i, j] = fresh
+        y[i, j] = sub(old, mul(fresh, f32(0.25)))""")
+    kernel = replace(kernel, contraction=replace(kernel.contraction, tile={"algorithm": algorithm}))
+    arrays, exact, bound = operands("TN", m, n, k)
+    rng = np.random.default_rng(5)
+    for name in ("s", "v", "y"):
+        arrays[name] = rng.standard_normal((m, n)).astype(np.float32)
+    symbols = {s: {"M": m, "K": k}[s] for s in free}
+    found = [run(kernel, arrays, small(target), symbols, workers) for workers in (1, 3)]
+    slot = arrays["s"] * 0.5 + exact + arrays["v"]
+    for got in found:
+        assert np.all(np.abs(got["s"] - slot) <= bound + 1e-6)
+        assert np.all(np.abs(got["y"] - (arrays["y"] - 0.25 * slot)) <= bound + 1e-6)
+        np.testing.assert_array_equal(got["y"], found[0]["y"])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_large_products_are_computed_block_by_block(form: str) -> None:
+    target = TARGETS["host"]
+    kernel = product(form, {"M": 700, "N": 520, "K": 600})
+    assert blocked(kernel, replace(target, l2=1 << 20)) is not None
+    arrays, exact, bound = operands(form, 700, 520, 600)
+    got = run(kernel, arrays, target, workers=3)["y"]
+    assert np.all(np.abs(got - exact) <= bound)
+
+
+def test_what_is_small_thin_or_asked_otherwise_is_computed_panel_by_panel() -> None:
+    target = replace(TARGETS["host"], l2=1 << 20)
+    large = product("NN", {"M": 1024, "N": 1024, "K": 1024})
+    assert blocked(large, target) is not None
+    for tile in ({"algorithm": 0}, {"mr": 4}, {"kc": 64}):
+        assert blocked(replace(large, contraction=replace(large.contraction, tile=tile)), target) is None
+    assert blocked(product("NN", {"M": 64, "N": 4096, "K": 4096}), target) is None
+    assert blocked(product("NN", {"M": 128, "N": 128, "K": 128}), target) is None
+    assert blocked(product("NN", {"M": 1024, "N": 10, "K": 1024}), target) is None
