@@ -32,6 +32,8 @@ MAX_PIECES = 4
 """A vector that touches more runs of the last n axis than this is gathered."""
 _THIN, _ENOUGH_PANELS = 4, 8
 """So few rows take wider panels, as long as there are so many panels."""
+_FEW_TASKS = 6
+"""Where there would be fewer tasks than this, the rows are cut once more."""
 _GATHER, _TRANSPOSE = 30.0, 6.0
 _SYMBOLIC_K = 1024
 """Rows of a panel where the extent of k is not known."""
@@ -146,7 +148,7 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     for _, extent in inner[1 if chunk else 0 :]:
         assert isinstance(extent, int)
         rows *= extent
-    tiles = _tiles(m_total, mr, nr, rows, blocks)
+    tiles = _tiles(m_total, n_total, mr, nr, rows, blocks)
     pack_a = not is_direct(kernel, drop_guard(c.a, limit), c.k)
     return Tiling(
         c.batch, c.m, c.n, mr, nr, min(lanes, nr), tiles, outer, chunk, inner, rows, mode, pack_a, limit,
@@ -217,15 +219,18 @@ def cut_k(k: Axes, depth: int) -> tuple[Axes, int, Axes]:
     return (), 0, k
 
 
-def _tiles(m: DimLike, mr: int, nr: int, rows: int, blocks: bool) -> int:
-    """Row tiles of a task: enough work; where sums lie in memory, the panel is packed anew by every task,
-    so many."""
+def _tiles(m: DimLike, n: DimLike, mr: int, nr: int, rows: int, blocks: bool) -> int:
+    """Row tiles of a task: enough work; where sums lie in memory, the panel is packed anew by every task, so
+    many, but as many for one task as for another."""
     work = 2 * mr * nr * max(rows, 1) / _FLOPS_PER_NS
     wanted = max(1, round(TASK_NS / 2 / work))
     if blocks:
         wanted = max(wanted, 128 // mr)
     most = -(-m // mr) if isinstance(m, int) else max(1, UNKNOWN // mr)
-    return max(1, min(wanted, most))
+    tiles = max(1, min(wanted, most))
+    if not blocks or not isinstance(n, int):
+        return tiles
+    return max(1, -(-most // max(most // tiles, _FEW_TASKS // max(1, -(-n // nr)), 1)))
 
 
 def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, k: Axes, nr: int, lanes: int, single: bool) -> str:
