@@ -134,19 +134,26 @@ class WinogradNhwcWeights:
                 -(-self.channels // (self.block_in * self.lanes)))
 
     def stride(self, vectors: int) -> int:
-        """Elements of a product's transformed tiles: a line more than a power of 2, so that neighbouring
-        products lie in different sets of the cache."""
+        """Elements of a product's transformed tiles, and a line more, so that neighbouring products lie in
+        different sets of the cache."""
         return vectors * _TILES * self.lanes + 16
 
+    @property
+    def apart(self) -> int:
+        """Elements from the sums of a product to those of the next, a line more than there are."""
+        return self.block_in * self.block_out * self.lanes ** 2 + 16
+
     def parts(self) -> dict[str, int]:
-        """The pieces of a worker's scratch, in elements: transformed tiles of both operands, the sums
-        [product][vector of in][vector of out][lane of in][lane of out], zeros for reads outside of an image,
-        and the result for a square of channels, before and after it is turned."""
-        square, places = self.lanes ** 2, self.side ** 2 * self.lanes
+        """The pieces of a worker's scratch, in elements: transformed tiles of both operands; the sums of a
+        group, [product][vector of in][vector of out][lane of in][lane of out]; what G makes of each row of
+        them, in the same order; zeros for reads outside of an image; and the result for a square of channels,
+        before and after it is turned."""
+        places = self.side ** 2 * self.lanes
         sizes = {
             "inputs ": 2 * self.n * self.stride(self.block_in),
             "gradients ": 2 * self.n * self.stride(self.block_out),
-            "sums ": self.n ** 2 * self.block_in * self.block_out * square,
+            "sums ": 2 * self.n * self.apart,
+            "halves ": self.n * self.side * self.apart,
             "zeros ": max((self.n - 1) * self.inputs.column + self.channels,
                           (self.outputs - 1) * self.gradients.column + self.outs),
             "finished ": places * self.lanes,
@@ -334,7 +341,8 @@ class _Emission(WinogradEmitter):
                 count = b.intrinsic("smin", b.sub(total, first.index), _TILES)
                 self._transform("inputs ", w.inputs, w.matrices.b, rows, first.index, count)
                 self._transform("gradients ", w.gradients, transposed(w.matrices.a), rows, first.index, count)
-                self._products(2 * w.n * number, len(rows) * w.n, count, b.compare("gt", first.index, 0))
+                self._products(len(rows) * w.n, count, b.compare("gt", first.index, 0))
+            self._halves(number, len(rows))
         self._results()
 
     # -- transformations -----------------------------------------------------------------------------------
@@ -409,9 +417,9 @@ class _Emission(WinogradEmitter):
 
     # -- products ------------------------------------------------------------------------------------------
 
-    def _products(self, first: int, products: int, count: Value, again: Value) -> None:
-        """Adds so many products of the block's first `count` tiles to the sums, from product `first` on; the
-        sums are 0 yet unless `again`."""
+    def _products(self, products: int, count: Value, again: Value) -> None:
+        """Adds so many products of the block's first `count` tiles to the sums, which are 0 yet unless
+        `again`."""
         e, b, w = self.e, self.b, self.w
         line = _TILES * w.lanes
         square = w.lanes * w.lanes
@@ -420,15 +428,15 @@ class _Emission(WinogradEmitter):
             turn.next()
             rows = b.gep(e.pointers["inputs "], b.mul(turn.index, w.stride(w.block_in)), FLOAT)
             columns = b.gep(e.pointers["gradients "], b.mul(turn.index, w.stride(w.block_out)), FLOAT)
-            whole = b.add(turn.index, first)
+            whole = b.gep(e.pointers["sums "], b.mul(turn.index, w.apart), FLOAT)
             with e.scopes.loop("column", ZERO, self.vectors["gradients "], w.nv) as column:
                 column.next()
                 right = b.gep(columns, b.mul(column.index, line), FLOAT)
                 with e.scopes.loop("row", ZERO, self.vectors["inputs "]) as row:
                     row.next()
                     left = b.gep(rows, b.mul(row.index, line), FLOAT)
-                    at = b.add(b.mul(b.add(b.mul(whole, w.block_in), row.index), w.block_out), column.index)
-                    sums = b.gep(e.pointers["sums "], b.mul(at, square), FLOAT)
+                    at = b.add(b.mul(row.index, w.block_out), column.index)
+                    sums = b.gep(whole, b.mul(at, square), FLOAT)
                     with e.scopes.loop("part", ZERO, constant(I64, w.lanes), w.mr) as part:
                         part.next()
                         self._register_tile(b.gep(left, part.index, FLOAT), right,
@@ -459,6 +467,29 @@ class _Emission(WinogradEmitter):
 
     # -- results -------------------------------------------------------------------------------------------
 
+    def _halves(self, number: int, rows: int) -> None:
+        """Applies G to each row of a group's sums: while they are in the cache, and to leave less."""
+        e, b, w = self.e, self.b, self.w
+        with e.scopes.loop("row", ZERO, self.vectors["inputs "]) as row:
+            row.next()
+            with e.scopes.loop("line", ZERO, b.mul(self.vectors["gradients "], w.lanes)) as line:
+                line.next()
+                at = b.mul(b.add(b.mul(row.index, w.block_out * w.lanes), line.index), w.lanes)
+                sums, to = (b.gep(e.pointers[name], at, FLOAT) for name in ("sums ", "halves "))
+                for i in range(rows):
+                    loaded = self._load_apart(sums, [(i * w.n + j) * w.apart for j in range(w.n)])
+                    first = (2 * number + i) * w.side
+                    for s, value in enumerate(self._finish(loaded)):
+                        b.store(value, b.gep(to, (first + s) * w.apart, FLOAT), align=4 * w.lanes)
+
+    def _load_apart(self, first: Value, offsets: list[int]) -> list[Value]:
+        b = self.b
+        return [b.load(self.type, b.gep(first, at, FLOAT), align=4 * self.w.lanes) for at in offsets]
+
+    def _finish(self, sums: list[Value]) -> list[Value]:
+        """G' of a row or a column of sums."""
+        return multiply(self.b, transposed(self.w.matrices.g), sums, self.e.target.has_fma)
+
     def _results(self) -> None:
         """G' s G of each pair of channels, and the stores: a square of vectors of channels at a time."""
         e, b, w = self.e, self.b, self.w
@@ -471,7 +502,7 @@ class _Emission(WinogradEmitter):
             with e.scopes.loop("row", ZERO, self.vectors["inputs "]) as row:
                 row.next()
                 square = b.add(b.mul(row.index, w.block_out), column.index)
-                self._back(b.gep(e.pointers["sums "], b.mul(square, w.lanes ** 2), FLOAT))
+                self._back(b.gep(e.pointers["halves "], b.mul(square, w.lanes ** 2), FLOAT))
                 self._turn()
                 start = b.mul(b.add(self.first["inputs "], b.mul(row.index, w.lanes)), places)
                 e.scopes.bind("start", start)
@@ -483,22 +514,17 @@ class _Emission(WinogradEmitter):
                         self._store()
 
     def _back(self, first: Value) -> None:
-        """The gradients of a square of channels, [input channel][tap][output channel]. `first`: its sums."""
+        """The gradients of a square of channels, [input channel][tap][output channel], from what `_halves`
+        left at `first`."""
         e, b, w = self.e, self.b, self.w
-        product, fma = w.block_in * w.block_out * w.lanes ** 2, e.target.has_fma
-        matrix = transposed(w.matrices.g)
         where = {r: 2 * number + i for number, rows in enumerate(w.groups) for i, r in enumerate(rows)}
         with e.scopes.loop("lane", ZERO, constant(I64, w.lanes)) as lane:
             lane.next()
             at = b.gep(first, b.mul(lane.index, w.lanes), FLOAT)
-            columns = []
-            for j in range(w.n):
-                sums = [b.gep(at, (where[i] * w.n + j) * product, FLOAT) for i in range(w.n)]
-                loaded = [b.load(self.type, s, align=4 * w.lanes) for s in sums]
-                columns.append(multiply(b, matrix, loaded, fma))
             to = b.gep(e.pointers["finished "], b.mul(lane.index, w.side ** 2 * w.lanes), FLOAT)
-            for r in range(w.side):
-                for s, value in enumerate(multiply(b, matrix, [c[r] for c in columns], fma)):
+            for s in range(w.side):
+                loaded = self._load_apart(at, [(where[i] * w.side + s) * w.apart for i in range(w.n)])
+                for r, value in enumerate(self._finish(loaded)):
                     b.store(value, b.gep(to, (w.side * r + s) * w.lanes, FLOAT), align=4 * w.lanes)
 
     def _turn(self) -> None:
