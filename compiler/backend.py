@@ -104,7 +104,7 @@ class CudaBackend:
         """The translation unit."""
         from graphflow.compiler.emit.cuda import emit_cuda
 
-        return emit_cuda(program, self.target.wide)
+        return emit_cuda(program)
 
     def machine_code(self, plan: Plan, text: str) -> tuple[Plan, bytes]:
         """The plan, with what the assembler reports of each kernel, and the cubin."""

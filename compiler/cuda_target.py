@@ -23,14 +23,13 @@ OPTIONS = ("-fmad=false", "-std=c++17")
 
 @dataclass(frozen=True)
 class CudaTarget:
-    """A GPU architecture, such as "sm_90". `wide`: elements are counted in 64 bits."""
+    """A GPU architecture, such as "sm_90"."""
 
     architecture: str
-    wide: bool = False
 
     def key(self) -> str:
         """Everything that the text for this target depends on, as one line for cache keys."""
-        return f"cuda {self.architecture}{' wide' if self.wide else ''}"
+        return f"cuda {self.architecture}"
 
 
 @cache

@@ -20,8 +20,19 @@ from typing import Any
 import numpy as np
 
 from graphflow.compiler.plan.bind import bind, buffer_bytes
-from graphflow.compiler.plan.dims import evaluate
-from graphflow.compiler.plan.schema import ALIGNMENT, Branch, Buffer, Check, Copy, Item, Launch, Plan, Repeat
+from graphflow.compiler.plan.dims import evaluate, product
+from graphflow.compiler.plan.schema import (
+    ALIGNMENT,
+    GPU_ELEMENTS,
+    Branch,
+    Buffer,
+    Check,
+    Copy,
+    Item,
+    Launch,
+    Plan,
+    Repeat,
+)
 from graphflow.runtime.cuda_device import CapturedGraph, Gpu
 from graphflow.runtime.cuda_states import CudaStates
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
@@ -141,6 +152,11 @@ class Bound:
     def __init__(self, program: CudaProgram, symbols: Mapping[str, int]) -> None:
         plan = program.plan
         self.symbols = dict(symbols)
+        for b in plan.buffers:
+            if product(evaluate(d, symbols) for d in b.shape) >= GPU_ELEMENTS:
+                raise NotImplementedError(
+                    f"{plan.name}: {b.name or b.id} would have {GPU_ELEMENTS:,} elements or more, which the "
+                    "code for GPUs does not count; use smaller batches")
         self.binding = bind(plan, self.symbols, 1)
         self.shapes = {b.id: tuple(evaluate(d, symbols) for d in b.shape) for b in plan.buffers
                        if b.role in ("feed", "output")}

@@ -238,3 +238,15 @@ print(p.text("emit"))
     text = good(code, gpu)
     assert "threads 256 symbols [N] registers 32 shared 64 spilled 0" in text.replace("[batch]", "[N]")
     assert "__global__" in text
+
+
+def test_arrays_that_32_bits_cannot_count_are_refused(gpu: dict[str, str]) -> None:
+    code = """
+x = gf.input("x", (None,))
+p = gf.function([x], gf.broadcast_to(gf.reshape(x, (-1, 1)), (x.shape[0], 2 ** 20)), device="cuda")
+try:
+    p(np.ones(1024, np.float32))
+except NotImplementedError as error:
+    print(error)
+"""
+    assert "which the code for GPUs does not count" in good(code, gpu)

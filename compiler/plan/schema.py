@@ -18,6 +18,9 @@ SCHEMA_VERSION = 1
 ALIGNMENT = 64
 """Bytes: every arena buffer starts at a multiple."""
 
+GPU_ELEMENTS = 2**30
+"""Every array on a GPU has fewer elements: its code counts in 32 bits, as division takes a tenth then."""
+
 MAX_DEPTH = 32
 """How deep loops and branches may nest."""
 
