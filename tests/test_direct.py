@@ -79,10 +79,12 @@ def contractions(graph: Graph, target: Target) -> list[ContractionKernel]:
     return [k for k in kernels if isinstance(k, ContractionKernel)]
 
 
-def check(graph: Graph, arrays: list[np.ndarray], expected: np.ndarray, terms: int) -> None:
-    """Runs the graph on 1, 2 and 3 threads: same bits, within the rounding of a sum of so many terms."""
+def check(graph: Graph, arrays: list[np.ndarray], expected: np.ndarray, terms: int, largest: float = 0.0
+          ) -> None:
+    """Runs the graph on 1, 2 and 3 threads: same bits, within the rounding of a sum of so many terms; the
+    largest sum is `largest`, or the largest that is expected."""
     found = [native_program(graph, threads, guard=True).run(arrays)[0] for threads in (1, 2, 3)]
-    bound = 4 * np.sqrt(terms) * np.finfo(np.float32).eps * max(1.0, np.abs(expected).max())
+    bound = 4 * np.sqrt(terms) * np.finfo(np.float32).eps * max(1.0, largest, np.abs(expected).max())
     np.testing.assert_allclose(found[0], expected, rtol=0, atol=bound)
     for other in found[1:]:
         np.testing.assert_array_equal(found[0], other)
@@ -141,6 +143,28 @@ def test_gradient_for_weights_of_channels_last(case: tuple[Any, ...]) -> None:
     assert found.last
     view = windows(x.astype(float), case[5], **attrs)
     check(graph, [x, turned], np.einsum("ncyxij,noyx->ocij", view, dy), dy[:, 0].size)
+
+
+@pytest.mark.parametrize("follows", [False, True])
+@pytest.mark.parametrize("case", LAST)
+def test_convolution_to_channels_last(case: tuple[Any, ...], follows: bool) -> None:
+    """With a layout that the product of channels-last images asks for; a bias and a function behind it."""
+    x, w, _, attrs = operands(case)
+    outs = w.shape[0]
+    b = Builder()
+    shapes = {"x": (symbol("N"), *x.shape[1:]), "w": w.shape, "bias": (outs, 1, 1), "one": (outs, outs, 1, 1)}
+    values = [b.input(name=name, dtype=F32, shape=shape) for name, shape in shapes.items()]
+    y = b.conv(values[0], values[1], **attrs)
+    if follows:
+        y = b.tanh(b.add(y, b.broadcast_to(values[2], shape=y.shape)))
+    graph = graph_of(values, [b.conv(y, values[3])])
+    found = [d for k in contractions(graph, host_target()) if (d := direct(k, host_target())) is not None]
+    assert [d.last for d in found] == [True]
+    bias = np.linspace(-1, 1, outs).astype(np.float32).reshape(-1, 1, 1)
+    total = np.einsum("ncyxij,ocij->noyx", windows(x.astype(float), case[5], **attrs), w)
+    arrays = [x, w, bias, np.eye(outs, dtype=np.float32).reshape(outs, outs, 1, 1)]
+    expected = np.tanh(total + bias) if follows else total
+    check(graph, arrays, expected, w[0].size, np.abs(total).max())
 
 
 def test_any_batch_and_epilogues() -> None:

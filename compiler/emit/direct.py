@@ -5,16 +5,21 @@ A micro-kernel keeps sums of `mr` output channels x `nv` vectors of neighbouring
 channel and place of the kernel it loads the vectors from scratch and multiplies them by the weights, which it
 reads where they lie. The order of the sum is that of the axes. Serves the gradient for the input of a
 convolution without stride as well.
+
+Where the output channels lie next to each other in memory, vectors run along them: a tile is `mr` places x
+`nv` vectors of channels, and a function of its own, which runs before, lays the weights side by side.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import TASK_NS, expression_ns
 from graphflow.compiler.emit.direct_image import (
     ALGORITHM,
+    FLOAT,
     ZERO,
     DirectEmitter,
     Unfolded,
@@ -44,12 +49,14 @@ _VARIANT = 0.02
 @dataclass(frozen=True)
 class Direct:
     """How a contraction is computed so. `batch`: its batch axes; `image`: the unfolded image; `out`, `outs`:
-    the variable and extent of the output channels; `channels`: of the input. mr, nv: the micro-kernel."""
+    the variable and extent of the output channels; `last`: they lie next to each other. mr, nv: the
+    micro-kernel, output channels x vectors of places, or places x vectors of output channels."""
 
     batch: tuple[tuple[str, DimLike], ...]
     image: Unfolded
     out: str
     outs: int
+    last: bool
     mr: int
     nv: int
 
@@ -63,6 +70,12 @@ class Direct:
         lanes = self.image.lanes
         sizes = {"unfolded ": self.image.size + self.nv * lanes, "sums ": self.mr * self.nv * lanes}
         return {name: whole_lines(4 * size) // 4 for name, size in sizes.items()}
+
+    def weights(self) -> dict[str, int]:
+        """The weights with the output channels side by side, [channel][place y][place x][out], in elements of
+        scratch."""
+        (py, px), channels = self.image.places, self.image.channels
+        return {"weights ": whole_lines(4 * channels * py * px * self.outs) // 4} if self.last else {}
 
 
 def direct(kernel: ContractionKernel, target: Target) -> Direct | None:
@@ -95,8 +108,10 @@ def applies(kernel: ContractionKernel, target: Target) -> Direct | None:
                      target.l2 // 2, enough)
     if image is None:
         return None
-    mr, nv = _micro_kernel(outs, -(-image.band * width // lanes), target)
-    return Direct(c.batch, image, out, outs, mr, nv)
+    last = outs % lanes == 0 and all(coefficient(s.index[-1], out) == 1 for s in c.stores)
+    mr, nv = (_micro_kernel_of_outs(outs // lanes, image.band * width, target) if last else
+              _micro_kernel(outs, -(-image.band * width // lanes), target))
+    return Direct(c.batch, image, out, outs, last, mr, nv)
 
 
 def _enough_rows(row_cycles: float) -> int:
@@ -122,6 +137,17 @@ def _micro_kernel(outs: int, vectors: int, target: Target) -> tuple[int, int]:
     return min(choices, key=lambda c: total(*c))
 
 
+def _micro_kernel_of_outs(vectors: int, places: int, target: Target) -> tuple[int, int]:
+    """(places, vectors of output channels); places that are left over are computed one by one."""
+
+    def total(mr: int, nv: int) -> float:
+        return (places // mr * max(mr * nv, nv + mr / 2, 5) + places % mr * max(nv, 5)) * (vectors // nv)
+
+    choices = [(mr, nv) for nv in (4, 3, 2, 1) for mr in range(min(places, 14), 0, -1)
+               if vectors % nv == 0 and mr * nv + nv + 1 <= target.vector_registers]
+    return min(choices, key=lambda c: total(*c))
+
+
 def pays(kernel: ContractionKernel, d: Direct) -> bool:
     """Whether loads and stores walk along x, else elements would be gathered and scattered one by one, and
     the products are many for each element that is unfolded."""
@@ -129,7 +155,7 @@ def pays(kernel: ContractionKernel, d: Direct) -> bool:
     offset = load_offset(kernel, c.b.value if isinstance(c.b, Guarded) else c.b)
     if offset is None or coefficient(offset, u.x) not in (1, 2, 3, 4):
         return False
-    if not all(coefficient(s.index[-1], u.x) == 1 for s in c.stores):
+    if not d.last and not all(coefficient(s.index[-1], u.x) == 1 for s in c.stores):
         return False
     products = d.outs * u.places[0] * u.band * u.width / u.lanes
     unfolding = u.phases * u.rows() * -(-u.width // u.lanes) * _UNFOLD * abs(u.steps[1])
@@ -142,16 +168,54 @@ def direct_tasks(d: Direct) -> DimLike:
 
 
 def direct_scratch(d: Direct) -> int:
-    """Bytes of scratch that each worker needs."""
-    return 4 * sum(d.parts().values())
+    """Bytes of scratch for each worker; what they share is counted for each."""
+    return 4 * sum((*d.weights().values(), *d.parts().values()))
 
 
 def emit_direct(module: Module, kernel: ContractionKernel, target: Target, d: Direct) -> None:
     """Adds the kernel's function to the module."""
-    _Emission(module, kernel, target, d).emit()
+    if not d.last:
+        _AlongPlaces(module, kernel, target, d).emit()
+        return
+    prepare = replace(kernel, name=f"{kernel.name}.prepare")
+    module.before[kernel.name] = prepare.name, d.image.channels
+    _Weights(module, prepare, target, d).emit()
+    _AlongOuts(module, kernel, target, d).emit()
+
+
+class _Weights(DirectEmitter):
+    """Lays the weights of a channel, a task, side by side."""
+
+    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: Direct):
+        super().__init__(module, kernel, target, d.image)
+        self.d = d
+
+    def emit(self) -> None:
+        """The whole function."""
+        e, b, d, u = self.e, self.b, self.d, self.d.image
+        (ty, tx), (py, px) = u.taps, u.places
+        _, begin, end, _ = b.params
+        self.scratch({}, d.weights())
+        node = e.nodes.of(self.c.a)
+
+        def put(carry: list[Value]) -> list[Value]:
+            at = ((symbol(u.channel) * py + symbol(ty)) * px + symbol(tx)) * d.outs + symbol(d.out)
+            b.store(b.splat(e.value(node), u.lanes), e.address("weights ", at), align=4 * u.lanes)
+            return []
+
+        with e.scopes.loop(u.channel, begin, end) as channel:
+            channel.next()
+            with e.scopes.loop(ty, ZERO, constant(I64, py)) as down:
+                down.next()
+                with e.scopes.loop(tx, ZERO, constant(I64, px)) as across:
+                    across.next()
+                    e.scopes.lanes(d.out, ZERO, constant(I64, d.outs), u.lanes, put)
+        b.ret()
 
 
 class _Emission(DirectEmitter):
+    """What does not depend on where vectors run: tasks, bands, and the loops of a sum."""
+
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: Direct):
         super().__init__(module, kernel, target, d.image)
         self.d = d
@@ -166,7 +230,7 @@ class _Emission(DirectEmitter):
         """The whole function."""
         e, b, d, u = self.e, self.b, self.d, self.d.image
         _, begin, end, _ = b.params
-        self.scratch(d.parts())
+        self.scratch(d.parts(), d.weights())
         node = e.nodes.of(self.c.b)
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
@@ -185,6 +249,42 @@ class _Emission(DirectEmitter):
             self._panels(start, stop)
         b.ret()
 
+    def _panels(self, start: Value, stop: Value) -> None:
+        """All outputs [start, stop) of the image."""
+        raise NotImplementedError
+
+    def _summed(self, sums: list[Value], products: Callable[[list[Value], DimLike], list[Value]]
+                ) -> list[Value]:
+        """The sums with all products added; `products` adds those of one channel and place of the kernel, of
+        which it is given the place along x."""
+        e, u = self.e, self.d.image
+        (ty, tx), (py, px) = u.taps, u.places
+        with e.scopes.loop(u.channel, ZERO, constant(I64, u.channels), 1, sums) as channel:
+            with e.scopes.loop(ty, ZERO, constant(I64, py), 1, channel.carry) as down:
+                if px <= _UNROLL:
+                    sums = down.carry
+                    for tap in range(px):
+                        sums = products(sums, tap)
+                    down.next(*sums)
+                else:
+                    with e.scopes.loop(tx, ZERO, constant(I64, px), 1, down.carry) as across:
+                        across.next(*products(across.carry, symbol(tx)))
+                    down.next(*across.results)
+            channel.next(*down.results)
+        return channel.results
+
+    def _image(self, tap: DimLike) -> DimLike:
+        """The element of scratch under the current column, for the current channel and place along y."""
+        u = self.d.image
+        at = u.copy(symbol(u.channel), tap) + u.below(symbol(u.taps[0]))
+        return at + symbol("column") - symbol("band start")
+
+    def _store(self, total: Value, row: DimLike, place: DimLike) -> None:
+        """The kernel's stores for a vector of finished sums."""
+        self.store(total, {self.d.out: row, **axis_values(self.e, self.c.n, place, "")})
+
+
+class _AlongPlaces(_Emission):
     def _panels(self, start: Value, stop: Value) -> None:
         """All outputs [start, stop) of the image."""
         e, b, d = self.e, self.b, self.d
@@ -214,36 +314,20 @@ class _Emission(DirectEmitter):
     # -- a tile --------------------------------------------------------------------------------------------
 
     def _tile(self, column: Value, stop: Value, mr: int, nv: int) -> None:
-        e, u = self.e, self.d.image
-        (ty, tx), (py, px) = u.taps, u.places
+        e, b, u = self.e, self.b, self.d.image
         rows = [e.nodes.substitute(e.nodes.of(self.c.a), {self.d.out: symbol("m start") + r})
                 for r in range(mr)]
-        sums = [constant(self.type, 0)] * (mr * nv)
-        with e.scopes.loop(u.channel, ZERO, constant(I64, u.channels), 1, sums) as channel:
-            with e.scopes.loop(ty, ZERO, constant(I64, py), 1, channel.carry) as down:
-                if px <= _UNROLL:
-                    sums = down.carry
-                    for tap in range(px):
-                        sums = self._products(rows, sums, nv, tap)
-                    down.next(*sums)
-                else:
-                    with e.scopes.loop(tx, ZERO, constant(I64, px), 1, down.carry) as across:
-                        across.next(*self._products(rows, across.carry, nv, symbol(tx)))
-                    down.next(*across.results)
-            channel.next(*down.results)
-        self._store_tile(channel.results, column, stop, mr, nv)
 
-    def _products(self, rows: list, sums: list[Value], nv: int, tap: DimLike) -> list[Value]:
-        """The sums with the products of one channel and place added."""
-        e, b, u = self.e, self.b, self.d.image
-        at = u.copy(symbol(u.channel), tap) + u.below(symbol(u.taps[0]))
-        at = at + symbol("column") - symbol("band start")
-        right = [b.load(self.type, e.address("unfolded ", at + v * u.lanes), align=4) for v in range(nv)]
-        out = []
-        for r, node in enumerate(rows):
-            left = b.splat(e.value(e.nodes.substitute(node, {u.taps[1]: tap})), u.lanes)
-            out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
-        return out
+        def products(sums: list[Value], tap: DimLike) -> list[Value]:
+            at = self._image(tap)
+            right = [b.load(self.type, e.address("unfolded ", at + v * u.lanes), align=4) for v in range(nv)]
+            out = []
+            for r, node in enumerate(rows):
+                left = b.splat(e.value(e.nodes.substitute(node, {u.taps[1]: tap})), u.lanes)
+                out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
+            return out
+
+        self._store_tile(self._summed([constant(self.type, 0)] * (mr * nv), products), column, stop, mr, nv)
 
     def _store_tile(self, sums: list[Value], column: Value, stop: Value, mr: int, nv: int) -> None:
         e, b, lanes = self.e, self.b, self.d.image.lanes
@@ -272,6 +356,62 @@ class _Emission(DirectEmitter):
             e.bounds["place"] = e.bounds["column"]
             e.scopes.lanes("place", column, end, lanes, body, masked_only=True, align=1)
 
-    def _store(self, total: Value, row: DimLike, place: DimLike) -> None:
-        """The kernel's stores for a vector of finished sums."""
-        self.store(total, {self.d.out: row, **axis_values(self.e, self.c.n, place, "")})
+
+class _AlongOuts(_Emission):
+    def _panels(self, start: Value, stop: Value) -> None:
+        e, b, d = self.e, self.b, self.d
+        rest = b.urem(b.sub(stop, start), constant(I64, d.mr))
+        whole = b.sub(stop, rest)
+        with e.scopes.loop("column", start, whole, d.mr) as places:
+            places.next()
+            self._outs(d.mr)
+        u = d.image
+        if u.band * u.width % d.mr or u.height % u.band:
+            with e.scopes.loop("column", whole, stop) as place:
+                place.next()
+                self._outs(1)
+
+    def _outs(self, mr: int) -> None:
+        """All output channels of some places."""
+        e, d = self.e, self.d
+        with e.scopes.loop("m start", ZERO, constant(I64, d.outs), d.nv * d.image.lanes) as outs:
+            outs.next()
+            self._tile(outs.index, mr)
+
+    def _tile(self, first: Value, mr: int) -> None:
+        e, b, d, u = self.e, self.b, self.d, self.d.image
+        nv, (py, px) = d.nv, u.places
+
+        def products(sums: list[Value], tap: DimLike) -> list[Value]:
+            weight = ((symbol(u.channel) * py + symbol(u.taps[0])) * px + tap) * d.outs + symbol("m start")
+            right = [b.load(self.type, e.address("weights ", weight + v * u.lanes), align=4 * u.lanes)
+                     for v in range(nv)]
+            at, out = self._image(tap), []
+            for r in range(mr):
+                left = b.splat(b.load(FLOAT, e.address("unfolded ", at + r)), u.lanes)
+                out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
+            return out
+
+        sums = self._summed([constant(self.type, 0)] * (mr * nv), products)
+        if self.light:
+            for v in range(nv):
+                at, name = b.add(first, v * u.lanes), f"out {v}"
+                e.bounds[name] = (0, d.outs - 1)
+                with e.scopes.block(name, at, Lane(name, u.lanes, None, u.lanes)):
+                    for r in range(mr):
+                        self._store(sums[r * nv + v], symbol(name), symbol("column") + r)
+            return
+        for i, total in enumerate(sums):
+            b.store(total, e.address("sums ", i * u.lanes), align=4 * u.lanes)
+        e.bounds["place"] = (0, u.height * u.width - 1)
+        with e.scopes.loop("r", ZERO, constant(I64, mr)) as row:
+            row.next()
+            e.scopes.bind("place", b.add(e.scopes.bound("column"), row.index))
+
+            def body(carry: list[Value]) -> list[Value]:
+                at = symbol("r") * (nv * u.lanes) + symbol(d.out) - symbol("m start")
+                total = b.load(self.type, e.address("sums ", at), align=4 * u.lanes)
+                self._store(total, symbol(d.out), symbol("place"))
+                return []
+
+            e.scopes.lanes(d.out, first, b.add(first, nv * u.lanes), u.lanes, body)

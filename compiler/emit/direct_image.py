@@ -171,13 +171,16 @@ class DirectEmitter:
         for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
             e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
 
-    def scratch(self, parts: Mapping[str, int]) -> None:
-        """Makes the pieces of the worker's scratch arguments."""
+    def scratch(self, own: Mapping[str, int], shared: Mapping[str, int]) -> None:
+        """Makes the pieces of scratch arguments: those that all workers share, then the worker's own."""
         e, b = self.e, self.b
         slot = len(self.kernel.arguments) + len(self.kernel.symbols)
         at = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
-        at = b.gep(at, b.mul(b.params[3], sum(parts.values())), FLOAT)
-        for name, size in parts.items():
+        for name, size in shared.items():
+            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
+            at = b.gep(at, size, FLOAT)
+        at = b.gep(at, b.mul(b.params[3], sum(own.values())), FLOAT)
+        for name, size in own.items():
             e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
             at = b.gep(at, size, FLOAT)
 

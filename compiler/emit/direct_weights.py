@@ -202,7 +202,7 @@ class _Emission(DirectEmitter):
         """The whole function."""
         e, b, d, u = self.e, self.b, self.d, self.d.image
         _, begin, end, _ = b.params
-        self.scratch(d.parts())
+        self.scratch(d.parts(), {})
         node = e.nodes.of(drop_guard(self.c.b, d.limit))
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
