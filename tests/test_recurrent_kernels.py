@@ -18,6 +18,7 @@ from graphflow.compiler.kernel.interpret import run_kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.run import run_program
 from graphflow.compiler.kernel.text import parse_kernel, parse_program, print_kernel, print_program
+from graphflow.compiler.passes.memory import reads_before_writing
 from graphflow.compiler.plan.errors import CompilerError
 from graphflow.compiler.plan.schema import Launch, Repeat, places
 from graphflow.runtime.measure import measure_arena
@@ -251,3 +252,72 @@ def test_narrow_targets_compute_rows_alike(name: str) -> None:
         native.store[key] = program.store[key]
     for got, want in zip(native.run([x]), expected):
         np.testing.assert_allclose(got, want, rtol=2e-4, atol=2e-5)
+
+
+# --- parts, and memory that is taken over
+
+
+def test_gates_and_their_gradients_take_the_place_of_the_products_that_they_are_made_of() -> None:
+    program = training("lstm", 96)
+    buffers = {b.id: b for b in program.plan.buffers}
+    gates, slopes = (b for b in buffers.values() if b.alias and b.shape[-1] == 4 * 96)
+    assert slopes.alias == gates.id and buffers[gates.alias].shape[-1] == 4 * 96
+    arena = [b for b in buffers.values() if b.role == "arena" and b.shape[-1:] == (96,)]
+    stacks = [b for b in arena if b.shape[0] in (T, T + 1)]
+    assert len(stacks) <= 4                # h, c and tanh(c) of all steps, and the slopes of the outputs
+
+
+def test_a_stack_that_is_read_behind_the_loop_keeps_its_memory() -> None:
+    x = gf.input("x", (T, gf.dim("N"), 8))
+    thrice = x * 3.0
+    _, out = gf.scan(lambda h, step: ((new := gf.tanh(step * 2.0 + h)), step * new),
+                     gf.zeros((x.shape[1], 8)), thrice)
+    program = gf.function([x], (out * thrice).sum())
+    data = np.random.default_rng(0).standard_normal((T, 5, 8)).astype(np.float32)
+    h, total = np.zeros((5, 8)), 0.0
+    for step in 3.0 * data.astype(np.float64):
+        h = np.tanh(2 * step + h)
+        total += float((step * h * step).sum())
+    np.testing.assert_allclose(program(data), total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("load, store, expected", [
+    ("[i, j]", "[i, j]", True), ("[i, j + 8]", "[i, j]", True), ("[i, j + 4]", "[i, j]", False),
+    ("[i, j + 8]", "[i, j + 8]", True), ("[j, i]", "[i, j]", False),
+])
+def test_shifted_elements_share_memory_where_they_never_meet(load: str, store: str, expected: bool) -> None:
+    kernel = parse_kernel(f"""kernel k(x: r f32[16,16], y: w f32[16,16]) {{
+        grid i < 8 {{ lanes j < 8 {{ y{store} = x{load} }} }} }}""")
+    assert reads_before_writing(kernel, "x", "y") == expected
+
+
+def test_a_load_behind_the_store_of_its_element_forbids_to_share_memory() -> None:
+    text = """kernel k(x: r f32[8,16], y: w f32[8,16]) { grid i < 8 { lanes j < 8 {
+        y[i, j] = x[i, j] y[i, j + 8] = x[i, %s] } } }"""
+    assert reads_before_writing(parse_kernel(text % "j + 8"), "x", "y")
+    assert not reads_before_writing(parse_kernel(text % "j"), "x", "y")
+
+
+@pytest.mark.parametrize("widths", [(16, 16, 16), (32, 32), (8, 8), (16, 32), (20, 20, 20, 20)])
+def test_concatenations_are_computed_part_by_part(widths: tuple[int, ...]) -> None:
+    n = gf.dim("N")
+    parts = [gf.input(f"x{i}", (n, w)) for i, w in enumerate(widths)]
+    first = gf.tanh(parts[0][:, :1])
+    joined = gf.concatenate([gf.exp(p) * first for p in parts], 1)
+    program = gf.function(parts, [joined, gf.grad((joined * joined).sum(), parts[0])])
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((7, w)).astype(np.float32) for w in widths]
+    found = program(*arrays)
+    expected = np.concatenate([np.exp(a) * np.tanh(arrays[0][:, :1]) for a in arrays], 1)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_of_slices_is_a_concatenation() -> None:
+    x = gf.input("x", (gf.dim("N"), 64))
+    slope = gf.grad(sum((gf.tanh(x[:, i:i + 16]) * (i + 1.0)).sum() for i in range(0, 64, 16)), x)
+    program = gf.function([x], slope)
+    ops = [node.op for node in program.compilation.result("joint").nodes()]
+    assert "concatenate" in ops and "pad" not in ops
+    data = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    weights = np.repeat(np.arange(0, 64, 16) + 1.0, 16)
+    np.testing.assert_allclose(program(data), weights / np.cosh(data.astype(np.float64)) ** 2, rtol=1e-4)
