@@ -7,11 +7,21 @@ G'[(B' d B) * (A g A')]G to the gradient of a pair of channels (A, B, G: the mat
 tiles before G is applied, these are 36 matrix products with the tiles as k.
 
 A task does this for a block of input and of output channels, two rows of the products after the other: their
-transformations share half of their terms, what a pair leaves stays in registers, and so the transformed
-tiles of a block of tiles and the sums stay in the second level cache. For every block of tiles it transforms
-both operands into scratch, [product][vector of channels][tile][lane], and adds the products to the sums:
-rows are input channels, vectors run along output channels. At the end G is applied, and blocks of the result
-are turned so that the stores walk along the weights of one output channel.
+transformations share half of their terms, what a pair leaves stays in registers, and the sums and a block of
+transformed tiles stay in the second level cache. For every block of tiles it transforms both operands into
+scratch, [product][vector of channels][tile][lane], and adds the products to the sums: rows are input
+channels, vectors run along output channels. At the end G is applied, and blocks of the result are turned so
+that the stores walk along the weights of one output channel.
+
+Sums over a block of tiles are added up themselves, so rounding does not grow with the number of images.
+Largest error over the largest element for normal numbers, for sums of 400, 1,600 and 25,600 terms:
+
+                    F(2, 3)   F(4, 3)   F(5, 3)   float32 sums   F(2, 5)   F(4, 5)   float32 sums
+       400 terms    2.2e-7    9.0e-7    1.8e-6    6.7e-7         1.9e-6    5.0e-6    8.2e-7
+     1,600 terms    2.4e-7    7.9e-7    3.6e-6    9.4e-7         1.4e-6    4.6e-6    9.3e-7
+    25,600 terms    3.0e-7    8.3e-7    2.4e-6    1.4e-6         1.4e-6    4.3e-6    1.2e-6
+
+An infinite input makes NaN of all weights of its channel.
 """
 
 from __future__ import annotations
