@@ -220,3 +220,34 @@ def test_inside_a_loop() -> None:
     assert "@nhwc" in f.text("schedule")
     for a, b in zip(good, f(*net.arrays)):
         close(b, a)
+
+
+@pytest.mark.cpu
+def test_what_a_convolution_reads_of_several_arrays_is_stored_once() -> None:
+    """A concatenation, which the convolution would choose from at every multiplication."""
+    net = Net()
+    x = net.images(2, 16, 6, 6)
+    h = gf.concatenate([net.conv(x, 16), net.conv(x, 32, 1)], 1)
+    f = net.program(gf.mean(net.conv(h, 16) ** 2))
+    assert "f32[N,48,6,6]@nhwc" in types_of(f.text("schedule"), "concatenate")
+    good = net.program(gf.mean(gf.conv(h, net.feeds[-1], padding=1) ** 2), device="reference")(*net.arrays)
+    for a, b in zip(good, f(*net.arrays)):
+        close(b, a)
+
+
+@pytest.mark.cpu
+@pytest.mark.parametrize("batch", [1, 5, 33])
+@pytest.mark.parametrize("size", [(24, 20), (3, 3)])
+def test_rows_in_phases(batch: int, size: tuple[int, int]) -> None:
+    """Batch norm with its statistics: reductions of reductions, values of rows and elements, in one piece and
+    in many; the same bits for any number of threads."""
+    net = Net()
+    h = net.conv(net.images(batch, 32, *size), 48)
+    y = gf.relu(net.norm(h) + h)
+    loss = gf.mean(net.conv(y, 16) ** 2) + gf.sum(gf.var(y, (0, 2, 3)))
+    good = net.program(loss, gf.mean(y, (0, 2, 3)), device="reference")(*net.arrays)
+    runs = [net.program(loss, gf.mean(y, (0, 2, 3)), threads=t)(*net.arrays) for t in (1, 2, 3)]
+    for a, b, *more in zip(good, *runs):
+        close(b, a)
+        assert all(np.array_equal(b, c) for c in more)
+    assert "partial results" in net.program(loss).text("lower")

@@ -41,6 +41,7 @@ from graphflow.compiler.plan.errors import Location
 TYPICAL_SIZE = 128
 """What a symbolic dimension is taken to be when kernels are weighed against each other."""
 MANY_ELEMENTS = 1 << 14
+CONVOLUTIONS = ("conv", "conv_input_grad", "conv_weight_grad")
 FEW_ROWS = 8
 
 
@@ -84,6 +85,7 @@ def fusion_of(graph: Graph) -> Fusion:
     asked = {v.node for v in roots}
     # routines and reshapes that copy read whole buffers: a view of one is made first
     asked |= {v.node for n in graph.nodes() if _reads_whole(n) for v in n.inputs}
+    asked |= {n for conv in graph.nodes() if conv.op in CONVOLUTIONS for v in conv.inputs for n in _parts(v)}
     free = {n for n in graph.nodes() if is_view(n) and n not in asked and has_index_map(n)}
     work = [
         n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free
@@ -127,6 +129,16 @@ def _part_reads(node: Node, free: set[Node]) -> list[Read]:
 def _domain(f: Fusion, node: Node) -> tuple[DimLike, ...]:
     """The index space in which a node is evaluated."""
     return node.inputs[0].shape if node in f.parts else domain(node)
+
+
+def _parts(v: Value) -> list[Node]:
+    """The concatenation that a value is a view of: a convolution would choose among its parts again and again,
+    as it reads each element many times."""
+    while is_view(v.node) and v.node.inputs:
+        if v.node.op == "concatenate":
+            return [v.node]
+        v = v.node.inputs[0]
+    return []
 
 
 def is_view(node: Node) -> bool:
