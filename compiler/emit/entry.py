@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from graphflow.compiler.emit.builder import (
     FALSE,
     I8,
+    I32,
     I64,
     MEMORY_TYPES,
     PTR,
@@ -54,15 +57,17 @@ def emit_entry(module: Module, program: KernelProgram) -> None:
 class Entry:
     """Writes the entry, item by item."""
 
-    def __init__(self, b: Builder, program: KernelProgram, ctx: Value | None = None):
+    def __init__(self, b: Builder, program: KernelProgram, ctx: Value | None = None,
+                 tables: dict[tuple[int, ...], Value] | None = None):
         self.b, self.program, self.plan = b, program, program.plan
         self.ctx = ctx = ctx or b.params[0]
-        self.buffers, symbols, self.threads, self.parallel, self.scratch, self.scratch_bytes = (
+        self.tables: dict[tuple[int, ...], Value] = {} if tables is None else tables
+        self.buffers, self.symbols, self.threads, self.parallel, self.scratch, self.scratch_bytes = (
             b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR, I64))
         )
         self.dims = Indices(b, Scopes(b), Nodes({}))
         for i, name in enumerate(self.plan.symbols):
-            self.dims.scopes.bind(name, b.load(I64, b.gep(symbols, i, I64)))
+            self.dims.scopes.bind(name, b.load(I64, b.gep(self.symbols, i, I64)))
         loops = [p.item for p in places(self.plan.body) if isinstance(p.item, Repeat)]
         slots = len(loops) + max(
             (
@@ -79,6 +84,7 @@ class Entry:
         """The whole body, then the result 0."""
         self._body(self.plan.body)
         self.b.ret(constant(I64, 0))
+        _emit_fill(self.b.module, f"{self.plan.name}.fill")
 
     def _body(self, body: Sequence[Item]) -> None:
         for item in body:
@@ -95,10 +101,15 @@ class Entry:
 
     def _address(self, id: str) -> Value:
         base = self.b.load(PTR, self.b.gep(self.buffers, self.places[base_of(self.table, id)], I64))
-        view = self.table[id]
-        if view.role != "view" or (isinstance(view.offset, int) and view.offset == 0):
+        if not self._moves(id):
             return base
+        view = self.table[id]
         return self.b.gep(base, self.dims.scalar(view.offset), MEMORY_TYPES[view.dtype.name])
+
+    def _moves(self, id: str) -> bool:
+        """Whether this is a view that begins elsewhere than its buffer."""
+        view = self.table[id]
+        return view.role == "view" and not (isinstance(view.offset, int) and view.offset == 0)
 
     def _holds(self, id: str) -> Value:
         return self.b.compare("ne", self.b.load(I8, self._address(id)), 0)
@@ -128,7 +139,7 @@ class Entry:
         used = symbols_of(*(self.table[id].offset for launch in launches(item.body) for id in launch.buffers))
         counters = sorted(used - {*self.plan.symbols, item.counter})
         function = b.module.function(name, TASK_PARAMS, internal=True)
-        _RowLoop(function, self.program, counters).emit_loop(item)
+        _RowLoop(function, self.program, counters, self.tables).emit_loop(item)
         b.store(self.ctx, self.args, align=8)
         for i, counter in enumerate(counters, 1):
             b.store(self.dims.scopes.bound(counter), b.gep(self.args, i, I64), align=8)
@@ -195,12 +206,22 @@ class Entry:
             b.call_address(self.parallel, VOID, [task, self.args, tasks, self.threads])
 
     def _arguments(self, item: Launch) -> None:
-        """Fills the table of a launch's arguments."""
-        b, kernel = self.b, self.program.kernels[item.kernel]
-        values = [self._address(id) for id in item.buffers]
-        values += [self.dims.scopes.bound(name) for name in kernel.symbols]
-        values += [self.scratch, self.scratch_bytes]
-        for i, value in enumerate(values):
+        """Fills the table of a launch's arguments: all by one call, then what depends on where the program
+        is, which is the address of a view and the counter of a loop."""
+        b, symbols = self.b, self.program.kernels[item.kernel].symbols
+        known = {name: ~i for i, name in enumerate(self.plan.symbols)}
+        places = [self.places[base_of(self.table, id)] for id in item.buffers]
+        key = (*places, *(known.get(name, 0) for name in symbols))
+        if key not in self.tables:
+            name = f"{self.plan.name}.launch.{len(self.tables)}"
+            self.tables[key] = b.module.data(name, np.array(key, np.int32), align=4)
+        operands = [self.args, self.buffers, self.symbols, self.tables[key], constant(I64, len(key)),
+                    self.scratch, self.scratch_bytes]
+        b.call(f"{self.plan.name}.fill", VOID, operands, declare=False)
+        moving = [(i, self._address(id)) for i, id in enumerate(item.buffers) if self._moves(id)]
+        moving += [(i, self.dims.scopes.bound(name)) for i, name in enumerate(symbols, len(places))
+                   if name not in known]
+        for i, value in moving:
             b.store(value, b.gep(self.args, i, I64), align=8)
 
     def _copy(self, item: Copy) -> None:
@@ -224,8 +245,9 @@ class Entry:
 class _RowLoop(Entry):
     """Writes the function of a loop that is cut along its rows, whose tasks are parts of them."""
 
-    def __init__(self, b: Builder, program: KernelProgram, counters: Sequence[str]):
-        super().__init__(b, program, b.load(PTR, b.params[0]))
+    def __init__(self, b: Builder, program: KernelProgram, counters: Sequence[str],
+                 tables: dict[tuple[int, ...], Value]):
+        super().__init__(b, program, b.load(PTR, b.params[0]), tables)
         for i, counter in enumerate(counters, 1):
             self.dims.scopes.bind(counter, b.load(I64, b.gep(b.params[0], i, I64)))
 
@@ -247,6 +269,24 @@ class _RowLoop(Entry):
         start, size = self.b.mul(self.first, row), self.b.mul(self.b.sub(self.end, self.first), row)
         target, source = (self.b.gep(self._address(id), start, I8) for id in (item.target, item.source))
         self._move(target, source, size)
+
+
+def _emit_fill(module: Module, name: str) -> None:
+    """Adds the function that fills a launch's arguments: for each of the `places`, the address of that
+    buffer or the value of symbol ~place, and then the scratch. A call instead of loads and stores at every
+    launch keeps the entry of a deep net small."""
+    b = module.function(name, [("args", PTR), ("buffers", PTR), ("symbols", PTR), ("places", PTR),
+                               ("count", I64), ("scratch", PTR), ("bytes", I64)], internal=True)
+    args, buffers, symbols, places, count, scratch, size = b.params
+    with b.loop(0, count) as loop:
+        place = b.cast(b.load(I32, b.gep(places, loop.index, I32)), I64)
+        is_symbol = b.compare("lt", place, 0)
+        source = b.gep(b.select(is_symbol, symbols, buffers), b.select(is_symbol, b.not_(place), place), I64)
+        b.store(b.load(I64, source), b.gep(args, loop.index, I64), align=8)
+        loop.next()
+    for i, value in enumerate((scratch, size)):
+        b.store(value, b.gep(args, b.add(count, i), I64), align=8)
+    b.ret()
 
 
 def describe(origins: tuple[int, ...]) -> str:
