@@ -132,8 +132,8 @@ def _domain(f: Fusion, node: Node) -> tuple[DimLike, ...]:
 
 
 def _parts(v: Value) -> list[Node]:
-    """The concatenation that a value is a view of: a convolution would choose among its parts again and again,
-    as it reads each element many times."""
+    """The concatenation that a value is a view of: a convolution, which reads each element many times, would
+    choose among its parts as often."""
     while is_view(v.node) and v.node.inputs:
         if v.node.op == "concatenate":
             return [v.node]
