@@ -166,6 +166,29 @@ def test_stores_and_any_batch(size: int, images: int) -> None:
         close(found, expected)
 
 
+@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("height, width, places, padding, fold", [
+    (13, 13, 3, 1, 2), (14, 14, 3, 1, 3), (13, 9, 3, 1, 2), (9, 9, 5, 2, 2), (11, 11, 3, 0, 2),
+    (5, 9, 3, 1, 2)])
+def test_mosaics(height: int, width: int, places: int, padding: int, fold: int, gradient: bool) -> None:
+    """Several images cut into tiles as one, and those left over: no image touches another."""
+    rng = np.random.default_rng(height)
+    kernel = kernel_of(("N", height, width, 24), 16, places, padding, gradient=gradient,
+                       tile="tile [algorithm=4]")
+    how = winograd_nhwc(kernel, host_target())
+    assert how is not None and how.fold == fold
+    for images in (0, 1, fold**2, 2 * fold**2 + 1):
+        x = rng.standard_normal((images, height, width, 24)).astype(np.float32)
+        w = rng.standard_normal((16, 24, places, places)).astype(np.float32)
+        expected = definition(x, w, padding)
+        held = np.ascontiguousarray(w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]) if gradient else w
+        found = [run(kernel, [x, held], expected.shape, host_target(), workers, N=images)
+                 for workers in (1, 3)]
+        if images:
+            close(found[0], expected)
+        np.testing.assert_array_equal(*found)
+
+
 def test_infinity_makes_nan_of_its_tiles_alone() -> None:
     """Tiles whose window an infinite input is not in are as they are without it."""
     rng = np.random.default_rng(3)
