@@ -169,15 +169,16 @@ def _ones(x: object) -> bool:
 
 def _images_apiece(anchor: Node) -> int:
     """The images of a piece of such a gradient: so many pieces that these and blocks of channels make enough
-    tasks, but enough places in each that finishing its sums does not matter."""
+    tasks, but few enough that finishing the sums of each costs little: they are much smaller than what they
+    are sums of."""
     outs, channels = (typical(d) for d in anchor.types[0].shape[:2])
     images, places = anchor.inputs[0].shape[0], typical(product(anchor.inputs[1].shape[2:]))
     blocks = -(-outs // CHANNELS) * -(-channels // CHANNELS)
     if blocks >= ENOUGH_TILES or not places:
         return 0
-    most = max(4 * MAX_PARTIALS // typical(product(anchor.types[0].shape)), 1)
+    worth = -(-7 * typical(product(anchor.types[0].shape)) // (2 * places * (outs + channels)))
     shared = -(-images * blocks // ENOUGH_TILES) if isinstance(images, int) else 1
-    piece = _power_of_two(max(PIECE // 2 // places, shared, -(-typical(images) // most)))
+    piece = _power_of_two(max(PIECE // 2 // places, worth, shared))
     return piece if piece < typical(images) else 0
 
 
