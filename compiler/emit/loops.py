@@ -86,8 +86,8 @@ def _in_parts(kernel: LoopKernel, loop: Loop) -> bool:
     then run whole, in pieces that need no masks."""
     places = {place for e in walk.expressions(kernel) if isinstance(e, Guarded) for g in e.guards
               for place in _places(g, loop.var)}
-    short = isinstance(loop.extent, int) and loop.extent <= MOST_IN_PARTS
-    return short and any(0 < place < loop.extent for place in places)
+    most = loop.extent if isinstance(loop.extent, int) and loop.extent <= MOST_IN_PARTS else 0
+    return any(0 < place < most for place in places)
 
 
 def _places(g: Guard, var: str) -> list[int]:

@@ -29,8 +29,9 @@ KINDS = ("map", "row", "contraction")
 """The kernels that can read and write any layout."""
 _MOVES = ("reshape", "transpose", "unfold")
 """Views that read an image along other axes."""
-_CONVOLUTIONS = {"conv": (0, "result"), "conv_input_grad": (0, "result"), "conv_weight_grad": (0, 1)}
-"""The two images of each: the number of an operand, or the result."""
+_CONVOLUTIONS: dict[str, tuple[int, ...]] = {
+    "conv": (0, 2), "conv_input_grad": (0, 2), "conv_weight_grad": (0, 1)}
+"""Which two are images of the two operands and the result."""
 ACROSS = 64.0
 """An element that is read or written across memory costs about as much as so many operations of a
 convolution."""
@@ -150,7 +151,7 @@ def _relate(regions: _Regions, node: Node, inner: Node, lanes: int) -> None:
 
 
 def _images(conv: Node) -> list[Value]:
-    return [conv.result() if at == "result" else conv.inputs[at] for at in _CONVOLUTIONS[conv.op]]
+    return [(*conv.inputs, conv.result())[at] for at in _CONVOLUTIONS[conv.op]]
 
 
 def _worth(conv: Node, lanes: int) -> float:
