@@ -68,7 +68,8 @@ class Direct:
     def parts(self) -> dict[str, int]:
         """The pieces of a worker's scratch, in elements: the unfolded image, and the sums of a tile."""
         lanes = self.image.lanes
-        sizes = {"unfolded ": self.image.size + self.nv * lanes, "sums ": self.mr * self.nv * lanes}
+        sizes = {**self.image.parts(), "sums ": self.mr * self.nv * lanes}
+        sizes["unfolded "] += self.nv * lanes                       # what the last vectors read beyond it
         return {name: whole_lines(4 * size) // 4 for name, size in sizes.items()}
 
     def weights(self) -> dict[str, int]:

@@ -67,6 +67,16 @@ class Unfolded:
         """Elements of all copies."""
         return self.channels * self.places[1] * self.phases * self.part
 
+    @property
+    def row(self) -> int:
+        """Elements of a row of the image with its padding, of which the copies take parts."""
+        return abs(self.steps[1]) * (self.width - 1) + self.places[1]
+
+    def parts(self) -> dict[str, int]:
+        """The pieces of scratch, in elements: the copies, and where the stride skips columns, a row."""
+        sizes = {"unfolded ": self.size}
+        return sizes | {"row ": self.row + self.lanes} if self.steps[1] > 1 else sizes
+
     def below(self, tap: DimLike) -> DimLike:
         """How many elements behind that of place 0 in phase 0 the element under place `tap` along y is."""
         step = self.steps[0]
@@ -120,37 +130,63 @@ def steps_of(b: Expr, places: tuple[str, str], taps: tuple[str, str]) -> tuple[i
 def unfold_image(e: Emitter, node: Node, u: Unfolded, first: Value, start: Value, stop: Value) -> None:
     """Fills scratch with the channels [start, stop) under a band of the output whose first row is `first`.
     `node`: the image's element as a function of the variables of `u`."""
-    b = e.b
-    (ty, tx), (py, px) = u.taps, u.places
+    tx, (py, px) = u.taps[1], u.places
     total = u.height + (py - 1) // abs(u.steps[0])
     e.bounds.update({"copy row": (0, total - 1), tx: (0, px - 1), u.x: (0, u.width - 1)})
     e.scopes.bind("copy start", first)
     e.scopes.bind("copy channel", start)
-    count = min(u.lanes, 1 << (u.width - 1).bit_length())
     with e.scopes.loop(u.channel, start, stop) as channel:
         channel.next()
+        if u.steps[1] > 1:
+            _each_row(e, node, u, first, lambda element, phase: _by_row(e, element, u, phase))
+            return
         with e.scopes.loop(tx, ZERO, constant(I64, px)) as tap:
             tap.next()
-            for phase in range(u.phases):
-                row = symbol("copy row") - (py - 1 if u.steps[0] < 0 else 0)
-                element = e.nodes.substitute(node, {u.y: row, ty: phase})
-                end = b.add(first, u.rows(phase))
-                if u.band < u.height and u.height % u.band:
-                    end = b.intrinsic("smin", end, u.height + u.rows(phase) - u.band)
-                with e.scopes.loop("copy row", first, end) as loop:
-                    loop.next()
-                    e.scopes.lanes(u.x, ZERO, constant(I64, u.width), count, _put(e, element, u, phase))
+            _each_row(e, node, u, first, lambda element, phase: _copy_row(e, element, u, phase))
 
 
-def _put(e: Emitter, element: Node, u: Unfolded, phase: int) -> Callable[[list[Value]], list[Value]]:
-    """What stores a vector of a row of a copy."""
+def _each_row(e: Emitter, node: Node, u: Unfolded, first: Value, body: Callable[[Node, int], None]) -> None:
+    """Runs body(element, phase) in a loop over the rows of each phase."""
+    b, (py, _) = e.b, u.places
+    for phase in range(u.phases):
+        row = symbol("copy row") - (py - 1 if u.steps[0] < 0 else 0)
+        element = e.nodes.substitute(node, {u.y: row, u.taps[0]: phase})
+        end = b.add(first, u.rows(phase))
+        if u.band < u.height and u.height % u.band:
+            end = b.intrinsic("smin", end, u.height + u.rows(phase) - u.band)
+        with e.scopes.loop("copy row", first, end) as loop:
+            loop.next()
+            body(element, phase)
+
+
+def _by_row(e: Emitter, element: Node, u: Unfolded, phase: int) -> None:
+    """A row of all copies: the image's row is made once, with its padding, and taken apart then."""
+    tx, at = u.taps[1], symbol("copy column")
+    e.bounds["copy column"] = (0, u.row - 1)
+    whole = e.nodes.substitute(element, {u.x: 0, tx: at})
+    e.scopes.lanes("copy column", ZERO, constant(I64, u.row), u.lanes, _put(e, whole, "row ", at))
+    index = symbol(u.x) * u.steps[1] + symbol(tx)
+    part = e.nodes.make("load", ("row ", (index,), 0), (), dtypes.F32, (index,))
+    with e.scopes.loop(tx, ZERO, constant(I64, u.places[1])) as tap:
+        tap.next()
+        _copy_row(e, part, u, phase)
+
+
+def _copy_row(e: Emitter, element: Node, u: Unfolded, phase: int) -> None:
+    """A row of the copy for a place along x."""
     at = u.copy(symbol(u.channel) - symbol("copy channel"), symbol(u.taps[1])) + phase * u.part
     at = at + (symbol("copy row") - symbol("copy start")) * u.width + symbol(u.x)
+    count = min(u.lanes, 1 << (u.width - 1).bit_length())
+    e.scopes.lanes(u.x, ZERO, constant(I64, u.width), count, _put(e, element, "unfolded ", at))
+
+
+def _put(e: Emitter, element: Node, name: str, at: DimLike) -> Callable[[list[Value]], list[Value]]:
+    """What stores a vector of elements."""
 
     def body(carry: list[Value]) -> list[Value]:
         lane = e.scopes.lane
         assert lane is not None
-        value, address = e.b.splat(e.value(element), lane.count), e.address("unfolded ", at)
+        value, address = e.b.splat(e.value(element), lane.count), e.address(name, at)
         if lane.mask is None:
             e.b.store(value, address, align=4)
         else:

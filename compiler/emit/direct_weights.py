@@ -83,7 +83,7 @@ class DirectWeights:
         turned sums."""
         lanes = self.image.lanes
         weights = self.image.channels * self.weights
-        sizes = {"unfolded ": self.image.size + lanes}
+        sizes = self.image.parts()
         if self.last:
             sizes |= {"sums ": (weights + lanes) * self.outs, "block ": lanes * lanes}
         else:
