@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -86,28 +87,33 @@ def text_of(x: tuple[Any, int, int, int], outs: int, places: int, padding: int, 
         out[b, y, x, o] = {value} }}"""
 
 
-def run(kernel: ContractionKernel, arrays: list[np.ndarray], shape: tuple[int, ...], target: Target,
-        workers: int = 1, **symbols: int) -> np.ndarray:
-    """What the kernel stores, its tasks shared among workers; nothing beyond its scratch may be touched."""
+def compiled(kernel: ContractionKernel, target: Target) -> Callable[..., np.ndarray]:
+    """A function (arrays, shape, workers, symbols): what the kernel stores, its tasks shared among workers.
+    Nothing beyond its scratch may be touched."""
     module = Module()
     emit_kernel(module, kernel, target)
     prepare, pieces = module.before[kernel.name]
     library = load_object(compile_object(module.text(), target), "k", [kernel.name, prepare])
-    calls = [library.function(name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3)
-             for name in (prepare, kernel.name)]
-    tasks = evaluate(kernel_tasks(kernel, target), symbols)
-    size = evaluate(kernel_scratch(kernel, target), symbols)
-    memory = np.full(workers * size // 4 + 64, POISON, np.float32)
-    first = -memory.ctypes.data % 64 // 4
-    result = np.full(shape, np.nan, np.float32)
-    addresses = [a.ctypes.data for a in (*arrays, result)]
-    slots = [*addresses, *symbols.values(), memory.ctypes.data + 4 * first, size]
-    held = (ctypes.c_int64 * len(slots))(*slots)
-    for call, count in zip(calls, (pieces, tasks)):
-        for worker in reversed(range(workers)):
-            call(ctypes.addressof(held), count * worker // workers, count * (worker + 1) // workers, worker)
-    assert (memory[:first] == POISON).all() and (memory[first + workers * size // 4:] == POISON).all()
-    return result
+
+    def run(arrays: list[np.ndarray], shape: tuple[int, ...], workers: int = 1, **symbols: int
+            ) -> np.ndarray:
+        tasks = evaluate(kernel_tasks(kernel, target), symbols)
+        size = evaluate(kernel_scratch(kernel, target), symbols)
+        memory = np.full(workers * size // 4 + 64, POISON, np.float32)
+        first = -memory.ctypes.data % 64 // 4
+        result = np.full(shape, np.nan, np.float32)
+        addresses = [a.ctypes.data for a in (*arrays, result)]
+        slots = [*addresses, *symbols.values(), memory.ctypes.data + 4 * first, size]
+        held = (ctypes.c_int64 * len(slots))(*slots)
+        for name, count in ((prepare, pieces), (kernel.name, tasks)):
+            call = library.function(name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3)
+            for worker in reversed(range(workers)):
+                call(ctypes.addressof(held), count * worker // workers, count * (worker + 1) // workers,
+                     worker)
+        assert (memory[:first] == POISON).all() and (memory[first + workers * size // 4:] == POISON).all()
+        return result
+
+    return run
 
 
 def close(found: np.ndarray, expected: np.ndarray, bound: float = 1e-5) -> None:
@@ -131,7 +137,8 @@ def test_against_the_definition(size: int, gradient: bool, name: str) -> None:
         w = rng.standard_normal((outs, x[3], places, places)).astype(np.float32)
         expected = definition(images, w, padding)
         held = np.ascontiguousarray(w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]) if gradient else w
-        found = [run(kernel, [images, held], expected.shape, target, workers) for workers in (1, 3)]
+        run = compiled(kernel, target)
+        found = [run([images, held], expected.shape, workers) for workers in (1, 3)]
         close(found[0], expected)
         np.testing.assert_array_equal(*found)
 
@@ -142,28 +149,30 @@ def test_accuracy(places: int, size: int, bound: float, channels: int) -> None:
     """The errors that `winograd_matrices` tells of, whatever the number of channels."""
     rng = np.random.default_rng(7)
     kernel = kernel_of((2, 16, 16, channels), 16, places, places // 2, tile=f"tile [algorithm={size}]")
+    run = compiled(kernel, host_target())
     for _ in range(3):
         x = rng.standard_normal((2, 16, 16, channels)).astype(np.float32)
         w = rng.standard_normal((16, channels, places, places)).astype(np.float32)
         expected = definition(x, w, places // 2)
-        close(run(kernel, [x, w], expected.shape, host_target()), expected, bound)
+        close(run([x, w], expected.shape), expected, bound)
 
 
 @pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("images", [0, 1, 6])
-def test_stores_and_any_batch(size: int, images: int) -> None:
+def test_stores_and_any_batch(size: int) -> None:
     """What follows the convolution is computed with it; the batch comes with the call."""
-    rng = np.random.default_rng(images)
+    rng = np.random.default_rng(size)
     kernel = kernel_of(("N", 11, 9, 32), 48, 3, 1, tile=f"tile [algorithm={size}]",
                        more="bias: r f32[48], more: r f32[N,11,9,48],",
                        value="where(lt(f32(0.0), more[b, y, x, o]), maximum(add(acc, bias[o]), f32(0.0)), "
                              "f32(0.0))")
-    shapes = ((images, 11, 9, 32), (48, 32, 3, 3), (48,), (images, 11, 9, 48))
-    x, w, bias, more = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
-    expected = np.where(more > 0, np.maximum(definition(x, w, 1) + bias, 0), 0)
-    found = run(kernel, [x, w, bias, more], expected.shape, host_target(), 2, N=images)
-    if images:
-        close(found, expected)
+    run = compiled(kernel, host_target())
+    for images in (0, 1, 6):
+        shapes = ((images, 11, 9, 32), (48, 32, 3, 3), (48,), (images, 11, 9, 48))
+        x, w, bias, more = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+        expected = np.where(more > 0, np.maximum(definition(x, w, 1) + bias, 0), 0)
+        found = run([x, w, bias, more], expected.shape, 2, N=images)
+        if images:
+            close(found, expected)
 
 
 @pytest.mark.parametrize("gradient", [False, True])
@@ -177,13 +186,13 @@ def test_mosaics(height: int, width: int, places: int, padding: int, fold: int, 
                        tile="tile [algorithm=4]")
     how = winograd_nhwc(kernel, host_target())
     assert how is not None and how.fold == fold
+    run = compiled(kernel, host_target())
     for images in (0, 1, fold**2, 2 * fold**2 + 1):
         x = rng.standard_normal((images, height, width, 24)).astype(np.float32)
         w = rng.standard_normal((16, 24, places, places)).astype(np.float32)
         expected = definition(x, w, padding)
         held = np.ascontiguousarray(w.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1]) if gradient else w
-        found = [run(kernel, [x, held], expected.shape, host_target(), workers, N=images)
-                 for workers in (1, 3)]
+        found = [run([x, held], expected.shape, workers, N=images) for workers in (1, 3)]
         if images:
             close(found[0], expected)
         np.testing.assert_array_equal(*found)
@@ -195,9 +204,10 @@ def test_infinity_makes_nan_of_its_tiles_alone() -> None:
     kernel = kernel_of((1, 16, 16, 16), 16, 3, 1, tile="tile [algorithm=4]")
     x = rng.standard_normal((1, 16, 16, 16)).astype(np.float32)
     w = rng.standard_normal((16, 16, 3, 3)).astype(np.float32)
-    plain = run(kernel, [x, w], x.shape, host_target())
+    run = compiled(kernel, host_target())
+    plain = run([x, w], x.shape)
     x[0, 6, 9, 3] = np.inf
-    found = run(kernel, [x, w], x.shape, host_target())
+    found = run([x, w], x.shape)
     assert not np.isfinite(found[0, 4:8, 8:12]).any()
     found[0, 4:8, 8:12] = plain[0, 4:8, 8:12]
     np.testing.assert_array_equal(found, plain)
@@ -228,7 +238,7 @@ def test_from_a_graph_of_any_batch(places: int, padding: int, gradient: bool) ->
          else b.conv(image, w, padding=padding))
     graph = graph_of([x, w], [b.transpose(b.relu(y), perm=(0, 2, 3, 1))])
     assert algorithms(graph) == [4]
-    programs = [native_program(graph, threads, guard=True) for threads in (1, 2, 3)]
+    programs = [native_program(graph, threads, guard=True) for threads in (1, 3)]
     for images in (1, 5, 0):
         arrays = [rng.standard_normal(shape).astype(np.float32)
                   for shape in ((images, 13, 11, 32), (32, 32, places, places))]
