@@ -17,6 +17,7 @@ from graphflow.compiler.emit.blocked import BLOCKED, blocked
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_tasks
 from graphflow.compiler.emit.object import compile_object
+from graphflow.compiler.emit.thin import THIN, thin
 from graphflow.compiler.kernel.form import ContractionKernel
 from graphflow.compiler.kernel.text import parse_kernel
 from graphflow.compiler.plan.dims import evaluate
@@ -51,9 +52,9 @@ def product(form: str, sizes: Mapping[str, int], free: str = "", dtype: str = "f
     return kernel
 
 
-def forced(kernel: ContractionKernel) -> ContractionKernel:
-    """The kernel, to be computed block by block whatever its size."""
-    return replace(kernel, contraction=replace(kernel.contraction, tile={"algorithm": BLOCKED}))
+def forced(kernel: ContractionKernel, algorithm: int = BLOCKED) -> ContractionKernel:
+    """The kernel, to be computed by that algorithm whatever its size."""
+    return replace(kernel, contraction=replace(kernel.contraction, tile={"algorithm": algorithm}))
 
 
 def small(target: Target) -> Target:
@@ -136,7 +137,7 @@ def test_an_update_in_place(m: int, n: int, k: int, free: str, algorithm: int, t
         let old = y[i, j]
         s[i, j] = fresh
         y[i, j] = sub(old, mul(fresh, f32(0.25)))""")
-    kernel = replace(kernel, contraction=replace(kernel.contraction, tile={"algorithm": algorithm}))
+    kernel = forced(kernel, algorithm)
     arrays, exact, bound = operands("TN", m, n, k)
     rng = np.random.default_rng(5)
     for name in ("s", "v", "y"):
@@ -169,3 +170,34 @@ def test_what_is_small_thin_or_asked_otherwise_is_computed_panel_by_panel() -> N
     assert blocked(product("NN", {"M": 64, "N": 4096, "K": 4096}), target) is None
     assert blocked(product("NN", {"M": 128, "N": 128, "K": 128}), target) is None
     assert blocked(product("NN", {"M": 1024, "N": 10, "K": 1024}), target) is None
+
+
+@pytest.mark.parametrize("form", ["NN", "TN"])
+@pytest.mark.parametrize("m, n, k", [(1, 16, 3), (16, 530, 50), (19, 70, 24), (33, 100, 40), (0, 64, 9)])
+@pytest.mark.parametrize("free", ["", "M"])
+def test_few_rows(m: int, n: int, k: int, form: str, free: str, target: Target) -> None:
+    kernel = product(form, {"M": m, "N": n, "K": k}, free, more="v: r f32[SHAPE],",
+                     stores="y[i, j] = maximum(add(acc, v[i, j]), f32(0.0))")
+    if not free and (thin(forced(kernel, THIN), target) is None or m == 0):
+        assert m == 0 or m > 32 or n < target.vector_bytes // 4 or m <= 4
+        return
+    arrays, exact, bound = operands(form, m, n, k)
+    arrays["v"] = np.random.default_rng(5).standard_normal((m, n)).astype(np.float32)
+    symbols = {"M": m} if free else {}
+    for t in (target, small(target)):
+        found = [run(forced(kernel, THIN), arrays, t, symbols, workers, at_end)["y"]
+                 for workers, at_end in ((1, True), (2, False), (3, True))]
+        for got in found:
+            assert np.all(np.abs(got - np.maximum(exact + arrays["v"], 0)) <= bound + 1e-6)
+            np.testing.assert_array_equal(got, found[0])
+        np.testing.assert_array_equal(found[0], run(forced(kernel, 0), arrays, t, symbols)["y"])
+
+
+def test_a_large_matrix_is_read_as_it_lies_where_rows_may_be_few() -> None:
+    target = replace(TARGETS["host"], l2=1 << 20)
+    sizes = {"M": 16, "N": 4096, "K": 4096}
+    assert thin(product("NN", sizes), target) is not None
+    assert thin(product("NN", sizes, "M"), target) is not None
+    for other in (product("NT", sizes, "M"), product("NN", {**sizes, "M": 64}), product("NN", sizes, "MK"),
+                  product("NN", {**sizes, "N": 64}, "M"), forced(product("NN", sizes), 0)):
+        assert thin(other, target) is None

@@ -28,6 +28,7 @@ from graphflow.compiler.emit.direct_weights import (
     emit_direct_weights,
 )
 from graphflow.compiler.emit.operands import algorithm_asked
+from graphflow.compiler.emit.thin import emit_thin, thin, thin_scratch, thin_tasks
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
 from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
 from graphflow.compiler.emit.winograd_nhwc import (
@@ -92,10 +93,11 @@ ALGORITHMS = (
     Algorithm((1,), direct_weights, direct_weights_tasks, direct_weights_scratch, emit_direct_weights),
     Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct),
     Algorithm((3,), blocked, blocked_tasks, blocked_scratch, emit_blocked),
+    Algorithm((6,), thin, thin_tasks, thin_scratch, emit_thin),
 )
 """Every algorithm but the direct one; the first that gives an answer is taken. 1: the definition of a
 convolution over images unfolded along x; 2, 4 and 5: Winograd with tiles of as many outputs along an axis; 3:
-a product of large matrices, block by block."""
+a product of large matrices, block by block; 6: a product of few rows and a large matrix, read as it lies."""
 
 
 def special(kernel: ContractionKernel, target: Target) -> tuple[Algorithm, Any] | None:
