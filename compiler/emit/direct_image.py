@@ -127,9 +127,10 @@ def steps_of(b: Expr, places: tuple[str, str], taps: tuple[str, str]) -> tuple[i
     return (found[0], found[1]) if len(found) == 2 else None
 
 
-def unfold_image(e: Emitter, node: Node, u: Unfolded, first: Value, start: Value, stop: Value) -> None:
-    """Fills scratch with the channels [start, stop) under a band of the output whose first row is `first`.
-    `node`: the image's element as a function of the variables of `u`."""
+def unfold_image(e: Emitter, node: Node, u: Unfolded, first: Value, start: Value, stop: Value,
+                 base: DimLike = 0) -> None:
+    """Fills scratch, from element `base` on, with the channels [start, stop) under a band of the output whose
+    first row is `first`. `node`: the image's element as a function of the variables of `u`."""
     tx, (py, px) = u.taps[1], u.places
     total = u.height + (py - 1) // abs(u.steps[0])
     e.bounds.update({"copy row": (0, total - 1), tx: (0, px - 1), u.x: (0, u.width - 1)})
@@ -138,11 +139,11 @@ def unfold_image(e: Emitter, node: Node, u: Unfolded, first: Value, start: Value
     with e.scopes.loop(u.channel, start, stop) as channel:
         channel.next()
         if u.steps[1] > 1:
-            _each_row(e, node, u, first, lambda element, phase: _by_row(e, element, u, phase))
+            _each_row(e, node, u, first, lambda element, phase: _by_row(e, element, u, phase, base))
             return
         with e.scopes.loop(tx, ZERO, constant(I64, px)) as tap:
             tap.next()
-            _each_row(e, node, u, first, lambda element, phase: _copy_row(e, element, u, phase))
+            _each_row(e, node, u, first, lambda element, phase: _copy_row(e, element, u, phase, base))
 
 
 def _each_row(e: Emitter, node: Node, u: Unfolded, first: Value, body: Callable[[Node, int], None]) -> None:
@@ -159,7 +160,7 @@ def _each_row(e: Emitter, node: Node, u: Unfolded, first: Value, body: Callable[
             body(element, phase)
 
 
-def _by_row(e: Emitter, element: Node, u: Unfolded, phase: int) -> None:
+def _by_row(e: Emitter, element: Node, u: Unfolded, phase: int, base: DimLike) -> None:
     """A row of all copies: the image's row is made once, with its padding, and taken apart then."""
     tx, at = u.taps[1], symbol("copy column")
     e.bounds["copy column"] = (0, u.row - 1)
@@ -169,12 +170,12 @@ def _by_row(e: Emitter, element: Node, u: Unfolded, phase: int) -> None:
     part = e.nodes.make("load", ("row ", (index,), 0), (), dtypes.F32, (index,))
     with e.scopes.loop(tx, ZERO, constant(I64, u.places[1])) as tap:
         tap.next()
-        _copy_row(e, part, u, phase)
+        _copy_row(e, part, u, phase, base)
 
 
-def _copy_row(e: Emitter, element: Node, u: Unfolded, phase: int) -> None:
+def _copy_row(e: Emitter, element: Node, u: Unfolded, phase: int, base: DimLike) -> None:
     """A row of the copy for a place along x."""
-    at = u.copy(symbol(u.channel) - symbol("copy channel"), symbol(u.taps[1])) + phase * u.part
+    at = base + u.copy(symbol(u.channel) - symbol("copy channel"), symbol(u.taps[1])) + phase * u.part
     at = at + (symbol("copy row") - symbol("copy start")) * u.width + symbol(u.x)
     count = min(u.lanes, 1 << (u.width - 1).bit_length())
     e.scopes.lanes(u.x, ZERO, constant(I64, u.width), count, _put(e, element, "unfolded ", at))

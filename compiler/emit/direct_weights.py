@@ -13,9 +13,10 @@ micro-kernel multiplies vectors of the gradient by as many elements of the unfol
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from graphflow.compiler.emit.builder import I64, Module, Value, constant
+from graphflow.compiler.emit.builder import I64, Loop, Module, Value, constant
 from graphflow.compiler.emit.cost import trips
 from graphflow.compiler.emit.direct_image import (
     ALGORITHM,
@@ -45,6 +46,9 @@ from graphflow.compiler.target import Target
 
 _TASK_CYCLES = 40_000
 """A task has as many channels as make about so many cycles."""
+_CHAIN = 32
+"""So many vectors of places are multiplied between taking sums up and putting them down, if they fit the
+cache."""
 _LEAST_VECTORS = 6
 """With fewer vectors of places to an image, sums are taken up and put down too often."""
 
@@ -54,8 +58,8 @@ class DirectWeights:
     """How a contraction is computed so. `pieces`: the batch axes; `images`: the variable and extent of the
     images of a piece, cut by `limit`; `image`: the unfolded image, whose `channels` are those of a task, of
     `channels` in all; `out`, `outs`: the variable and extent of the output channels; `last`: they lie next to
-    each other. `micro`: the micro-kernel's output channels (vectors of them, if `last`), places along x and
-    along y of the kernel."""
+    each other. `block`: images that are unfolded at a time. `micro`: the micro-kernel's output channels
+    (vectors of them, if `last`), places along x and along y of the kernel."""
 
     pieces: tuple[tuple[str, DimLike], ...]
     images: tuple[str, DimLike]
@@ -65,6 +69,7 @@ class DirectWeights:
     outs: int
     channels: int
     last: bool
+    block: int
     micro: tuple[int, int, int]
 
     @property
@@ -84,6 +89,7 @@ class DirectWeights:
         lanes = self.image.lanes
         weights = self.image.channels * self.weights
         sizes = self.image.parts()
+        sizes["unfolded "] *= self.block
         if self.last:
             sizes |= {"sums ": (weights + lanes) * self.outs, "block ": lanes * lanes}
         else:
@@ -137,7 +143,10 @@ def applies(kernel: ContractionKernel, target: Target) -> DirectWeights | None:
     if image is None:
         return None
     micro = _vectors_of_outs(outs // lanes, py, px, target) if last else _vectors_of_places(outs, py, target)
-    return DirectWeights(c.batch, images, limit, image, out, outs, channels, last, micro)
+    vectors = -(-height * width // lanes)
+    few = max(1, min(_CHAIN // vectors, target.l1 // 2 // (4 * image.size)))
+    block = 1 if last or image.band < height else few
+    return DirectWeights(c.batch, images, limit, image, out, outs, channels, last, block, micro)
 
 
 def _vectors_of_places(outs: int, places: int, target: Target) -> tuple[int, int, int]:
@@ -216,17 +225,29 @@ class _Emission(DirectEmitter):
                 room = e.scalar(d.limit.bound - (d.limit.at - symbol(d.images[0])))
                 images = b.intrinsic("smin", images, b.intrinsic("smax", room, 0))
             self._clear()
-            with e.scopes.loop(d.images[0], ZERO, images) as image:
-                image.next()
+            with e.scopes.loop("block", ZERO, images, d.block) as block:
+                block.next()
+                e.scopes.bind("block end", b.intrinsic("smin", b.add(block.index, d.block), images))
                 with e.scopes.loop("band", ZERO, constant(I64, u.height), u.band) as band:
                     band.next()
-                    unfold_image(e, node, u, band.index, start, stop)
+                    with self._images([]) as image:
+                        image.next()
+                        unfold_image(e, node, u, band.index, start, stop, self._base())
                     first = b.mul(band.index, u.width)
                     e.scopes.bind("band start", first)
                     last = b.intrinsic("smin", b.add(first, u.band * u.width), u.height * u.width)
                     self._tiles(b.sub(stop, start), first, last)
             self._results(start, stop)
         b.ret()
+
+    def _images(self, carry: list[Value]) -> AbstractContextManager[Loop]:
+        """A loop over the images of a block."""
+        bound = self.e.scopes.bound
+        return self.e.scopes.loop(self.d.images[0], bound("block"), bound("block end"), 1, carry)
+
+    def _base(self) -> DimLike:
+        """The first element in scratch of the current image."""
+        return (symbol(self.d.images[0]) - symbol("block")) * self.d.image.size if self.d.block > 1 else 0
 
     def _clear(self) -> None:
         """Sets the sums to 0."""
@@ -281,7 +302,7 @@ class _AlongPlaces(_Emission):
             lane = e.scopes.lane
             assert lane is not None
             left = [e.value(x) for x in rows]
-            place = u.copy(channel, tap) + symbol("column") - symbol("band start")
+            place = self._base() + u.copy(channel, tap) + symbol("column") - symbol("band start")
             right = [e.address("unfolded ", place + u.below(t)) for t in taps]
             found = [b.load(self.type, x, align=4) if lane.mask is None else
                      b.masked_load(self.type, x, lane.mask, 0, align=4) for x in right]
@@ -290,8 +311,9 @@ class _AlongPlaces(_Emission):
 
         e.bounds["column"] = (0, u.height * u.width - 1)
         before = [b.load(self.type, x, align=4 * u.lanes) for x in at]
-        sums = e.scopes.lanes("column", first, last, u.lanes, body, before, align=1)
-        for x, total in zip(at, sums):
+        with self._images(before) as image:
+            image.next(*e.scopes.lanes("column", first, last, u.lanes, body, image.carry, align=1))
+        for x, total in zip(at, image.results):
             b.store(total, x, align=4 * u.lanes)
 
     def _results(self, start: Value, stop: Value) -> None:
@@ -356,15 +378,17 @@ class _AlongOuts(_Emission):
         sums = [e.address("sums ", ((channel * py + t) * px + tap + x) * d.outs + out)
                 for t, x in taps for out in outs]
         before = [b.load(self.type, x, align=4 * u.lanes) for x in sums]
-        with e.scopes.loop("column", first, last, 1, before) as place:
-            where = [substitute(offset, {**values, d.out: out}) for out in outs]
-            right = [b.load(self.type, e.address(load.arg, x), align=4) for x in where]
-            at = symbol("column") - symbol("band start")
-            left = [b.load(FLOAT, e.address("unfolded ", u.copy(channel, tap + x) + at + u.below(t)))
-                    for t, x in taps]
-            pairs = [(b.splat(x, u.lanes), y) for x in left for y in right]
-            place.next(*(self.multiply(x, y, total) for (x, y), total in zip(pairs, place.carry)))
-        for address, total in zip(sums, place.results):
+        with self._images(before) as image:
+            with e.scopes.loop("column", first, last, 1, image.carry) as place:
+                where = [substitute(offset, {**values, d.out: out}) for out in outs]
+                right = [b.load(self.type, e.address(load.arg, x), align=4) for x in where]
+                at = symbol("column") - symbol("band start")
+                left = [b.load(FLOAT, e.address("unfolded ", u.copy(channel, tap + x) + at + u.below(t)))
+                        for t, x in taps]
+                pairs = [(b.splat(x, u.lanes), y) for x in left for y in right]
+                place.next(*(self.multiply(x, y, total) for (x, y), total in zip(pairs, place.carry)))
+            image.next(*place.results)
+        for address, total in zip(sums, image.results):
             b.store(total, address, align=4 * u.lanes)
 
     def _results(self, start: Value, stop: Value) -> None:
