@@ -32,11 +32,11 @@ from graphflow.compiler.emit.thin import emit_thin, thin, thin_scratch, thin_tas
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
 from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
 from graphflow.compiler.emit.winograd_nhwc import (
-    emit_winograd_nhwc,
     winograd_nhwc,
     winograd_nhwc_scratch,
     winograd_nhwc_tasks,
 )
+from graphflow.compiler.emit.winograd_nhwc_code import emit_winograd_nhwc
 from graphflow.compiler.emit.winograd_nhwc_weights import (
     emit_winograd_nhwc_weights,
     winograd_nhwc_weights,
