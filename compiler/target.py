@@ -57,6 +57,11 @@ class Target:
         return any(name in self.triple for name in ("darwin", "macos", "apple"))
 
     @property
+    def has_mask_registers(self) -> bool:
+        """Whether masks of vectors are no vectors themselves."""
+        return self.vector_bytes == 64
+
+    @property
     def has_fma(self) -> bool:
         """Whether multiply and add can be one instruction with one rounding."""
         return self.is_arm or "+fma" in self.features.split(",")
@@ -157,8 +162,8 @@ def _runnable(triple: str, cpu: str, features: dict[str, bool], caches: dict[int
     if host.is_arm:
         return {"neon": host}
     narrow = {flag: present and not flag.startswith(_WIDE) for flag, present in features.items()}
-    sets = {"sse2": make_target(triple, "x86-64", {}, caches), "avx2": make_target(triple, cpu, narrow, caches),
-            "avx512": host}
+    sets = {"sse2": make_target(triple, "x86-64", {}, caches),
+            "avx2": make_target(triple, cpu, narrow, caches), "avx512": host}
     return {name: target for name, target in sets.items() if target.vector_bytes == _VECTOR_BYTES[name]}
 
 
