@@ -221,9 +221,9 @@ def _image(kernel: ContractionKernel, e: Expr, channel: str, axes: Mapping[str, 
     the two axes of places, with that of the tap that is added, if any, and the extent of their sum."""
     load, guards = (e.value, e.guards) if isinstance(e, Guarded) else (e, ())
     offset = load_offset(kernel, load)
-    steps = [] if offset is None else [coefficient(offset, v) for v in (*axes, channel)]
-    if not isinstance(load, Load) or not steps or steps[2] != 1:
+    if not isinstance(load, Load) or offset is None:
         return None
+    row, column, step = (coefficient(offset, v) for v in (*axes, channel))
     ranges = {place: (0, extent) for place, (_, extent) in axes.items()}
     for g in guards:
         at = [(p, g.at - symbol(p) - (symbol(tap) if tap else 0)) for p, (tap, _) in axes.items()]
@@ -233,8 +233,7 @@ def _image(kernel: ContractionKernel, e: Expr, channel: str, axes: Mapping[str, 
         ((place, low),) = found
         ranges[place] = low, min(g.bound, axes[place][1] + low)
     (top, bottom), (left, right) = ranges.values()
-    row, column = steps[:2]
-    if not (isinstance(row, int) and isinstance(column, int) and row > 0 and column > 0):
+    if not (isinstance(row, int) and isinstance(column, int) and row > 0 and column > 0 and step == 1):
         return None
     zeros = dict.fromkeys((*axes, channel, *(tap for tap, _ in axes.values() if tap)), 0)
     return Image(load.arg, substitute(offset, zeros), row, column, top, bottom, left, right)
@@ -333,10 +332,10 @@ class _Emission(WinogradEmitter):
         block = {"inputs ": b.sub(index, b.mul(above, ins)), "gradients ": b.sub(above, b.mul(piece, outs))}
         for var, _ in w.pieces:
             e.scopes.bind(var, piece)
-        for name, size, total in (("inputs ", w.block_in, w.channels), ("gradients ", w.block_out, w.outs)):
+        for name, size, extent in (("inputs ", w.block_in, w.channels), ("gradients ", w.block_out, w.outs)):
             start = b.mul(block[name], size)
             self.first[name] = b.mul(start, w.lanes)
-            self.vectors[name] = b.intrinsic("smin", b.sub(constant(I64, total // w.lanes), start), size)
+            self.vectors[name] = b.intrinsic("smin", b.sub(constant(I64, extent // w.lanes), start), size)
         with e.scopes.loop("zero", ZERO, constant(I64, w.parts()["zeros "] // w.lanes)) as loop:
             loop.next()
             b.store(constant(self.type, 0), b.gep(e.pointers["zeros "], b.mul(loop.index, w.lanes), FLOAT))
@@ -390,13 +389,14 @@ class _Emission(WinogradEmitter):
         e, b, w = self.e, self.b, self.w
         chosen, fma = tuple(matrix[r] for r in rows), e.target.has_fma
         stride = w.stride(w.block_in if name == "inputs " else w.block_out)
+        nothing = constant(self.type, 0)        # where all coefficients are 0
         with e.scopes.loop("vector", ZERO, self.vectors[name]) as vector:
             vector.next()
             channel = b.mul(vector.index, w.lanes)
             starts = {i: b.gep(line, channel, FLOAT) for i, line in lines.items()}
             halves = []
             for j, inside in enumerate(places):
-                values = [self._read(starts[i], j * image.column, inside) if i in starts else None
+                values = [self._read(starts[i], j * image.column, inside) if i in starts else nothing
                           for i in range(len(matrix[0]))]
                 halves.append(multiply(b, chosen, values, fma))
             to = b.gep(into, b.mul(channel, _TILES), FLOAT)
