@@ -6,15 +6,19 @@ element by element. The matrices come from polynomial products by interpolation 
 applied to the columns, then to the rows. They also give the gradient for the taps, G'((A' dy) * (B d)).
 
 Rounding depends on the points. Largest error of 2D convolutions of normal numbers over the largest output,
-and in brackets that of a plain float32 sum, for 16, 64 and 256 input channels:
+for 16, 64 and 256 input channels, that of plain float32 sums in brackets:
 
-    F(2, 3)  0, ±1, inf            1.6e-7 (4.1e-7)   3.1e-7 (5.9e-7)   5.0e-7 (1.6e-6)
-    F(4, 3)  0, ±5/8, ±3/2, inf    8.0e-7 (4.8e-7)   1.3e-6 (9.4e-7)   2.7e-6 (1.5e-6)
-             0, ±1, ±2, inf        3.1e-6            4.8e-6            1.2e-5
-             0, ±1, ±1/2, inf      3.2e-6            5.6e-6            8.8e-6
-             0, ±1, 1/2, -2, inf   1.3e-6            2.1e-6            3.7e-6
-    F(2, 5)  0, ±5/8, ±3/2, inf    5.7e-7 (4.0e-7)   1.2e-6 (1.0e-6)   2.0e-6 (3.7e-6)
-    F(3, 4)  0, ±5/8, ±3/2, inf    9.3e-7 (4.9e-7)   1.1e-6 (1.1e-6)   2.2e-6 (1.9e-6)
+    F(2, 3)  0, ±1, inf                  2.1e-7 (3.9e-7)   3.5e-7 (9.4e-7)   3.1e-7 (2.1e-6)
+    F(4, 3)  0, ±5/8, ±3/2, inf          1.1e-6 (3.9e-7)   1.7e-6 (9.4e-7)   1.3e-6 (2.1e-6)
+    F(2, 5)  0, ±5/8, ±3/2, inf          6.7e-7 (7.0e-7)   1.5e-6 (1.9e-6)   1.1e-6 (2.7e-6)
+    F(4, 5)  0, ±1/2, ±1, ±15/8, inf     5.6e-6 (7.0e-7)   7.3e-6 (1.9e-6)   5.9e-6 (2.7e-6)
+
+where sums over channels are made of sums of 64; F(4, 3) with plain sums over channels:
+
+             0, ±5/8, ±3/2, inf          8.0e-7            1.3e-6            2.7e-6
+             0, ±1, ±2, inf              3.1e-6            4.8e-6            1.2e-5
+             0, ±1, ±1/2, inf            3.2e-6            5.6e-6            8.8e-6
+             0, ±1, 1/2, -2, inf         1.3e-6            2.1e-6            3.7e-6
 
 The points come in pairs ±p, so that transformations share the even and the odd part of a polynomial, and are
 short binary fractions, so that A and B are exact in float32.

@@ -173,12 +173,12 @@ class _Emission(_Nhwc):
         if w.fold == 1:
             guards += tuple(self._within(v, n) for v, n in ((w.y, w.height), (w.x, w.width)) if n % w.size)
             needed = []
-            top, left, image = first[0], first[1], symbol("first image")
+            origin: tuple[DimLike, ...] = (*first, symbol("first image"))
         else:
             needed = [Guard(q // p - o // p, 1) for o, q, p in zip(first, last, w.pitch)]
             needed += [Guard(q // p, symbol("fold")) for q, p in zip(last, w.pitch)]
-            top, left, image = first[0] % w.pitch[0], first[1] % w.pitch[1], self._image(*first)
-        for name, at in (("top", top), ("left", left), ("here", image)):
+            origin = (*(o % p for o, p in zip(first, w.pitch)), self._image(*first))
+        for name, at in zip(("top", "left", "here"), origin):
             e.scopes.bind(name, e.scalar(at))
         corners = [self._inside(i, j) for i, j in product((0, w.window - 1), repeat=2)]
         needed += [Guard(substitute(g.at, at), substitute(g.bound, at)) for at in corners for g in guards]
