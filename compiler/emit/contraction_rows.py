@@ -78,8 +78,8 @@ class _RowContraction(DirectContraction):
         self._place("packed ", own, (self.block_rows, t.panel_rows))
         sums = b.gep(own, self.packed_bytes, Type("i8"))
         self._place("sums ", sums, (t.group_count * self.block_rows, t.nr))
-        whole, step = self._range(ZERO, self._k_limit()), self.block_rows
-        with whole, e.scopes.loop("block ", begin, end, step) as block:
+        every_k, step = self._range(ZERO, self._k_limit()), self.block_rows
+        with every_k, e.scopes.loop("block ", begin, end, step) as block:
             block.next()
             count = b.intrinsic("smin", b.sub(end, block.index), self.block_rows)
             if t.pack_a:

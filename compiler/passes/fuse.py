@@ -290,11 +290,15 @@ def _in_columns(f: Fusion, node: Node, group: Group) -> bool:
     lowering = OPS[node.op].lowering
     assert isinstance(lowering, Contract)
     parts = lowering.parts(Probe(node))
-    if (len(whole) != len(part) or whole[:-1] != part[:-1] or not part or len(parts.n) != 1
-            or not isinstance(part[-1], int) or parts.out(parts.batch, parts.m, (axis(0),))[-1] != axis(0)):
+    if not part or len(whole) != len(part) or whole[:-1] != part[:-1] or len(parts.n) != 1:
+        return False
+    if parts.out(parts.batch, parts.m, (axis(0),))[-1] != axis(0):
+        return False
+    columns, width = whole[-1], part[-1]
+    if not isinstance(columns, int) or not isinstance(width, int) or width == 0:
         return False
     starts = _starts(f, node, group)
-    return bool(starts) and sorted(starts) == list(range(0, whole[-1], part[-1]))
+    return bool(starts) and sorted(starts) == list(range(0, columns, width))
 
 
 def _starts(f: Fusion, node: Node, group: Group) -> set[int]:

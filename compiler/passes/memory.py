@@ -97,7 +97,7 @@ def _lifetimes(program: KernelProgram, table: dict[str, Buffer]) -> dict[str, tu
            if isinstance(p.item, Repeat) and p.item.rows != 0}
     for place in places(program.plan.body):
         reads, writes = ([base_of(table, id) for id in ids] for ids in accesses(program, place.item))
-        loops, ends = place.loops, (place.position,)
+        loops, ends = place.loops, (place.position, place.position)
         if isinstance(place.item, Repeat):
             loops = (*loops, (place.position, place.last))     # its condition is looked at before each trip
         if loops and loops[-1] in cut:                         # every thread is at another step of it

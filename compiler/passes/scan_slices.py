@@ -142,7 +142,7 @@ def _whole_inputs(b: Builder, node: Node, inputs: list[Value]) -> tuple[Node, li
     for i in (*range(count), *kept):
         with inner.origin(body.parameters[i].node.origins):
             given[i] = inner.parameter(body.parameters[i].type, len(given))
-    rows = {}
+    rows: dict[Value, Value] = {}
     for array in arrays:
         with inner.origin(array.node.origins):
             type = TensorType(array.dtype, array.shape[1:])
