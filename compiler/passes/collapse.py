@@ -35,10 +35,10 @@ Pair = tuple[str, str]
 
 def collapse(kernel: Nest) -> Nest:
     """The kernel with everything collapsed that can be."""
-    depth = max((len(nest) for nest in _nests(kernel)), default=0)
+    depth = max((len(nest) for nest, _ in _nests(kernel)), default=0)
     level = 0
     while level < depth - 1:
-        merged = _merge(kernel, level)
+        merged = _merge(kernel, level, 0) or _merge(kernel, level, 1)
         if merged is None:
             level += 1
         else:
@@ -46,16 +46,16 @@ def collapse(kernel: Nest) -> Nest:
     return kernel
 
 
-def _nests(kernel: Nest) -> Iterator[tuple[tuple[str, DimLike], ...]]:
-    """The variables of every perfect nest, outermost first."""
+def _nests(kernel: Nest) -> Iterator[tuple[tuple[tuple[str, DimLike], ...], bool]]:
+    """The variables of every perfect nest, outermost first, and whether it is a reduction's."""
     if isinstance(kernel, ContractionKernel):
         c = kernel.contraction
-        yield from (c.batch, c.m, c.n, c.k)
+        yield from ((axes, False) for axes in (c.batch, c.m, c.n, c.k))
     else:
-        yield from _loop_nests(kernel.body)
+        yield from ((nest, False) for nest in _loop_nests(kernel.body))
     for e in walk.expressions(kernel):
         if isinstance(e, Reduce):
-            yield e.loops
+            yield e.loops, True
 
 
 def _loop_nests(body: tuple[Statement, ...]) -> Iterator[tuple[tuple[str, DimLike], ...]]:
@@ -70,10 +70,15 @@ def _loop_nests(body: tuple[Statement, ...]) -> Iterator[tuple[tuple[str, DimLik
         yield from _loop_nests(s.body)
 
 
-def _merge(kernel: Nest, level: int) -> Nest | None:
-    """Merges the pairs at this distance from the innermost loop; None if none can be."""
+def _merge(kernel: Nest, level: int, further: int) -> Nest | None:
+    """Merges the pairs at this distance from the innermost loop, those of loops that are no reduction's so
+    much further from it (rows that lie side by side have loops of their own inside); None if none can be."""
     extents = dict(walk.loops(kernel))
-    pairs = {(nest[-2 - level][0], nest[-1 - level][0]) for nest in _nests(kernel) if len(nest) >= 2 + level}
+    pairs = set()
+    for nest, reduces in _nests(kernel):
+        at = level if reduces else level + further
+        if len(nest) >= 2 + at:
+            pairs.add((nest[-2 - at][0], nest[-1 - at][0]))
     accesses = [(e.arg, e.index) for e in walk.expressions(kernel) if isinstance(e, Load)]
     accesses += [(s.arg, s.index) for s in walk.stores(kernel)]
     shapes = {a.name: a.shape for a in kernel.arguments}
