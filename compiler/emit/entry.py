@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import groupby
 
 import numpy as np
 
@@ -55,13 +56,16 @@ def emit_entry(module: Module, program: KernelProgram) -> None:
 
 
 class Entry:
-    """Writes the entry, item by item."""
+    """Writes the entry, item by item; `in_tables`: launches that follow each other together, as data."""
+
+    in_tables = True
 
     def __init__(self, b: Builder, program: KernelProgram, ctx: Value | None = None,
                  tables: dict[tuple[int, ...], Value] | None = None):
         self.b, self.program, self.plan = b, program, program.plan
         self.ctx = ctx = ctx or b.params[0]
         self.tables: dict[tuple[int, ...], Value] = {} if tables is None else tables
+        self.records: list[tuple[Value, ...]] = []
         self.buffers, self.symbols, self.threads, self.parallel, self.scratch, self.scratch_bytes = (
             b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR, I64))
         )
@@ -82,11 +86,28 @@ class Entry:
 
     def emit(self) -> None:
         """The whole body, then the result 0."""
+        b, module, name = self.b, self.b.module, self.plan.name
+        sizes = dict.fromkeys(item.tasks for item in launches(self.plan.body) if self._is_plain(item))
+        self.amounts = {size: i for i, size in enumerate(sizes)}
+        self.sizes = b.alloca(I64, max(len(sizes), 1), align=8)
+        for i, size in enumerate(sizes):
+            b.store(self.dims.scalar(size), b.gep(self.sizes, i, I64), align=8)
         self._body(self.plan.body)
-        self.b.ret(constant(I64, 0))
-        _emit_fill(self.b.module, f"{self.plan.name}.fill")
+        b.ret(constant(I64, 0))
+        _emit_fill(module, f"{name}.fill")
+        _emit_run(module, f"{name}.run")
+        module._globals.append(_records(f"{name}.launches", self.records))
+        _emit_run_all(module, name)
 
     def _body(self, body: Sequence[Item]) -> None:
+        for alike, group in groupby(body, lambda item: isinstance(item, Launch) and self._is_plain(item)):
+            items = list(group)
+            if alike and self.in_tables:
+                self._launches([item for item in items if isinstance(item, Launch)])
+            else:
+                self._one_by_one(items)
+
+    def _one_by_one(self, body: Sequence[Item]) -> None:
         for item in body:
             if isinstance(item, Launch):
                 self._launch(item)
@@ -183,46 +204,59 @@ class Entry:
             b.branch(done)
         b.place(done)
 
+    def _is_plain(self, item: Launch) -> bool:
+        """Whether the launch is the same wherever the program is, so that nothing depends on a counter."""
+        symbols = {*self.program.kernels[item.kernel].symbols, *symbols_of(item.tasks)}
+        return symbols <= {*self.plan.symbols} and not any(self._moves(id) for id in item.buffers)
+
+    def _launches(self, items: Sequence[Launch]) -> None:
+        """Launches that follow each other, as records of a table that a loop goes through."""
+        b, first = self.b, len(self.records)
+        for item in items:
+            b.comment(f"{item.kernel}({', '.join(item.buffers)})" + describe(item.origins))
+            table, count = self._places(item)
+            before, parts = b.module.before.get(item.kernel, ("", 0))
+            functions = [Value(PTR, f"@{item.kernel}"), Value(PTR, f"@{before}" if before else "null")]
+            numbers = (parts, count, self.amounts[item.tasks])
+            self.records.append((*functions, table, *(constant(I64, n) for n in numbers)))
+        operands = [self.args, self.buffers, self.symbols, self.sizes, self.scratch, self.scratch_bytes,
+                    self.parallel, self.threads, constant(I64, first), constant(I64, len(self.records))]
+        b.call(f"{self.plan.name}.run_all", VOID, operands, declare=False)
+
     def _launch(self, item: Launch) -> None:
         b, kernel = self.b, self.program.kernels[item.kernel]
         b.comment(f"{item.kernel}({', '.join(item.buffers)})" + describe(item.origins))
         self._arguments(item)
-        tasks, zero = self.dims.scalar(item.tasks), constant(I64, 0)
-        if kernel.name in b.module.before:
-            name, count = b.module.before[kernel.name]
-            with b.when(b.compare("gt", tasks, 0)):      # without tasks there is no scratch
-                values = [Value(PTR, f"@{name}"), self.args, constant(I64, count), self.threads]
-                b.call_address(self.parallel, VOID, values)
-        task = Value(PTR, f"@{kernel.name}")
-        if isinstance(item.tasks, int):
-            if item.tasks == 1:
-                b.call(kernel.name, VOID, [self.args, zero, tasks, zero], declare=False)
-            elif item.tasks > 1:
-                b.call_address(self.parallel, VOID, [task, self.args, tasks, self.threads])
-            return
-        with b.when(b.compare("eq", tasks, 1)):
-            b.call(kernel.name, VOID, [self.args, zero, tasks, zero], declare=False)
-        with b.when(b.compare("gt", tasks, 1)):
-            b.call_address(self.parallel, VOID, [task, self.args, tasks, self.threads])
+        before, parts = b.module.before.get(kernel.name, ("", 0))
+        functions = [Value(PTR, f"@{kernel.name}"), Value(PTR, f"@{before}" if before else "null")]
+        operands = [*functions, constant(I64, parts), self.args, self.dims.scalar(item.tasks), self.parallel,
+                    self.threads]
+        b.call(f"{self.plan.name}.run", VOID, operands, declare=False)
 
     def _arguments(self, item: Launch) -> None:
         """Fills the table of a launch's arguments: all by one call, then what depends on where the program
         is, which is the address of a view and the counter of a loop."""
         b, symbols = self.b, self.program.kernels[item.kernel].symbols
-        known = {name: ~i for i, name in enumerate(self.plan.symbols)}
-        places = [self.places[base_of(self.table, id)] for id in item.buffers]
-        key = (*places, *(known.get(name, 0) for name in symbols))
-        if key not in self.tables:
-            name = f"{self.plan.name}.launch.{len(self.tables)}"
-            self.tables[key] = b.module.data(name, np.array(key, np.int32), align=4)
-        operands = [self.args, self.buffers, self.symbols, self.tables[key], constant(I64, len(key)),
-                    self.scratch, self.scratch_bytes]
+        table, count = self._places(item)
+        operands = [self.args, self.buffers, self.symbols, table, constant(I64, count), self.scratch,
+                    self.scratch_bytes]
         b.call(f"{self.plan.name}.fill", VOID, operands, declare=False)
         moving = [(i, self._address(id)) for i, id in enumerate(item.buffers) if self._moves(id)]
-        moving += [(i, self.dims.scopes.bound(name)) for i, name in enumerate(symbols, len(places))
-                   if name not in known]
+        moving += [(i, self.dims.scopes.bound(name)) for i, name in enumerate(symbols, len(item.buffers))
+                   if name not in self.plan.symbols]
         for i, value in moving:
             b.store(value, b.gep(self.args, i, I64), align=8)
+
+    def _places(self, item: Launch) -> tuple[Value, int]:
+        """Where a launch's arguments are found, as `_emit_fill` says, and how many they are."""
+        known = {name: ~i for i, name in enumerate(self.plan.symbols)}
+        symbols = self.program.kernels[item.kernel].symbols
+        key = (*(self.places[base_of(self.table, id)] for id in item.buffers),
+               *(known.get(name, 0) for name in symbols))
+        if key not in self.tables:
+            name = f"{self.plan.name}.launch.{len(self.tables)}"
+            self.tables[key] = self.b.module.data(name, np.array(key, np.int32), align=4)
+        return self.tables[key], len(key)
 
     def _copy(self, item: Copy) -> None:
         buffer = self.table[item.target]
@@ -244,6 +278,8 @@ class Entry:
 
 class _RowLoop(Entry):
     """Writes the function of a loop that is cut along its rows, whose tasks are parts of them."""
+
+    in_tables = False
 
     def __init__(self, b: Builder, program: KernelProgram, counters: Sequence[str],
                  tables: dict[tuple[int, ...], Value]):
@@ -286,6 +322,52 @@ def _emit_fill(module: Module, name: str) -> None:
         loop.next()
     for i, value in enumerate((scratch, size)):
         b.store(value, b.gep(args, b.add(count, i), I64), align=8)
+    b.ret()
+
+
+def _records(name: str, records: Sequence[Sequence[Value]]) -> str:
+    """A constant array of records of one form; their fields are addresses and numbers."""
+    form = "{ " + ", ".join(str(value.type) for value in records[0]) + " }" if records else "i64"
+    text = ", ".join(f"{form} {{ {', '.join(map(str, record))} }}" for record in records)
+    return f"@{name} = internal constant [{len(records)} x {form}] [{text}], align 8"
+
+
+def _emit_run_all(module: Module, program: str) -> None:
+    """Adds the function that runs the launches [first, last) of the table: for each the kernel, what is done
+    before, its places, and three numbers: the parts of what is done before, the arguments, and at which place
+    of `sizes` its number of tasks is."""
+    b = module.function(f"{program}.run_all", [
+        ("args", PTR), ("buffers", PTR), ("symbols", PTR), ("sizes", PTR), ("scratch", PTR), ("bytes", I64),
+        ("parallel", PTR), ("threads", I64), ("first", I64), ("last", I64)], internal=True)
+    args, buffers, symbols, sizes, scratch, size, parallel, threads, first, last = b.params
+    types = (PTR, PTR, PTR, I64, I64, I64)
+    with b.loop(first, last) as loop:
+        start = b.mul(loop.index, len(types))
+        kernel, before, places, parts, count, amount = (
+            b.load(type, b.gep(Value(PTR, f"@{program}.launches"), b.add(start, i), I64))
+            for i, type in enumerate(types))
+        b.call(f"{program}.fill", VOID, [args, buffers, symbols, places, count, scratch, size], declare=False)
+        tasks = b.load(I64, b.gep(sizes, amount, I64))
+        operands = [kernel, before, parts, args, tasks, parallel, threads]
+        b.call(f"{program}.run", VOID, operands, declare=False)
+        loop.next()
+    b.ret()
+
+
+def _emit_run(module: Module, name: str) -> None:
+    """Adds the function that runs a launch: first the `parts` of what must be done before, if there are any,
+    then the tasks; a single one without a fork. Without tasks there is no scratch, and nothing runs."""
+    b = module.function(name, [("kernel", PTR), ("before", PTR), ("parts", I64), ("args", PTR),
+                               ("tasks", I64), ("parallel", PTR), ("threads", I64)], internal=True)
+    kernel, before, parts, args, tasks, parallel, threads = b.params
+    with b.when(b.compare("gt", tasks, 0)):
+        with b.when(b.compare("gt", parts, 0)):
+            b.call_address(parallel, VOID, [before, args, parts, threads])
+        with b.when(b.compare("eq", tasks, 1)):
+            zero = constant(I64, 0)
+            b.call_address(kernel, VOID, [args, zero, tasks, zero])
+        with b.when(b.compare("gt", tasks, 1)):
+            b.call_address(parallel, VOID, [kernel, args, tasks, threads])
     b.ret()
 
 

@@ -41,6 +41,8 @@ def emit_profiled(program: KernelProgram, target: Target) -> tuple[str, list[Lau
 class _TimedEntry(Entry):
     """The entry with a clock around each launch and copy, those in loops and branches too."""
 
+    in_tables = False
+
     def __init__(self, b: Builder, program: KernelProgram):
         super().__init__(b, program)
         self.items: list[Launch | Copy] = []
