@@ -71,7 +71,8 @@ class CpuProgram:
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
         place = {b.id: i for i, b in enumerate(plan.buffers)}
         self._feeds = [(place[b.id], b.dtype.numpy) for b in self.checker.feeds]
-        self._written = [b.name for b in plan.buffers if b.id in plan.written]
+        written = set(plan.written)
+        self._written = [b.name for b in plan.buffers if b.id in written]
         self._check_states()
 
     def _check_states(self) -> None:

@@ -23,6 +23,9 @@ RESERVED = frozenset(("true", "false", "nan", "inf", "hex", *DTYPES))
 MAX_NESTING = 200
 """How deep brackets may nest, so that no text can exhaust the parsers' stack."""
 
+MAX_AHEAD = 3
+"""How many tokens beyond the next one a reader may look."""
+
 _NAME = re.compile(r"[A-Za-z_][\w.']*")
 _TOKEN = re.compile(r"""
     (?P<space>(?:\s|;[^\n]*)+)
@@ -33,6 +36,7 @@ _TOKEN = re.compile(r"""
   | (?P<layout>@[\w+.:-]+)
   | (?P<mark>//|->|<=|==|[-+*/%()\[\]{}<>=,:|#^&!?.])
 """, re.VERBOSE)
+_OPENING, _CLOSING = frozenset("([{"), frozenset(")]}")
 _Item = TypeVar("_Item")
 
 
@@ -50,20 +54,24 @@ class Scanner:
         self.places: list[int] = []
         self.position = 0
         at = depth = 0
-        while at < len(text):
-            found = _TOKEN.match(text, at)
-            if found is None:
-                raise self._error_at(at, f"no token starts with {text[at]!r}")
-            kind = str(found.lastgroup)
+        for found in _TOKEN.finditer(text):
+            if found.start() != at:
+                break
+            kind, token = str(found.lastgroup), found[0]
             if kind != "space":
                 self.kinds.append(kind)
-                self.tokens.append(found[0])
+                self.tokens.append(token)
                 self.places.append(at)
-                depth += (found[0] in ("(", "[", "{")) - (found[0] in (")", "]", "}"))
-                if depth > MAX_NESTING:
-                    raise self._error_at(at, f"brackets nest deeper than {MAX_NESTING}")
+                if token in _OPENING:
+                    depth += 1
+                    if depth > MAX_NESTING:
+                        raise self._error_at(at, f"brackets nest deeper than {MAX_NESTING}")
+                elif token in _CLOSING:
+                    depth -= 1
             at = found.end()
-        for _ in range(2):                            # so that looking one token past the end needs no test
+        if at < len(text):
+            raise self._error_at(at, f"no token starts with {text[at]!r}")
+        for _ in range(1 + MAX_AHEAD):                # so that looking past the end needs no test
             self.kinds.append("end")
             self.tokens.append("")
             self.places.append(len(text))
@@ -78,8 +86,8 @@ class Scanner:
         return self._error_at(self.places[self.position if position is None else position], message)
 
     def peek(self, ahead: int = 0) -> str:
-        """The text of the next token ("" at the end), or of the one after it (ahead=1)."""
-        return self.tokens[min(self.position + ahead, len(self.tokens) - 1)]
+        """The text of the next token ("" at the end), or of one behind it: `ahead` is at most MAX_AHEAD."""
+        return self.tokens[self.position + ahead]
 
     def kind(self) -> str:
         """What the next token is: name, integer, float, string, layout, mark or end."""
@@ -94,7 +102,7 @@ class Scanner:
 
     def accept(self, token: str) -> bool:
         """Takes the token if it comes next; says whether it did."""
-        if self.peek() != token:
+        if self.tokens[self.position] != token:
             return False
         self.take()
         return True
