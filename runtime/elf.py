@@ -110,7 +110,7 @@ def _addresses(entries: np.ndarray, names: Sequence[str], bases: np.ndarray) -> 
             found[i] = value + (int(bases[section]) if section < len(bases) else 0)     # else it is absolute
         elif i:
             try:
-                found[i] = ctypes.cast(getattr(process, names[i]), ctypes.c_void_p).value
+                found[i] = ctypes.cast(getattr(process, names[i]), ctypes.c_void_p).value or 0
             except AttributeError:
                 raise RuntimeError(f"nothing is called {names[i]}") from None
     return found
