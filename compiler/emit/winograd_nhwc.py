@@ -36,6 +36,9 @@ from graphflow.compiler.target import Target
 
 SIZES = {3: (4, 2), 5: (4, 2)}
 """By the places of a kernel along an axis: outputs of a tile along an axis."""
+_MANY = 32
+"""Channels from which tiles of 4 are taken unasked: shorter sums round so little that the transformations'
+rounding would show, and a net with batch norm that is trained with a high rate would drift from others."""
 _FOLDS = (2, 3)
 """Images along an axis of a mosaic."""
 _BLOCK = 14
@@ -173,7 +176,8 @@ def winograd_nhwc(kernel: ContractionKernel, target: Target) -> WinogradNhwc | N
     """How the kernel is computed so; None where it is no such convolution, its tile names another algorithm,
     or none and the definition is faster."""
     asked = algorithm_asked(kernel)
-    forms = [w for w in _forms(kernel, target) if asked in (None, w.size)] if asked != 0 else []
+    forms = [w for w in _forms(kernel, target)
+             if asked == w.size or asked is None and (w.size == 2 or w.channels >= _MANY)]
     if not forms:
         return None
     best = min(forms, key=lambda w: _cycles(w, target))
