@@ -28,7 +28,7 @@ import numpy as np
 
 from graphflow.compiler.emit.values import (  # isort: skip
     F32, F64, FALSE, I1, I8, I16, I32, I64, MEMORY_TYPES, PTR, TRUE, VOID,
-    Block, Line, Loop, Operand, Phi, Point, Type, Value, constant, flat, vector_constant,
+    Block, Line, Loop, Operand, Phi, Point, Type, Value, constant, flat, folded, vector_constant,
 )
 
 __all__ = [
@@ -164,7 +164,7 @@ class Builder:
         opcode = floating if x.type.is_float else integer
         if not opcode:
             raise TypeError(f"no such instruction for {x.type}")
-        return self._emit(x.type, f"{opcode} {x.type} {x.name}, {y.name}")
+        return folded(opcode, x, y) or self._emit(x.type, f"{opcode} {x.type} {x.name}, {y.name}")
 
     def add(self, x: Operand, y: Operand) -> Value:
         """x + y; integers wrap."""

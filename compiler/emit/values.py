@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, Union
 
 import numpy as np
@@ -159,6 +160,10 @@ def flat(lines: list[Line]) -> Iterator[str]:
             yield line if isinstance(line, str) else line.text()
 
 
+_FOLDED: dict[str, Callable[[int, int], int]] = {"add": operator.add, "sub": operator.sub,
+                                                  "mul": operator.mul}
+
+
 def constant(type: Type, value: float) -> Value:
     """`value` as an exact constant of `type`, in every lane; floats are rounded to the type first."""
     text = _scalar_text(type, value)
@@ -175,6 +180,16 @@ def vector_constant(type: Type, values: Sequence[int | float]) -> Value:
         return constant(type, values[0])
     lanes = ", ".join(f"{type.element} {_scalar_text(type, value)}" for value in values)
     return Value(type, f"<{lanes}>")
+
+
+def folded(opcode: str, x: Value, y: Value) -> Value | None:
+    """What the instruction gives for two constants of I64, so that loops know how often they run; else
+    None."""
+    numbers = [x.name, y.name]
+    if x.type != I64 or opcode not in _FOLDED or not all(n.lstrip("-").isdecimal() for n in numbers):
+        return None
+    result = _FOLDED[opcode](*map(int, numbers))
+    return constant(I64, result) if -(1 << 63) <= result < 1 << 63 else None
 
 
 def _scalar_text(type: Type, value: float) -> str:
