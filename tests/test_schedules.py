@@ -29,7 +29,7 @@ from graphflow.runtime.native import load_object
 
 pytestmark = pytest.mark.cpu
 TARGETS = targets()
-ERRORS = {DIRECT: 8.0, 1: 8.0, 3: 8.0, 2: 24.0, 4: 40.0, 5: 40.0}
+ERRORS = {DIRECT: 8.0, 1: 8.0, 3: 8.0, 6: 8.0, 2: 24.0, 4: 40.0, 5: 40.0}
 """By algorithm: how many roundings of the sum of the absolute products a result may be off. Measured on
 normal numbers, with a factor of about three; sums of transformed numbers cancel, the more the larger the
 tiles."""

@@ -10,7 +10,7 @@ each cache.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -39,8 +39,9 @@ BLOCKED = 3
 """The number of this algorithm."""
 _ROWS, _PANELS = 192, 4
 """It pays for so many rows and panels at least."""
-_FEW = 8
-"""Rows of a tile at most where the result comes from memory: so many streams it delivers fast."""
+_MOST, _FEW = 12, 8
+"""Rows of a tile at most, so that registers are left for the stores; where the result comes from memory: so
+many streams it delivers fast."""
 _TASK_ROWS, _TASKS = 128, 32
 """Rows of a task, about, where b is larger than the second cache; fewer if that leaves less tasks."""
 
@@ -125,7 +126,7 @@ def _pays(t: Tiling, c: Contraction, target: Target) -> bool:
     """Whether a or the result is too large for the second cache, and packed b not for the last."""
     rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, c.k[0][1]))
     size = c.a.dtype.bytes
-    large = max(rows * columns, 2 * rows * depth) * size > target.l2 and columns * depth * size <= target.l3
+    large = max(rows * columns, rows * depth) * size > target.l2 // 4 and columns * depth * size <= target.l3
     return large and rows >= _ROWS and columns >= _PANELS * t.nr
 
 
@@ -133,7 +134,7 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     """A tile of a takes half of the first cache, a strip of b half of the second."""
     size, extent = c.a.dtype.bytes, c.k[0][1]
     rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, extent))
-    mr = min(t.mr, _FEW) if rows * columns * size > target.l3 else t.mr
+    mr = min(t.mr, _FEW if rows * columns * size > target.l3 else _MOST)
     deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else UNKNOWN
     _, chunk, _ = cut_k(c.k, deep)
     panel_rows = chunk or depth
@@ -226,11 +227,12 @@ class _Blocked(_Emission):
             at.next()
             start = b.mul(at.index, strip)
             stop = b.intrinsic("smin", b.add(start, strip), panels)
-            e.scopes.bind("strip start", start)
+            wait = b.compare("gt", self._k_limit(), t.panel_rows)    # else the strip may be longer
             with self._chunks(self._k_limit()) as (first, last), self._tiles(first_row) as tile:
                 self._pack_tile()
                 with e.scopes.loop("panel ", start, stop) as panel:
                     panel.next()
+                    e.scopes.bind("slot", b.select(wait, b.sub(panel.index, start), ZERO))
                     with self._columns(panel.index):
                         self._multiply(tile, first, last)
 
@@ -266,27 +268,27 @@ class _Blocked(_Emission):
 
     def _sum(self, tile: DimLike, r: DimLike, group: DimLike | None = None) -> Value:
         t = self.t
-        before = (tile * self.how.strip + symbol(PANEL) - symbol("strip start")) * t.mr if t.blocks else 0
+        before = (tile * self.how.strip + symbol("slot")) * t.mr if t.blocks else 0
         return self.e.address("sums ", (before + r) * t.nr)
 
     # -- what is asked for ahead ---------------------------------------------------------------------------
 
-    def _asked(self, var: str, start: DimLike, stop: DimLike) -> tuple[Value, Callable[[], None]] | None:
-        """Row by row, what the stores will touch of the next tile of the strip."""
+    def _ask(self, var: str, start: DimLike) -> None:
+        """Step by step, for what the stores will touch of a row of the next tile of the strip; then for the
+        last row again and again."""
         e, b, t = self.e, self.b, self.t
-        results = self._results()
-        if not results:
-            return None
-        row = symbol(ROW) + symbol(var) - start
+        step = b.sub(e.scopes.bound(var), e.scalar(start))
+        e.scopes.bind("asked row", b.intrinsic("smin", step, t.mr - 1))
+        e.bounds["asked row"] = (0, t.mr - 1)
+        row = symbol(ROW) + symbol("asked row")
+        for arg, index in self.results:
+            values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, symbol(COLUMN) + t.nr, "")}
+            at = e.offset(arg, tuple(substitute(d, values) for d in index))
+            for part in range(0, t.nr, 64 // e.arguments[arg].dtype.bytes):
+                e.prefetch(arg, at + part)
 
-        def ask() -> None:
-            for arg, index in results:
-                values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, symbol(COLUMN) + t.nr, "")}
-                at = e.offset(arg, tuple(substitute(d, values) for d in index))
-                for part in range(0, t.nr, 64 // e.arguments[arg].dtype.bytes):
-                    b.prefetch(e.address(arg, at + part))
-
-        return b.intrinsic("smin", b.add(e.scalar(start), t.mr), e.scalar(stop)), ask
+    def _prepare_asking(self) -> None:
+        self.results = self._results()
 
     def _results(self) -> list[tuple[str, tuple[DimLike, ...]]]:
         """The elements, of different arguments, that the stores of a row read or write along n."""

@@ -411,11 +411,6 @@ class Builder:
         """Store to consecutive elements; `align` defaults to that of one element."""
         self._lines.append(f"  store {value}, {pointer}, align {align or value.type.bytes}")
 
-    def prefetch(self, pointer: Value) -> None:
-        """Ask for the cache line at an address, which need not exist."""
-        self.module.declare("llvm.prefetch.p0", VOID, ["ptr", "i32 immarg", "i32 immarg", "i32 immarg"], "")
-        self._lines.append(f"  call void @llvm.prefetch.p0({pointer}, i32 0, i32 3, i32 1)")
-
     def masked_load(
         self, type: Type, pointer: Value, mask: Value, otherwise: Operand = 0, align: int | None = None
     ) -> Value:

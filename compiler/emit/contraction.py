@@ -13,7 +13,7 @@ of b are cheap; anything else in a (arithmetic, guards, divisions) is evaluated 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
@@ -44,8 +44,8 @@ from graphflow.compiler.target import Target
 ZERO = constant(I64, 0)
 PANEL = "panel number"
 """The name of the number of the panel at hand."""
-_STRAIGHT = 24
-"""Stores of no more work than this are straight code for all rows of a tile, whose sums stay in registers."""
+_STRAIGHT, _FREE = 24, 6
+"""Stores of no more work than this are straight code, if so many registers are free."""
 
 
 def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) -> None:
@@ -67,9 +67,6 @@ class DirectContraction:
             e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
         self.a: Node = e.nodes.of(drop_guard(self.c.a, self.t.limit))
         self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
-        values = [*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)]
-        self.simple = sum(map(_work, values)) <= _STRAIGHT
-        self.ask: Callable[[], None] | None = None
         t, plain = self.t, self.right.kind == "load" and not kernel.indirect
         self.next_panel = (plain and t.b in ("lanes", "transpose") and len(t.n) == len(self.c.k) == 1
                            and not t.groups and not t.blocks)
@@ -284,7 +281,7 @@ class DirectContraction:
 
     def _multiply(self, tile: DimLike, first: Value | None, last: Value | None) -> None:
         """The micro-kernel for each group, from sums of 0 in the first panel; the stores after the last."""
-        straight = self.simple and not self.t.groups
+        straight = self._is_straight()
         resume = False if first is None else self.b.xor(first, True)
         with self._packed_a(tile):
             with self._groups():
@@ -299,6 +296,14 @@ class DirectContraction:
                 self._store_sums(sums)
             else:
                 self._store_tile(tile)
+
+    def _is_straight(self) -> bool:
+        """Whether the stores are written out for each row of a tile, whose sums stay in registers: if there
+        is little to do, and registers are left for it; else LLVM moves sums to the stack within the loops."""
+        t, values = self.t, [*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)]
+        vectors = -(-t.nr // t.lanes)
+        free = self.e.target.vector_registers - (t.mr + 1) * vectors
+        return sum(map(_work, values)) <= _STRAIGHT and free >= _FREE and not t.groups
 
     @contextmanager
     def _packed_a(self, tile: DimLike) -> Iterator[None]:
@@ -317,10 +322,10 @@ class DirectContraction:
         wide = self.type.vector(t.nr)
         sums = [constant(wide, 0)] * t.mr
         if resume is not False:
-            wanted = constant(I64, 1) if resume is True else b.cast(resume, I64)
-            with e.scopes.loop("resume ", ZERO, wanted, 1, sums) as once:
-                once.next(*(b.load(wide, self._sum(tile, r), align=self._align()) for r in range(t.mr)))
-            sums = once.results
+            places = [self._sum(tile, r) for r in range(t.mr)]
+            if resume is not True:                  # zeros are loaded as well: LLVM copes badly with branches
+                places = [b.select(resume, place, e.safe()) for place in places]
+            sums = [b.load(wide, place, align=self._align()) for place in places]
         if t.pack_a:
             rows = [self._packed_row(tile, r) for r in range(t.mr)]
         else:
@@ -328,42 +333,32 @@ class DirectContraction:
         loops, flat = self._merged(rows)
         if t.pack_a:
             rows = [e.nodes.substitute(x, {"k flat": flat}) for x in rows]
-        return self._asking(loops, flat, rows, sums)
+        self._prepare_asking()
+        return self._accumulate(loops, flat, rows, sums)
 
-    def _asking(
-        self, loops: Sequence[KLoop], flat: DimLike, rows: list[Node], sums: list[Value]
-    ) -> list[Value]:
-        """The k loops. The first steps also ask for memory that will be needed soon."""
-        e = self.e
-        asked = self._asked(*loops[0]) if len(loops) == 1 else None
-        if asked is None:
-            return self._accumulate(loops, flat, rows, sums)
-        (var, start, stop), (middle, self.ask) = loops[0], asked
-        with e.scopes.block("k asked", middle):
-            sums = self._accumulate([(var, start, symbol("k asked"))], flat, rows, sums)
-            self.ask = None
-            return self._accumulate([(var, symbol("k asked"), stop)], flat, rows, sums)
-
-    def _asked(self, var: str, start: DimLike, stop: DimLike) -> tuple[Value, Callable[[], None]] | None:
-        """Up to which k something is asked for, and what: here the lines of the next panel of b, by the first
-        tiles that use this one."""
+    def _ask(self, var: str, start: DimLike) -> None:
+        """Within the loop over k: asks for memory that will be needed soon. Here for the lines of the next
+        panel of b, by the first tiles that use this one; the others ask for one line again and again."""
         e, b, t = self.e, self.b, self.t
         if not self.next_panel:
-            return None
+            return
         each = 64 // self.dtype.bytes
-        number = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
-        wanted = b.compare("lt", number, t.nr // each)
-        e.scopes.bind("tile number", number)
-        k, column = symbol(var), symbol(COLUMN) + t.nr + symbol("tile number") * each
+        k, column = symbol("asked k"), symbol(COLUMN) + t.nr + symbol("tile number") * each
+        e.scopes.bind("asked k", b.and_(e.scopes.bound(var), e.scopes.bound("asking")))
         if t.b == "transpose":
             k, column = k // each * each, column + k % each
-        e.bounds["tile number"] = (0, None)
+        node = e.nodes.substitute(self.right, {self.c.k[0][0]: k, t.n[0][0]: column})
+        e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
 
-        def ask() -> None:
-            node = e.nodes.substitute(self.right, {self.c.k[0][0]: k, t.n[0][0]: column})
-            b.prefetch(e.address(node.data[0], e.offset(node.data[0], node.data[1])))
-
-        return b.select(wanted, e.scalar(stop), e.scalar(start)), ask
+    def _prepare_asking(self) -> None:
+        """Before the loop over k."""
+        e, b, t = self.e, self.b, self.t
+        if self.next_panel:
+            number = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
+            wanted = b.compare("lt", number, t.nr * self.dtype.bytes // 64)
+            e.scopes.bind("tile number", number)
+            e.scopes.bind("asking", b.select(wanted, constant(I64, -1), ZERO))
+            e.bounds.update({"tile number": (0, None), "asked k": (0, None)})
 
     def _packed_row(self, tile: DimLike, r: int) -> Node:
         """Row r of the tile as it is packed, at "k flat" of the panel."""
@@ -406,10 +401,10 @@ class DirectContraction:
             var, start, stop = loops[0]
             e.bounds.setdefault(var, (0, None))
             with e.scopes.loop(var, e.scalar(start), e.scalar(stop), 1, sums) as loop:
+                if len(loops) == 1:
+                    self._ask(var, start)
                 loop.next(*self._accumulate(loops[1:], flat, rows, loop.carry))
             return loop.results
-        if self.ask is not None:
-            self.ask()
         if t.b == "inline":
             row = b.splat(e.value(self._inline_b()), t.nr)
         else:

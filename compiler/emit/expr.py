@@ -13,6 +13,7 @@ from graphflow.compiler.emit.builder import (
     I32,
     MEMORY_TYPES,
     PTR,
+    VOID,
     Builder,
     Module,
     Type,
@@ -214,6 +215,12 @@ class Emitter(Indices):
         return self.scopes.placed(
             names, ("address", arg, total, guards), lambda: self.b.gep(at, self.scalar(by, guards), element)
         )
+
+    def prefetch(self, arg: str, offset: DimLike) -> None:
+        """Asks for the cache line of the element with that number, which need not exist."""
+        name, numbers = "llvm.prefetch.p0", [constant(I32, x) for x in (0, 3, 1)]
+        self.b.module.declare(name, VOID, ["ptr", *["i32 immarg"] * 3], "")
+        self.b.call(name, VOID, [self.address(arg, offset), *numbers], declare=False)
 
     def safe(self) -> Value:
         """Where loads may read when they must read nothing."""

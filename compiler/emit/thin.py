@@ -9,7 +9,7 @@ memory delivers side by side, and adds their products to sums that wait in the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -155,16 +155,17 @@ class _Thin(DirectContraction):
         row = (symbol(PANEL) - symbol("first panel")) * (t.tiles * t.mr) + tile * t.mr + r
         return self.e.address("sums ", row * t.nr)
 
-    def _asked(self, var: str, start: DimLike, stop: DimLike) -> tuple[Value, Callable[[], None]] | None:
-        """By the first tile: what the panel further on will read."""
+    def _ask(self, var: str, start: DimLike) -> None:
+        """For what a panel further on will read, by the first tile."""
         e, b, t = self.e, self.b, self.t
-        first = b.compare("eq", e.scopes.bound("tile row"), 0)
-        k = self.c.k[0][0]
+        e.scopes.bind("asked k", b.and_(e.scopes.bound(var), e.scopes.bound("asking")))
+        for part in range(0, t.nr, 64 // self.dtype.bytes):
+            at = {self.c.k[0][0]: symbol("asked k"), t.n[0][0]: symbol(COLUMN) + t.nr * _AHEAD + part}
+            node = e.nodes.substitute(self.right, at)
+            e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
 
-        def ask() -> None:
-            for part in range(0, t.nr, 64 // self.dtype.bytes):
-                at = {k: symbol(var), t.n[0][0]: symbol(COLUMN) + t.nr * _AHEAD + part}
-                node = e.nodes.substitute(self.right, at)
-                b.prefetch(e.address(node.data[0], e.offset(node.data[0], node.data[1])))
-
-        return b.select(first, e.scalar(stop), e.scalar(start)), ask
+    def _prepare_asking(self) -> None:
+        e, b = self.e, self.b
+        wanted = b.compare("eq", e.scopes.bound("tile row"), 0)
+        e.scopes.bind("asking", b.select(wanted, constant(I64, -1), ZERO))
+        e.bounds["asked k"] = (0, None)
