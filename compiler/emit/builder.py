@@ -524,9 +524,10 @@ class Builder:
         """Go to a block."""
         self._lines.append(f"  br label %{block}")
 
-    def branch_if(self, condition: Value, then: Block, otherwise: Block) -> None:
-        """Go to one of two blocks."""
-        self._lines.append(f"  br {condition}, label %{then}, label %{otherwise}")
+    def branch_if(self, condition: Value, then: Block, otherwise: Block, weight: int = 0) -> None:
+        """Go to one of two blocks; to the first so many times as often, if `weight` is not 0."""
+        told = f', !prof !{{!"branch_weights", i32 {weight}, i32 1}}' if weight else ""
+        self._lines.append(f"  br {condition}, label %{then}, label %{otherwise}{told}")
 
     def phi(self, type: Type, *incoming: tuple[Value, Block]) -> Phi:
         """A phi node; it must stand before the block's other instructions."""

@@ -400,7 +400,7 @@ class DirectContraction:
         if loops:
             var, start, stop = loops[0]
             e.bounds.setdefault(var, (0, None))
-            with e.scopes.loop(var, e.scalar(start), e.scalar(stop), 1, sums) as loop:
+            with e.scopes.loop(var, e.scalar(start), e.scalar(stop), 1, sums, often=True) as loop:
                 if len(loops) == 1:
                     self._ask(var, start)
                 loop.next(*self._accumulate(loops[1:], flat, rows, loop.carry))

@@ -17,6 +17,9 @@ from graphflow.compiler.emit.nodes import Names
 from graphflow.compiler.emit.values import I1
 from graphflow.compiler.plan.errors import CompilerError
 
+_MANY = 1000
+"""How many trips LLVM is to expect of a loop that is run often; of others it expects about 30."""
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -132,9 +135,10 @@ class Scopes:
         step: int = 1,
         carry: Sequence[Value] = (),
         lane: Callable[[Value], Lane] | None = None,
+        often: bool = False,
     ) -> Iterator[Loop]:
-        """A loop over `var`, as `Builder.loop`; `lane` makes the vectorised variable from the loop's
-        index."""
+        """A loop over `var`, as `Builder.loop`; `lane` makes the vectorised variable from the loop's index.
+        `often` tells LLVM to expect many trips: registers go to what its body needs first."""
         b = self.b
         first, last = _number(start), _number(stop)
         certain = first is not None and last is not None and first < last
@@ -166,7 +170,7 @@ class Scopes:
         self._close(var, outer)
         following = b.add(index, step)
         latch = b.current
-        b.branch_if(b.compare("lt", following, stop), body, done)
+        b.branch_if(b.compare("lt", following, stop), body, done, _MANY if often else 0)
         for phi, value, new in zip([index, *carried], [start, *carry], [following, *loop.following]):
             phi.add(value, point.current)
             phi.add(new, latch)

@@ -130,8 +130,7 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     lanes = target.vector_bytes // size
     packed = packed_columns(kernel, c)
     nr = packed or c.tile.get("nr") or _columns(n_total, lanes, m_total)
-    masked = nr > 1 and (not isinstance(n_total, int) or n_total % nr > 0)
-    mr = c.tile.get("mr") or rows_of_tile(m_total, min(nr, 2 * lanes), lanes, target, masked)
+    mr = c.tile.get("mr") or rows_of_tile(m_total, min(nr, 2 * lanes), lanes, target)
     mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
     limit = shared_limit(c.a, c.b, c.k)
     single = isinstance(m_total, int) and m_total <= mr
@@ -192,13 +191,11 @@ def _columns(n: DimLike, lanes: int, m: DimLike) -> int:
     return min(whole, 1 << max(n - 1, 0).bit_length())
 
 
-def rows_of_tile(m: DimLike, nr: int, lanes: int, target: Target, masked: bool = False) -> int:
-    """As many rows as the registers hold (sums, a row of b, one of a), and such that few are left over.
-    `masked`: the last panel is cut short; where vectors are masked by vectors, these take registers too."""
+def rows_of_tile(m: DimLike, nr: int, lanes: int, target: Target) -> int:
+    """As many rows as the registers hold (sums, a row of b, one of a), and such that few are left over."""
     vectors = -(-nr // lanes)
-    others = vectors + (vectors if masked and not target.has_mask_registers else 0)
-    spare = 4 if target.is_arm else 2             # LLVM loads elements of a ahead where they need registers
-    most = min((target.vector_registers - spare - others) // vectors, 14)
+    spare = 6 if target.is_arm else 2             # LLVM loads elements of a ahead where they need registers
+    most = min((target.vector_registers - spare - vectors) // vectors, 14)
     if not isinstance(m, int):
         return min(8, most)
     if m <= most:
