@@ -189,13 +189,16 @@ class Writer:
         self.made = 0
 
     def line(self, text: str) -> None:
+        """Writes a line."""
         self.lines.append("  " * self.depth + text)
 
     def open(self, head: str) -> None:
+        """Begins a block."""
         self.line(head + " {")
         self.depth += 1
 
     def close(self, end: str = "") -> None:
+        """Ends the block."""
         self.depth -= 1
         self.line("}" + end)
 
@@ -206,10 +209,12 @@ class Writer:
         self.open(f"for (idx {v} = {start}; {v} < {self.dim(extent)}; {step})")
 
     def fresh(self, prefix: str) -> str:
+        """A name that nothing has."""
         self.made += 1
         return f"{prefix}{self.made}"
 
     def let(self, s: Let) -> None:
+        """Declares a local, if something uses it."""
         if s.name in self.used:                              # nvcc warns of a value without a use
             value = self.expr(s.value)
             self.line(f"const {C_TYPES[s.value.dtype]} {c_name(s.name)} = {value};")
@@ -222,6 +227,7 @@ class Writer:
         return dimension(d, name)
 
     def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
+        """An element of an argument, in row-major order."""
         flat: DimLike = 0
         for d, extent in zip(index, self.shapes[arg]):
             flat = flat * extent + d
@@ -247,6 +253,7 @@ class Writer:
         return apply(e.function, [self.expr(x) for x in e.args], e.args[0].dtype, e.dtype)
 
     def reduce(self, e: Reduce) -> str:
+        """Writes the loops of a reduction; the name of its result."""
         accs = [self.fresh("acc") for _ in e.operands]
         for acc, operand, start in zip(accs, e.operands, _identity(e)):
             self.line(f"{C_TYPES[operand.dtype]} {acc} = {start};")
