@@ -94,6 +94,7 @@ class Builder:
         attributes: str,
     ) -> None:
         self.module = module
+        self.fused = True                             # whether the processor multiplies and adds in one
         self.name = name
         self.returns = returns
         self.params: list[Value] = [Value(param[1], f"%{param[0]}") for param in params]
@@ -256,8 +257,13 @@ class Builder:
         return self._emit(x.type, f"select {condition}, {x}, {y}")
 
     def fma(self, x: Operand, y: Operand, z: Operand) -> Value:
-        """x · y + z with one rounding."""
-        return self.intrinsic("fma", x, y, z)
+        """x · y + z with one rounding. Where the processor has no such instruction float32 goes by float64,
+        in which the product is exact; float64 by the C library."""
+        values = self._match(x, y, z)
+        if self.fused or values[0].type.scalar != F32:
+            return self.intrinsic("fma", *values)
+        left, right, more = (self.cast(value, F64) for value in values)
+        return self.cast(self.add(self.mul(left, right), more), F32)
 
     def intrinsic(self, name: str, *operands: Operand) -> Value:
         """An LLVM intrinsic whose operands and result have one type: `sqrt`, `fabs`, `smax`, `minimum` …"""

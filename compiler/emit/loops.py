@@ -103,6 +103,7 @@ def _round_up(x: int, to: int) -> int:
 def start_function(module: Module, kernel: Kernel, target: Target) -> Emitter:
     """Starts the kernel's function: an emitter with arguments and symbols bound."""
     b = module.function(kernel.name, [("args", PTR), ("begin", I64), ("end", I64), ("worker", I64)])
+    b.fused = target.has_fma
     e = Emitter(b, target, Nodes(kernel.indirect), {a.name: a for a in kernel.arguments})
     slots = b.params[0]
     for i, argument in enumerate(kernel.arguments):
