@@ -230,6 +230,20 @@ def test_other_targets(name: str) -> None:
         np.testing.assert_allclose(program.run(arrays)[0], expected, rtol=0, atol=1e-4)
 
 
+def test_strided_bands_of_fewer_rows_than_the_kernel_has() -> None:
+    """A small second cache holds the rows under a few rows of the output, of which each needs two besides."""
+    x, w, _, attrs = operands(CASES[5])
+    _, inputs, node = one_op(OPS["conv"], [x, w], attrs)
+    graph, target = graph_of(inputs, [node.result()]), replace(host_target(), l2=100 << 10)
+    found = direct(contractions(graph, target)[0], target)
+    assert found is not None and found.image.band < w.shape[2]
+    compilation = Compilation(graph, target)
+    program = CpuProgram(compilation.result("plan"), compilation.object_code(), Store(), 2, guard=True)
+    view = windows(x.astype(float), (11, 11), **attrs)
+    np.testing.assert_allclose(program.run([x, w])[0], np.einsum("ncyxij,ocij->noyx", view, w),
+                               rtol=0, atol=1e-4)
+
+
 def test_what_is_stored_along_the_channels_is_left_to_other_emitters() -> None:
     x, w, _, attrs = operands(CASES[1])
     _, inputs, node = one_op(OPS["conv"], [x, w], attrs)

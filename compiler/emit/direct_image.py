@@ -103,8 +103,9 @@ def unfolded(y: Axis, x: Axis, channel: Axis, taps: tuple[Axis, Axis], steps: tu
                         lanes)
 
     row = 4 * channel[1] * px * banded(1).phases * x[1]
-    room = most // row - (py - 1) // abs(steps[0])
-    if room < min(y[1], py):
+    besides = (py - 1) // abs(steps[0])
+    room = most // row - besides
+    if room < min(y[1], besides + 1):
         return None
     band = min(y[1], room, max(enough, py))
     return banded(-(-y[1] // -(-y[1] // band)))

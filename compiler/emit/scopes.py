@@ -17,8 +17,9 @@ from graphflow.compiler.emit.nodes import Names
 from graphflow.compiler.emit.values import I1
 from graphflow.compiler.plan.errors import CompilerError
 
-_MANY = 1000
-"""How many trips LLVM is to expect of a loop that is run often; of others it expects about 30."""
+_MANY = 30000
+"""How many trips LLVM is to expect of a loop that is run often: more than of three loops around what fills a
+panel, of each of which it expects about 30."""
 
 
 @dataclass(frozen=True)
