@@ -173,13 +173,13 @@ def test_what_is_small_thin_or_asked_otherwise_is_computed_panel_by_panel() -> N
 
 
 @pytest.mark.parametrize("form", ["NN", "TN"])
-@pytest.mark.parametrize("m, n, k", [(1, 16, 3), (16, 530, 50), (19, 70, 24), (33, 100, 40), (0, 64, 9)])
+@pytest.mark.parametrize("m, n, k", [(1, 16, 3), (16, 530, 50), (19, 70, 24), (65, 100, 40), (0, 64, 9)])
 @pytest.mark.parametrize("free", ["", "M"])
 def test_few_rows(m: int, n: int, k: int, form: str, free: str, target: Target) -> None:
     kernel = product(form, {"M": m, "N": n, "K": k}, free, more="v: r f32[SHAPE],",
                      stores="y[i, j] = maximum(add(acc, v[i, j]), f32(0.0))")
     if not free and (thin(forced(kernel, THIN), target) is None or m == 0):
-        assert m == 0 or m > 32 or n < target.vector_bytes // 4 or m <= 4
+        assert m == 0 or m > 64 or n < target.vector_bytes // 4 or m <= 4
         return
     arrays, exact, bound = operands(form, m, n, k)
     arrays["v"] = np.random.default_rng(5).standard_normal((m, n)).astype(np.float32)
@@ -198,6 +198,6 @@ def test_a_large_matrix_is_read_as_it_lies_where_rows_may_be_few() -> None:
     sizes = {"M": 16, "N": 4096, "K": 4096}
     assert thin(product("NN", sizes), target) is not None
     assert thin(product("NN", sizes, "M"), target) is not None
-    for other in (product("NT", sizes, "M"), product("NN", {**sizes, "M": 64}), product("NN", sizes, "MK"),
+    for other in (product("NT", sizes, "M"), product("NN", {**sizes, "M": 65}), product("NN", sizes, "MK"),
                   product("NN", {**sizes, "N": 64}, "M"), forced(product("NN", sizes), 0)):
         assert thin(other, target) is None

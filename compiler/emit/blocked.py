@@ -39,9 +39,9 @@ BLOCKED = 3
 """The number of this algorithm."""
 _ROWS, _PANELS = 192, 4
 """It pays for so many rows and panels at least."""
-_MOST, _FEW = 12, 8
-"""Rows of a tile at most, so that registers are left for the stores; where the result comes from memory: so
-many streams it delivers fast."""
+_MOST, _FEW, _LONG = 12, 8, 256
+"""Rows of a tile at most where k is shorter than the last, so that registers are left for the stores; where
+the result comes from memory: so many streams it delivers fast."""
 _TASK_ROWS, _TASKS = 128, 32
 """Rows of a task, about, where b is larger than the second cache; fewer if that leaves less tasks."""
 
@@ -134,7 +134,7 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     """A tile of a takes half of the first cache, a strip of b half of the second."""
     size, extent = c.a.dtype.bytes, c.k[0][1]
     rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, extent))
-    mr = min(t.mr, _FEW if rows * columns * size > target.l3 else _MOST)
+    mr = min(t.mr, _FEW if rows * columns * size > target.l3 else _MOST if depth < _LONG else t.mr)
     deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else UNKNOWN
     _, chunk, _ = cut_k(c.k, deep)
     panel_rows = chunk or depth
@@ -220,6 +220,9 @@ class _Packing(_Emission):
 class _Blocked(_Emission):
     """Multiplies; a task is some row tiles."""
 
+    asking: Value = constant(I64, -1)
+    """All bits set where the stores follow."""
+
     def _task(self, index: Value, begin: Value) -> None:
         e, b, t, panels = self.e, self.b, self.t, self.how.panels
         first_row, strip = b.mul(index, t.mr * t.tiles), self._strip()
@@ -232,6 +235,8 @@ class _Blocked(_Emission):
                 self._pack_tile()
                 with e.scopes.loop("panel ", start, stop) as panel:
                     panel.next()
+                    if last is not None:
+                        self.asking = b.select(last, constant(I64, -1), ZERO)
                     e.scopes.bind("slot", b.select(wait, b.sub(panel.index, start), ZERO))
                     with self._columns(panel.index):
                         self._multiply(tile, first, last)
@@ -278,7 +283,7 @@ class _Blocked(_Emission):
         last row again and again."""
         e, b, t = self.e, self.b, self.t
         step = b.sub(e.scopes.bound(var), e.scalar(start))
-        e.scopes.bind("asked row", b.intrinsic("smin", step, t.mr - 1))
+        e.scopes.bind("asked row", b.and_(b.intrinsic("smin", step, t.mr - 1), e.scopes.bound("asking")))
         e.bounds["asked row"] = (0, t.mr - 1)
         row = symbol(ROW) + symbol("asked row")
         for arg, index in self.results:
@@ -289,6 +294,7 @@ class _Blocked(_Emission):
 
     def _prepare_asking(self) -> None:
         self.results = self._results()
+        self.e.scopes.bind("asking", self.asking)
 
     def _results(self) -> list[tuple[str, tuple[DimLike, ...]]]:
         """The elements, of different arguments, that the stores of a row read or write along n."""

@@ -343,7 +343,8 @@ class DirectContraction:
         if not self.next_panel:
             return
         each = 64 // self.dtype.bytes
-        k, column = symbol("asked k"), symbol(COLUMN) + t.nr + symbol("tile number") * each
+        k: DimLike = symbol("asked k")
+        column: DimLike = symbol(COLUMN) + t.nr + symbol("tile number") * each
         e.scopes.bind("asked k", b.and_(e.scopes.bound(var), e.scopes.bound("asking")))
         if t.b == "transpose":
             k, column = k // each * each, column + k % each
@@ -457,7 +458,7 @@ class DirectContraction:
         done, count = b.sub(begin, row), b.sub(e.scalar(t.m_total), row)
         e.bounds["in row"] = (0, 0)
         for r, total in enumerate(sums):
-            wanted = b.compare("gt", count, r)
+            wanted: Value | None = b.compare("gt", count, r)
             if t.fixed_m:
                 wanted = None if t.fixed_m % t.mr == 0 else b.compare("le", done, r)
             with self._when(wanted), e.scopes.block("in row", ZERO):

@@ -32,7 +32,7 @@ from graphflow.compiler.target import Target
 
 THIN = 6
 """The number of this algorithm."""
-_ROWS = 32
+_ROWS = 64
 """So many rows at most."""
 _STREAMS, _AHEAD = 12, 2
 """Rows of b that are read side by side, and how many panels before they are used they are asked for."""
