@@ -59,9 +59,8 @@ class Cache:
     or is open to others is not used either; that is warned of once, when the cache is made.
     """
 
-    def __init__(
-        self, folder: Path | None, max_bytes: int = 512 << 20, max_age_seconds: float = 60 * 86400
-    ) -> None:
+    def __init__(self, folder: Path | None, max_bytes: int = 512 << 20,
+                 max_age_seconds: float = 60 * 86400) -> None:
         self.max_bytes = max_bytes
         self.max_age_seconds = max_age_seconds
         self.folder = folder

@@ -162,9 +162,8 @@ def parse_stage(text: str, stage: str) -> Any:
         return parse_program(text)
     if stage == "plan":
         return parse_plan(text)
-    raise UseError(
-        "the emit stage holds LLVM text, which graphflow does not read back", hint="start from memory"
-    )
+    raise UseError("the emit stage holds LLVM text, which graphflow does not read back",
+                   hint="start from memory")
 
 
 @contextmanager
@@ -316,10 +315,8 @@ class Compilation:
                 names = [name for name in n.attrs.get("kept", ()) if name]
                 kept += [(n.origins, f"scan keeps {', '.join(names)}")] if names else []
         layouts = explain_layouts(self.result("schedule"))
-        lines = [
-            f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
-            for origins, reason in [*kept, *self.context.refusals, *layouts, *self._choices()]
-        ]
+        lines = [f"{', '.join(str(o) for o in origins) or '?'}: {reason}"
+                 for origins, reason in [*kept, *self.context.refusals, *layouts, *self._choices()]]
         return "\n".join(lines) + "\n" if lines else "nothing was refused\n"
 
     def _choices(self) -> list[tuple[tuple[Location, ...], str]]:

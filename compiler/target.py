@@ -67,21 +67,8 @@ class Target:
 
     def key(self) -> str:
         """Everything that code for this target depends on, as one line for cache keys."""
-        return " ".join(
-            map(
-                str,
-                (
-                    self.triple,
-                    self.cpu,
-                    self.features,
-                    self.vector_bytes,
-                    self.vector_registers,
-                    self.l1,
-                    self.l2,
-                    self.l3,
-                ),
-            )
-        )
+        return " ".join(map(str, (self.triple, self.cpu, self.features, self.vector_bytes,
+                                  self.vector_registers, self.l1, self.l2, self.l3)))
 
 
 def make_target(triple: str, cpu: str, features: dict[str, bool], caches: dict[int, int]) -> Target:
@@ -91,15 +78,11 @@ def make_target(triple: str, cpu: str, features: dict[str, bool], caches: dict[i
     """
     arm = triple.startswith(("aarch64", "arm64"))
     if not arm and not triple.startswith("x86_64"):
-        raise DeviceError(
-            f"graphflow generates CPU code for x86-64 and arm64, not for {triple}",
-            hint='use device="reference", which needs no code generation',
-        )
+        raise DeviceError(f"graphflow generates CPU code for x86-64 and arm64, not for {triple}",
+                          hint='use device="reference", which needs no code generation')
     if "windows" in triple:
-        raise DeviceError(
-            "graphflow's CPU device runs on Linux and macOS, not on Windows",
-            hint='use device="reference", or run under the Linux subsystem of Windows',
-        )
+        raise DeviceError("graphflow's CPU device runs on Linux and macOS, not on Windows",
+                          hint='use device="reference", or run under the Linux subsystem of Windows')
     vector_bytes, registers = 16, 32 if arm else 16
     flags = [("+" if present else "-") + name for name, present in sorted(features.items())]
     if not arm and all(features.get(name) for name in _AVX512):
@@ -108,16 +91,8 @@ def make_target(triple: str, cpu: str, features: dict[str, bool], caches: dict[i
         flags.append("-prefer-256-bit")
     elif not arm and features.get("avx2") and features.get("fma"):
         vector_bytes = 32
-    return Target(
-        triple,
-        cpu,
-        ",".join(flags),
-        vector_bytes,
-        registers,
-        caches.get(1, 32 << 10),
-        caches.get(2, 1 << 20),
-        caches.get(3, 8 << 20),
-    )
+    return Target(triple, cpu, ",".join(flags), vector_bytes, registers, caches.get(1, 32 << 10),
+                  caches.get(2, 1 << 20), caches.get(3, 8 << 20))
 
 
 def host_target() -> Target:

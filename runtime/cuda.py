@@ -245,9 +245,8 @@ class CudaProgram:
                 self._items(part, bound, slot, base, dict(bound.symbols))
             return
         if slot.stamp != self.states.version:
-            slot.graphs = [
-                self.gpu.capture(partial(self._items, part, bound, slot, base, dict(bound.symbols)))
-                for part in parts]
+            slot.graphs = [self.gpu.capture(partial(self._items, part, bound, slot, base,
+                                                    dict(bound.symbols))) for part in parts]
             slot.stamp = self.states.version
         for part, graph in zip(parts, slot.graphs):
             graph.launch()

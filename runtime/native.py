@@ -129,9 +129,8 @@ def _core(processor: int) -> str:
         return str(processor)
 
 
-def _cpu_quota(
-    root: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")
-) -> float | None:
+def _cpu_quota(root: Path = Path("/sys/fs/cgroup"),
+               membership: Path = Path("/proc/self/cgroup")) -> float | None:
     """The smallest CPU quota, in processors, of this process's control groups (version 2 or 1), or None."""
     try:
         lines = membership.read_text().splitlines()

@@ -57,9 +57,7 @@ def _parts(how: RowTiling) -> tuple[int, int]:
     return whole_lines(packed), whole_lines(t.group_count * rows * t.nr * how.bytes)
 
 
-def emit_row_contraction(
-    module: Module, kernel: ContractionKernel, target: Target, how: RowTiling
-) -> None:
+def emit_row_contraction(module: Module, kernel: ContractionKernel, target: Target, how: RowTiling) -> None:
     """Adds the kernel's function to the module."""
     _RowContraction(module, kernel, target, how).emit()
 

@@ -73,13 +73,8 @@ class Entry:
         for i, name in enumerate(self.plan.symbols):
             self.dims.scopes.bind(name, b.load(I64, b.gep(self.symbols, i, I64)))
         loops = [p.item for p in places(self.plan.body) if isinstance(p.item, Repeat)]
-        slots = len(loops) + max(
-            (
-                len(i.buffers) + len(program.kernels[i.kernel].symbols) + 2
-                for i in launches(self.plan.body)
-            ),
-            default=1,
-        )
+        slots = len(loops) + max((len(i.buffers) + len(program.kernels[i.kernel].symbols) + 2
+                                  for i in launches(self.plan.body)), default=1)
         self.args = b.alloca(I64, slots, align=8)
         self.table = {buffer.id: buffer for buffer in self.plan.buffers}
         self.places = {id: i for i, id in enumerate(self.table)}

@@ -119,10 +119,8 @@ class Emitter(Indices):
         values = [self.value(a, guards) for a in node.args]
         if any(v.type.lanes > 1 for v in values):
             first = 1 if node.data == "where" else 0  # a scalar condition chooses whole vectors
-            values = [
-                self.wide(v, a.deps | self.guard_names(guards if a.loads else ())) if i >= first else v
-                for i, (v, a) in enumerate(zip(values, node.args))
-            ]
+            values = [self.wide(v, a.deps | self.guard_names(guards if a.loads else ())) if i >= first else v
+                      for i, (v, a) in enumerate(zip(values, node.args))]
         if all(v.name[0] != "%" for v in values):  # the builder needs one operand that is a value
             values[0] = self.b.bitcast(values[0], values[0].type)
         if node.data == "cast":
@@ -163,12 +161,8 @@ class Emitter(Indices):
             return self.value(fill, guards)
         inside = (*guards, *needed)
         other = self.value(fill, guards)
-        if (
-            value.kind == "load"
-            and fill.kind == "const"
-            and value.dtype.kind != "b"
-            and not self.spread(self.offset(value.data[0], value.data[1]), inside).uniform
-        ):
+        if (value.kind == "load" and fill.kind == "const" and value.dtype.kind != "b"
+            and not self.spread(self.offset(value.data[0], value.data[1]), inside).uniform):
             names = value.deps | self.guard_names(inside)
             return self.scopes.placed(names, (value, inside, fill), lambda: self._load(value, inside, other))
         found = self.value(value, inside)
@@ -183,11 +177,8 @@ class Emitter(Indices):
         """The indirect integer of that name, as I64."""
         node = self.nodes.indirect[name]
         names = node.deps | self.guard_names(guards)
-        return self.scopes.placed(
-            names,
-            ("indirect", name, guards),
-            lambda: convert(self.b, self.value(node, guards), node.dtype, I64),
-        )
+        return self.scopes.placed(names, ("indirect", name, guards),
+                                  lambda: convert(self.b, self.value(node, guards), node.dtype, I64))
 
     # -- memory --------------------------------------------------------------------------------------------
 
@@ -212,9 +203,8 @@ class Emitter(Indices):
     def _step(self, at: Value, by: DimLike, total: DimLike, arg: str, element: Type, guards: Guards) -> Value:
         guards = self.context(names_in(total) if not isinstance(total, int) else frozenset(), guards)
         names = self.nodes.closure(total) | self.guard_names(guards)
-        return self.scopes.placed(
-            names, ("address", arg, total, guards), lambda: self.b.gep(at, self.scalar(by, guards), element)
-        )
+        return self.scopes.placed(names, ("address", arg, total, guards),
+                                  lambda: self.b.gep(at, self.scalar(by, guards), element))
 
     def prefetch(self, arg: str, offset: DimLike) -> None:
         """Asks for the cache line of the element with that number, which need not exist."""
@@ -242,15 +232,8 @@ class Emitter(Indices):
             value = self._vector_load(arg, s, element.vector(lane.count), guards, uniform, mask, fill)
         return self.b.compare("ne", value, 0) if node.dtype.kind == "b" else value
 
-    def _scalar_load(
-        self,
-        arg: str,
-        base: DimLike,
-        element: Type,
-        guards: Guards,
-        uniform: Value | None,
-        mask: Value | None,
-    ) -> Value:
+    def _scalar_load(self, arg: str, base: DimLike, element: Type, guards: Guards, uniform: Value | None,
+                     mask: Value | None) -> Value:
         """One element for all lanes, where some lane's guards hold; elsewhere anything."""
         b = self.b
         address = self.address(arg, base, guards)
@@ -260,16 +243,8 @@ class Emitter(Indices):
             wanted = some if uniform is None else b.and_(some, uniform)
         return b.load(element, address if wanted is None else b.select(wanted, address, self.safe()))
 
-    def _vector_load(
-        self,
-        arg: str,
-        s: Spread,
-        type: Type,
-        guards: Guards,
-        uniform: Value | None,
-        mask: Value | None,
-        fill: Value | int,
-    ) -> Value:
+    def _vector_load(self, arg: str, s: Spread, type: Type, guards: Guards, uniform: Value | None, mask: Value
+                     | None, fill: Value | int) -> Value:
         b = self.b
         if s.known and s.fixed == tuple(range(type.lanes)) and mask is None:
             first = self.address(arg, s.base, guards)
@@ -283,9 +258,8 @@ class Emitter(Indices):
             return self._span_load(arg, s, type, guards, mask, fill)
         return b.gather(type, self._addresses(arg, s, type, guards), mask, fill)
 
-    def _span_load(
-        self, arg: str, s: Spread, type: Type, guards: Guards, mask: Value | None, fill: Value | int
-    ) -> Value:
+    def _span_load(self, arg: str, s: Spread, type: Type, guards: Guards, mask: Value | None, fill: Value
+                   | int) -> Value:
         """Lanes that are known to lie close together: whole vectors under masks, then shuffles. Nothing
         before the first or beyond the last wanted element is touched."""
         b, low = self.b, min(s.fixed)
@@ -313,15 +287,8 @@ class Emitter(Indices):
         # A lane that is not set has got what a lane that is set wants from the same place.
         return b.select(mask, value, fill if isinstance(fill, int) else b.splat(fill, type.lanes))
 
-    def _part(
-        self,
-        type: Type,
-        address: Value,
-        lanes: list[int | None],
-        mask: Value | None,
-        fill: Value | int,
-        left: int,
-    ) -> Value:
+    def _part(self, type: Type, address: Value, lanes: list[int | None], mask: Value | None, fill: Value
+              | int, left: int) -> Value:
         """A whole vector, of which `lanes` tells the element that each lane wants; `left` may be read."""
         b = self.b
         if mask is None:

@@ -153,11 +153,9 @@ class Indices:
         lane = self.scopes.lane
         guards = self.context(names_in(d), guards)
         names = self.nodes.closure(d) | self.guard_names(guards)
-        return self.scopes.placed(
-            names,
-            ("spread", d, guards),
-            lambda: self._sum([self._term(atoms, c, lane, guards) for atoms, c in d.terms]),
-        )
+        return self.scopes.placed(names, ("spread", d, guards),
+                                  lambda: self._sum([self._term(atoms, c, lane, guards)
+                                                     for atoms, c in d.terms]))
 
     def _sum(self, parts: Iterable[Spread]) -> Spread:
         total = Spread(0)
@@ -234,11 +232,8 @@ class Indices:
         start = constant_part(s.base)
         if s.known and alignment(s.base - start, lane) % by == 0:
             lanes = [start % by + x for x in s.fixed]
-            return (
-                Spread(0, tuple(x % by for x in lanes))
-                if atom.rest
-                else Spread(whole, tuple(x // by for x in lanes))
-            )
+            return (Spread(0, tuple(x % by for x in lanes)) if atom.rest
+                    else Spread(whole, tuple(x // by for x in lanes)))
         shift = -low // by * by + by if low < 0 else 0  # makes the dividend positive
         moving = self.b.add(self.small(s, lane.count), self.b.cast(self.scalar(left + shift, guards), I32))
         found = self._divide(moving, by, atom.rest, True)
@@ -291,9 +286,8 @@ class Indices:
             return None, None
         within = self.context(self.guard_names(guards), within)
         names = self.guard_names((*within, *guards))
-        return self.scopes.placed(
-            names, ("condition", guards, within), lambda: self._condition(guards, within)
-        )
+        return self.scopes.placed(names, ("condition", guards, within),
+                                  lambda: self._condition(guards, within))
 
     def _condition(self, guards: Guards, within: Guards) -> tuple[Value | None, Value | None]:
         scalar, mask = self.condition(guards[:-1], within)
@@ -302,11 +296,9 @@ class Indices:
             return scalar, mask
         if not self.varies(g.at) and not self.varies(g.bound):
             around = self.context(names_in(g.at) | names_in(g.bound), before)
-            holds = self.scopes.placed(
-                self.guard_names((g, *around)),
-                ("guard", g, around),
-                lambda: self.b.compare("ult", self.scalar(g.at, around), self.scalar(g.bound, around)),
-            )
+            holds = self.scopes.placed(self.guard_names((g, *around)), ("guard", g, around),
+                                       lambda: self.b.compare("ult", self.scalar(g.at, around),
+                                                              self.scalar(g.bound, around)))
             return (holds if scalar is None else self.b.and_(scalar, holds)), mask
         holds = self._lane_guard(g, before)
         return scalar, (holds if mask is None else self.b.and_(mask, holds))

@@ -44,9 +44,7 @@ class Node:
 
     __slots__ = ("kind", "data", "args", "dtype", "deps", "loads")
 
-    def __init__(
-        self, kind: str, data: Any, args: tuple[Node, ...], dtype: DType, deps: Names, loads: bool
-    ):
+    def __init__(self, kind: str, data: Any, args: tuple[Node, ...], dtype: DType, deps: Names, loads: bool):
         self.kind, self.data, self.args, self.dtype = kind, data, args, dtype
         self.deps, self.loads = deps, loads
 
@@ -157,9 +155,8 @@ class Nodes:
     def reduce(self, kind: str, loops: tuple, lanes: str, operands: tuple[Node, ...], result: int) -> Node:
         """One result of a reduction."""
         own = frozenset(v for v, _ in loops)
-        whole = self.make(
-            "reduce", (kind, loops, lanes), operands, operands[0].dtype, [x for _, x in loops], own
-        )
+        whole = self.make("reduce", (kind, loops, lanes), operands, operands[0].dtype, [x for _, x in loops],
+                          own)
         return self.make("result", result, (whole,), operands[result].dtype)
 
     def lets(self, lets: Iterable[Let]) -> list[Node]:

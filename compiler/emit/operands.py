@@ -40,9 +40,8 @@ def drop_guard(e: Expr, limit: Guard | None) -> Expr:
 
 def shared_limit(a: Expr, b: Expr, k: Axes) -> Guard | None:
     """A guard of both, on the first k axis alone, outside which both are 0."""
-    if not (
-        k and isinstance(a, Guarded) and isinstance(b, Guarded) and all(_is_zero(x.fill) for x in (a, b))
-    ):
+    if not (k and isinstance(a, Guarded) and isinstance(b, Guarded)
+            and all(_is_zero(x.fill) for x in (a, b))):
         return None
     var = k[0][0]
     others = {v for v, _ in k[1:]}

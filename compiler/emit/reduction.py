@@ -125,16 +125,8 @@ def _unrolled(e: Emitter, node: Node, guards: Guards, first: list[Value], combin
     return total
 
 
-def _nest(
-    e: Emitter,
-    node: Node,
-    guards: Guards,
-    carry: list[Value],
-    combine: Combine,
-    depth: int,
-    lanes: str,
-    count: int,
-) -> list[Value]:
+def _nest(e: Emitter, node: Node, guards: Guards, carry: list[Value], combine: Combine, depth: int,
+          lanes: str, count: int) -> list[Value]:
     """The loops from number `depth` on; `lanes` is the vectorised variable, if any, of `count` lanes."""
     _, loops, _ = node.data
     if depth == len(loops):
@@ -145,14 +137,9 @@ def _nest(
     var, extent = loops[depth]
     stop = e.scalar(extent, guards)
     if var == lanes:
-        return e.scopes.lanes(
-            var,
-            constant(I64, 0),
-            stop,
-            count,
-            lambda now: _nest(e, node, guards, now, combine, depth + 1, lanes, count),
-            carry,
-        )
+        return e.scopes.lanes(var, constant(I64, 0), stop, count,
+                              lambda now: _nest(e, node, guards, now, combine, depth + 1, lanes, count),
+                              carry)
     with e.scopes.loop(var, constant(I64, 0), stop, 1, carry) as loop:
         loop.next(*_nest(e, node, guards, loop.carry, combine, depth + 1, lanes, count))
     return loop.results

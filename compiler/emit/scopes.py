@@ -128,16 +128,8 @@ class Scopes:
             self._bound[var] = outer
 
     @contextmanager
-    def loop(
-        self,
-        var: str,
-        start: Value,
-        stop: Value,
-        step: int = 1,
-        carry: Sequence[Value] = (),
-        lane: Callable[[Value], Lane] | None = None,
-        often: bool = False,
-    ) -> Iterator[Loop]:
+    def loop(self, var: str, start: Value, stop: Value, step: int = 1, carry: Sequence[Value] = (),
+             lane: Callable[[Value], Lane] | None = None, often: bool = False) -> Iterator[Loop]:
         """A loop over `var`, as `Builder.loop`; `lane` makes the vectorised variable from the loop's index.
         `often` tells LLVM to expect many trips: registers go to what its body needs first."""
         b = self.b
@@ -180,17 +172,9 @@ class Scopes:
         if not certain:
             loop.results = [b.phi(v.type, (v, entry), (new, latch)) for v, new in zip(carry, loop.following)]
 
-    def lanes(
-        self,
-        var: str,
-        start: Value,
-        stop: Value,
-        count: int,
-        body: Callable[[list[Value]], list[Value]],
-        carry: Sequence[Value] = (),
-        masked_only: bool = False,
-        align: int = 0,
-    ) -> list[Value]:
+    def lanes(self, var: str, start: Value, stop: Value, count: int,
+              body: Callable[[list[Value]], list[Value]], carry: Sequence[Value] = (),
+              masked_only: bool = False, align: int = 0) -> list[Value]:
         """Runs `body` for vectors of `count` values of `var`: full ones, then a masked one. With
         `masked_only`, one body serves both. `start` is a multiple of `align` (0: of `count`)."""
         b = self.b

@@ -9,14 +9,8 @@ from graphflow.compiler.emit.nodes import Node, names_in
 from graphflow.compiler.plan.dims import Dim, DimLike, Quotient
 
 
-def lane_count(
-    e: Emitter,
-    roots: Iterable[Node],
-    var: str,
-    extent: DimLike,
-    vectors: int = 2,
-    dims: Iterable[DimLike] = (),
-) -> int:
+def lane_count(e: Emitter, roots: Iterable[Node], var: str, extent: DimLike, vectors: int = 2,
+               dims: Iterable[DimLike] = ()) -> int:
     """A power of two: `vectors` registers of the widest element that varies with `var`; fewer for short
     loops, and where ``var // c`` occurs, if that lets whole vectors fall between two multiples of c.
     `dims`: further dimensions that the loop uses."""

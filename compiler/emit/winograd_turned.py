@@ -74,13 +74,9 @@ class WinogradTurned:
         transformed ones [product][channel][nr], products [product][mr][nr], results [out][place][image] and a
         vector that nobody reads, and turned results [image][place]."""
         w = self.form
-        sizes = {
-            "turned ": (w.channels * self.rows * self.columns + w.lanes) * w.lanes,
-            "inputs ": w.products * w.channels * w.nr,
-            "products ": w.products * w.mr * w.nr,
-            "results ": (w.outs * w.height * w.width + w.lanes) * w.lanes,
-            "block ": w.lanes * w.lanes,
-        }
+        sizes = {"turned ": (w.channels * self.rows * self.columns + w.lanes) * w.lanes,
+                 "inputs ": w.products * w.channels * w.nr, "products ": w.products * w.mr * w.nr,
+                 "results ": (w.outs * w.height * w.width + w.lanes) * w.lanes, "block ": w.lanes * w.lanes}
         return padded(sizes, w.lanes)
 
 

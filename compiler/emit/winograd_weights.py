@@ -94,14 +94,10 @@ class WinogradWeights:
         and, turned, [product][tile][channel], transformed gradients [product][out][tile], sums
         [product][out][channel], half-transformed rows [number][parity][plane], and a row of the result."""
         rows = self.m_tiles * self.mr
-        sizes = {
-            "inputs ": self.products * self.group * PANEL,
-            "turned ": self.products * PANEL * self.group,
-            "gradients ": self.products * rows * PANEL,
-            "sums ": self.products * rows * self.group,
-            "half ": 2 * self.places.window * self.places.plane,
-            "finished ": self.side ** 2 * self.group,
-        }
+        sizes = {"inputs ": self.products * self.group * PANEL, "turned ": self.products * PANEL * self.group,
+                 "gradients ": self.products * rows * PANEL, "sums ": self.products * rows * self.group,
+                 "half ": 2 * self.places.window * self.places.plane,
+                 "finished ": self.side ** 2 * self.group}
         return padded(sizes, self.lanes)
 
 

@@ -42,13 +42,8 @@ class Builder:
         finally:
             self._origins = before
 
-    def node(
-        self,
-        op: str,
-        inputs: Sequence[Value] = (),
-        attrs: Attrs | None = None,
-        regions: Sequence[Region] = (),
-    ) -> Node:
+    def node(self, op: str, inputs: Sequence[Value] = (), attrs: Attrs | None = None,
+             regions: Sequence[Region] = ()) -> Node:
         """The node, typed by its op's record; errors of typing are UserErrors without a place, which the
         language adds."""
         from graphflow.compiler.ops import OPS
@@ -145,12 +140,7 @@ Make = Callable[[Builder, Node, list[Value]], Sequence[Value]]
 """What stands for a node's results, of its mapped inputs; the builder is that of the graph or region."""
 
 
-def rebuild(
-    graph: Graph,
-    make: Make,
-    builder: Builder | None = None,
-    name: str | None = None,
-) -> Graph:
+def rebuild(graph: Graph, make: Make, builder: Builder | None = None, name: str | None = None) -> Graph:
     """The graph made anew: `make(builder, node, mapped inputs)` gives what stands for the node's results.
     Every new node carries the origins of the node that it stands for; dead nodes are gone, equal ones are
     one."""
@@ -161,18 +151,13 @@ def rebuild(
     def at(v: Value) -> Value:
         return mapped[v.node][v.index]
 
-    return Graph(
-        name or graph.name,
-        tuple(at(v) for v in graph.inputs),
-        {k: at(v) for k, v in graph.outputs.items()},
-        tuple(mapped[n][0].node for n in graph.effects),
-        graph.guards,
-    )
+    return Graph(name or graph.name, tuple(at(v) for v in graph.inputs),
+                 {k: at(v) for k, v in graph.outputs.items()},
+                 tuple(mapped[n][0].node for n in graph.effects), graph.guards)
 
 
-def rebuild_region(
-    region: Region, make: Make, builder: Builder | None = None, types: Sequence[TensorType] = ()
-) -> Region:
+def rebuild_region(region: Region, make: Make, builder: Builder | None = None,
+                   types: Sequence[TensorType] = ()) -> Region:
     """The region made anew in the same way, by a builder of its own: it shares no node with what is around
     it. `types`: new types of the parameters."""
     b = builder or Builder()

@@ -42,9 +42,8 @@ class Routine:
     takes_over: tuple[str, ...] = ()
 
 
-_LETTERS: dict[str, Callable[[DType], bool]] = {
-    "A": lambda d: True, "T": lambda d: d.kind in "fiu", "F": lambda d: d.is_float,
-    "J": lambda d: d.is_integer}
+_LETTERS: dict[str, Callable[[DType], bool]] = {"A": lambda d: True, "T": lambda d: d.kind in "fiu",
+                                                "F": lambda d: d.is_float, "J": lambda d: d.is_integer}
 
 
 def fault(kernel: RoutineKernel) -> str:

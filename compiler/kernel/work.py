@@ -49,11 +49,8 @@ def kernel_work(kernel: Kernel, symbols: Mapping[str, int]) -> Work:
         else:
             count.body(kernel.body, 1)
         reads, writes = count.reads, count.writes
-    touched = sum(
-        a.dtype.bytes * min(n, sizes[a.name])
-        for a in kernel.arguments
-        for n in (reads.get(a.name, 0), writes.get(a.name, 0))
-    )
+    touched = sum(a.dtype.bytes * min(n, sizes[a.name]) for a in kernel.arguments
+                  for n in (reads.get(a.name, 0), writes.get(a.name, 0)))
     return Work(count.flops, touched, sum(a.dtype.bytes * sizes[a.name] for a in kernel.arguments))
 
 

@@ -57,9 +57,8 @@ class Point(Protocol):
         """Fresh loop variables with these extents, for the one `reduce` that follows; `dims.symbol(name)` is
         the variable. None for no extents: then `reduce` gives its operand."""
 
-    def reduce(
-        self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
-    ) -> Expr:
+    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr,
+               result: int = 0) -> Expr:
         """A reduction over loops made by `loops`."""
 
 
@@ -174,9 +173,8 @@ class Op:
         for name in given:
             if name not in self.attrs:
                 known = ", ".join(self.attrs) or "none"
-                raise UseError(
-                    f"{self.name} has no attribute {name!r}", op=self.name, hint=f"its attributes: {known}"
-                )
+                raise UseError(f"{self.name} has no attribute {name!r}", op=self.name,
+                               hint=f"its attributes: {known}")
         out = {name: given.get(name, default) for name, default in self.attrs.items()}
         missing = [name for name, value in out.items() if value is REQUIRED]
         if missing:

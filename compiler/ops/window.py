@@ -399,15 +399,13 @@ _TWO = {"window": 2, "stride": 2}
 _DOC = (" `window`, `stride`: an integer or one for each spatial axis; `padding`: an integer or a (low, "
         "high) pair for "
         "each spatial axis.")
-_BAD = (
-    Failure((Arg((2, 3)),), _TWO, "1 to 3 spatial axes"),
-    Failure((Arg((1, 1, 4, 4)),), {"window": (2,), "stride": 2}, "window of 2 integers >= 1"),
-    Failure((Arg((1, 1, 4, 4)),), {"window": 2, "stride": 0}, "stride of 2 integers >= 1"),
-    Failure((Arg((1, 1, 4, 4)),), {"window": 2, "stride": 2, "padding": 2}, "nothing but padding"),
-    Failure((Arg((1, 1, 1, 4)),), _TWO, "spans 2 does not fit into axis 2"),
-    Failure((Arg((1, 1, 4, 4), "i32"),), _TWO, "needs floats"),
-    Failure((Arg((1, 1, 4, 4)),), {"stride": 2}, "needs the attribute 'window'"),
-)
+_BAD = (Failure((Arg((2, 3)),), _TWO, "1 to 3 spatial axes"),
+        Failure((Arg((1, 1, 4, 4)),), {"window": (2,), "stride": 2}, "window of 2 integers >= 1"),
+        Failure((Arg((1, 1, 4, 4)),), {"window": 2, "stride": 0}, "stride of 2 integers >= 1"),
+        Failure((Arg((1, 1, 4, 4)),), {"window": 2, "stride": 2, "padding": 2}, "nothing but padding"),
+        Failure((Arg((1, 1, 1, 4)),), _TWO, "spans 2 does not fit into axis 2"),
+        Failure((Arg((1, 1, 4, 4), "i32"),), _TWO, "needs floats"),
+        Failure((Arg((1, 1, 4, 4)),), {"stride": 2}, "needs the attribute 'window'"))
 
 OPS: tuple[Op, ...] = (
     Op("max_pool", "window",

@@ -67,9 +67,8 @@ class Probe:
         self._fresh += 1
         return tuple((f"loop{self._fresh}.{i}", e) for i, e in enumerate(extents))
 
-    def reduce(
-        self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
-    ) -> Expr:
+    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr,
+               result: int = 0) -> Expr:
         """See `Point.reduce`."""
         return operands[result]
 
@@ -115,9 +114,8 @@ def has_index_map(node: Node) -> bool:
     return True
 
 
-def through(
-    value: Value, index: tuple[DimLike, ...] | None, free: Callable[[Node], bool], injective: bool = True
-) -> list[Read]:
+def through(value: Value, index: tuple[DimLike, ...] | None, free: Callable[[Node], bool],
+            injective: bool = True) -> list[Read]:
     """The reads behind `value` at `index`, looking through free views."""
     if not free(value.node):
         return [Read(value, index, injective and index is not None)]
@@ -140,11 +138,8 @@ def view_reads(
     assert isinstance(lowering, Pointwise), node.op
     probe = Probe(node)
     lowering.value(probe, index, result)
-    extents = {
-        f"i{i}": (0, e - 1)
-        for i, e in enumerate(node.types[result].shape)
-        if isinstance(e, int) and e > 0 and index == tuple(axis(j) for j in range(len(index)))
-    }
+    extents = {f"i{i}": (0, e - 1) for i, e in enumerate(node.types[result].shape) if isinstance(e, int)
+               and e > 0 and index == tuple(axis(j) for j in range(len(index)))}
     return [(i, tuple(simplify(d, extents) for d in at)) for i, at in probe.reads]
 
 

@@ -72,13 +72,8 @@ def assemble(f: Fusion) -> Graph:
     effects = []
     for n in f.graph.effects:
         effects.append(b.copy(n, [mapped[v] for v in n.inputs]))
-    return Graph(
-        f.graph.name,
-        tuple(mapped[v] for v in f.graph.inputs),
-        {k: mapped[v] for k, v in f.graph.outputs.items()},
-        tuple(effects),
-        f.graph.guards,
-    )
+    return Graph(f.graph.name, tuple(mapped[v] for v in f.graph.inputs),
+                 {k: mapped[v] for k, v in f.graph.outputs.items()}, tuple(effects), f.graph.guards)
 
 
 def _first_stored(g: Group) -> Value:
@@ -96,9 +91,8 @@ def _sources(f: Fusion, g: Group) -> list[Group]:
     return list(found.values())
 
 
-def _ordered(
-    groups: list[Group], sources: dict[int, list[Group]], after: dict[int, list[Group]]
-) -> list[Group]:
+def _ordered(groups: list[Group], sources: dict[int, list[Group]],
+             after: dict[int, list[Group]]) -> list[Group]:
     """The groups, each behind those that it reads or must follow."""
     done: dict[int, Group] = {}
     for root in groups:
@@ -123,16 +117,8 @@ def _in_place(
     """Which values are written straight into a state, and behind which groups each writer must run."""
     inplace: dict[Value, str] = {}
     after: dict[int, list[Group]] = {}
-    checked = _ancestors(
-        [
-            f.group_of[v.node]
-            for n in f.graph.effects
-            if n.op == "check"
-            for v in n.inputs
-            if v.node in f.group_of
-        ],
-        sources,
-    )
+    checked = _ancestors([f.group_of[v.node] for n in f.graph.effects if n.op == "check" for v in n.inputs
+                          if v.node in f.group_of], sources)
     states = f.graph.states()
     # Copies are made last, of what is there then.
     copied = {v.node for n in f.graph.effects for v in n.inputs}
@@ -215,9 +201,8 @@ def _ancestors(groups: list[Group], sources: dict[int, list[Group]]) -> set[int]
     return seen
 
 
-def _fused_node(
-    f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inplace: dict[Value, str], after: list[Value]
-) -> Node:
+def _fused_node(f: Fusion, b: Builder, g: Group, mapped: dict[Value, Value], inplace: dict[Value, str],
+                after: list[Value]) -> Node:
     """The group as one node; ops of the region keep their types and origins."""
     inner = Builder()
     parameters: dict[Value, Value] = {}
@@ -243,12 +228,8 @@ def _fused_node(
     origins: dict[Location, None] = {o: None for n in g.level for o in n.origins}
     names = tuple(inplace.get(v, "") for v in g.stored)
     with b.origin(tuple(origins)):
-        return b.node(
-            "fused",
-            [*operands, *extra],
-            {"kind": g.kind, "axes": g.reduced, "after": len(extra), "inplace": names, "note": _note(g)},
-            [region],
-        )
+        return b.node("fused", [*operands, *extra], {"kind": g.kind, "axes": g.reduced, "after": len(extra),
+                                                     "inplace": names, "note": _note(g)}, [region])
 
 
 def _note(g: Group) -> str:

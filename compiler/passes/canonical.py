@@ -265,31 +265,28 @@ def _reduce(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
 
 _REDUCTIONS = ("reduce_sum", "reduce_prod", "reduce_max", "reduce_min", "reduce_any", "reduce_all")
 
-CANONICAL: tuple[Rule, ...] = (
-    *(Rule("fold literals", op, _fold) for op in _ELEMENTWISE if op not in APPROXIMATE),
-    *(Rule("compute before stretching", op, _hoist) for op in _ELEMENTWISE),
-    *(Rule("axes of extent 1 last", op, _unit_axes) for op in _ELEMENTWISE),
-    Rule("x * 1, x * -1, -x * c, -x * -y", "mul", _mul),
-    Rule("x / 1, x / 2**k, -x / -y", "div", _div),
-    Rule("x + nothing, x + -y", "add", _add),
-    Rule("x - 0, nothing - x, x - -y", "sub", _sub),
-    Rule("x ** 1", "pow", _pow),
-    Rule("-(-x)", "neg", _undo),
-    Rule("not not x", "logical_not", _undo),
-    Rule("x and known", "logical_and", _logic),
-    Rule("x or known", "logical_or", _logic),
-    Rule("where known or equal", "where", _where),
-    Rule("cast to the same, cast after a lossless cast", "cast", _cast),
-    Rule("broadcast to its own shape", "broadcast_to", _same_type),
-    Rule("reshape to its own shape", "reshape", _same_type),
-    *(Rule("view of one number", op, _splat) for op in _VIEWS),
-    Rule("broadcast of broadcast", "broadcast_to", _broadcast),
-    Rule("reshape of reshape", "reshape", _reshape),
-    Rule("transpose of transpose, of axes of extent 1", "transpose", _transpose),
-    Rule("whole slice", "slice", _slice),
-    Rule("empty padding", "pad", _pad),
-    Rule("flip of flip, of axes of extent 1", "flip", _flip),
-    Rule("concatenate one part", "concatenate", _concatenate),
-    *(Rule("reduce over no axes or axes of extent 1", op, _reduce) for op in _REDUCTIONS),
-)
+CANONICAL: tuple[Rule, ...] = (*(Rule("fold literals", op, _fold) for op in _ELEMENTWISE
+                                 if op not in APPROXIMATE), *(Rule("compute before stretching", op, _hoist)
+                                                              for op in _ELEMENTWISE),
+                               *(Rule("axes of extent 1 last", op, _unit_axes) for op in _ELEMENTWISE),
+                               Rule("x * 1, x * -1, -x * c, -x * -y", "mul", _mul),
+                               Rule("x / 1, x / 2**k, -x / -y", "div", _div),
+                               Rule("x + nothing, x + -y", "add", _add),
+                               Rule("x - 0, nothing - x, x - -y", "sub", _sub), Rule("x ** 1", "pow", _pow),
+                               Rule("-(-x)", "neg", _undo), Rule("not not x", "logical_not", _undo),
+                               Rule("x and known", "logical_and", _logic),
+                               Rule("x or known", "logical_or", _logic),
+                               Rule("where known or equal", "where", _where),
+                               Rule("cast to the same, cast after a lossless cast", "cast", _cast),
+                               Rule("broadcast to its own shape", "broadcast_to", _same_type),
+                               Rule("reshape to its own shape", "reshape", _same_type),
+                               *(Rule("view of one number", op, _splat) for op in _VIEWS),
+                               Rule("broadcast of broadcast", "broadcast_to", _broadcast),
+                               Rule("reshape of reshape", "reshape", _reshape),
+                               Rule("transpose of transpose, of axes of extent 1", "transpose", _transpose),
+                               Rule("whole slice", "slice", _slice), Rule("empty padding", "pad", _pad),
+                               Rule("flip of flip, of axes of extent 1", "flip", _flip),
+                               Rule("concatenate one part", "concatenate", _concatenate),
+                               *(Rule("reduce over no axes or axes of extent 1", op, _reduce)
+                                 for op in _REDUCTIONS))
 """The table, in the order in which an op's rows are tried."""

@@ -109,7 +109,5 @@ def _number(b: RewriteBuilder, v: Value) -> DimLike | None:
     return last.attrs["starts"][0]
 
 
-CENTRED: tuple[Rule, ...] = (
-    Rule("sum of centred values", "reduce_sum", _sum_of_centred, "tolerance"),
-)
+CENTRED: tuple[Rule, ...] = (Rule("sum of centred values", "reduce_sum", _sum_of_centred, "tolerance"),)
 """Stated cost: elements that are summed."""

@@ -91,12 +91,8 @@ def _merge(kernel: Nest, level: int, further: int) -> Nest | None:
     return None
 
 
-def _positions(
-    accesses: list[tuple[str, tuple[DimLike, ...]]],
-    pairs: set[Pair],
-    shapes: Mapping[str, tuple[DimLike, ...]],
-    extents: Mapping[str, DimLike],
-) -> dict[str, int]:
+def _positions(accesses: list[tuple[str, tuple[DimLike, ...]]], pairs: set[Pair],
+               shapes: Mapping[str, tuple[DimLike, ...]], extents: Mapping[str, DimLike]) -> dict[str, int]:
     """For each argument the axis at which all of its accesses have a pair, where there is one."""
     found: dict[str, int | None] = {}
     for arg, index in accesses:
@@ -112,9 +108,8 @@ def _positions(
     return {arg: p for arg, p in found.items() if p is not None}
 
 
-def _used_elsewhere(
-    kernel: Nest, pair: Pair, accesses: list[tuple[str, tuple[DimLike, ...]]], at: Mapping[str, int]
-) -> bool:
+def _used_elsewhere(kernel: Nest, pair: Pair, accesses: list[tuple[str, tuple[DimLike, ...]]],
+                    at: Mapping[str, int]) -> bool:
     names = set(pair)
     for arg, index in accesses:
         p = at.get(arg)
@@ -145,18 +140,9 @@ class _Rewrite:
         if isinstance(kernel, LoopKernel):
             return replace(kernel, arguments=arguments, indirect=indirect, body=self.body(kernel.body))
         c = kernel.contraction
-        made = Contraction(
-            self.loops(c.batch),
-            self.loops(c.m),
-            self.loops(c.n),
-            self.loops(c.k),
-            self.expr(c.a),
-            self.expr(c.b),
-            tuple(self.store(s) for s in c.stores),
-            c.tile,
-            tuple(Let(x.name, self.expr(x.value)) for x in c.lets),
-            c.groups,
-        )
+        made = Contraction(self.loops(c.batch), self.loops(c.m), self.loops(c.n), self.loops(c.k),
+                           self.expr(c.a), self.expr(c.b), tuple(self.store(s) for s in c.stores), c.tile,
+                           tuple(Let(x.name, self.expr(x.value)) for x in c.lets), c.groups)
         return replace(kernel, arguments=arguments, indirect=indirect, contraction=made)
 
     def shape(self, arg: str, shape: tuple[DimLike, ...]) -> tuple[DimLike, ...]:
@@ -194,10 +180,6 @@ class _Rewrite:
         if isinstance(e, Guarded):
             return replace(e, value=self.expr(e.value), fill=self.expr(e.fill))
         if isinstance(e, Reduce):
-            return replace(
-                e,
-                loops=self.loops(e.loops),
-                operands=tuple(self.expr(x) for x in e.operands),
-                lets=tuple(Let(x.name, self.expr(x.value)) for x in e.lets),
-            )
+            return replace(e, loops=self.loops(e.loops), operands=tuple(self.expr(x) for x in e.operands),
+                           lets=tuple(Let(x.name, self.expr(x.value)) for x in e.lets))
         return e

@@ -92,7 +92,6 @@ def _folded(b: RewriteBuilder, node: Node, x: Value, axis: int) -> Value:
                    steps=(1,) * x.type.rank)
 
 
-CONVOLUTIONS: tuple[Rule, ...] = (
-    Rule("input gradient by output", "conv_input_grad", _input_grad_by_output, "tolerance"),
-)
+CONVOLUTIONS: tuple[Rule, ...] = (Rule("input gradient by output", "conv_input_grad", _input_grad_by_output,
+                                       "tolerance"),)
 """The table. Stated cost: multiplications, and elements written."""

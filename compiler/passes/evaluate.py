@@ -192,9 +192,8 @@ class OpPoint:
             self._e.scopes.append(Scope())
         return made
 
-    def reduce(
-        self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr, result: int = 0
-    ) -> Expr:
+    def reduce(self, kind: str, loops: Sequence[tuple[str, DimLike]], *operands: Expr,
+               result: int = 0) -> Expr:
         """See `Point.reduce`."""
         if not loops:
             return operands[result]

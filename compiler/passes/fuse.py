@@ -87,9 +87,8 @@ def fusion_of(graph: Graph) -> Fusion:
     asked |= {v.node for n in graph.nodes() if _reads_whole(n) for v in n.inputs}
     asked |= {n for conv in graph.nodes() if conv.op in CONVOLUTIONS for v in conv.inputs for n in _parts(v)}
     free = {n for n in graph.nodes() if is_view(n) and n not in asked and has_index_map(n)}
-    work = [
-        n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect")) and n not in free
-    ]
+    work = [n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect"))
+            and n not in free]
     parts = {n for n in work if n in asked and is_in_parts(n)}
     seen = {n: _part_reads(n, free) if n in parts else reads(n, free.__contains__) for n in work}
     f = Fusion(graph, free, parts, {}, [], seen, {}, {})
@@ -167,9 +166,8 @@ def _place(f: Fusion, node: Node, readers: list[tuple[Node, Read]]) -> Group:
         reasons.append(reason)
     alias = _is_alias(f, node, readers)
     if reasons and not alias:
-        f.refusals.append(
-            (node.origins, f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}")
-        )
+        f.refusals.append((node.origins,
+                           f"{node.op} {node.types[0]} is not fused into its reader: {reasons[0]}"))
     kind = OPS[node.op].kind
     if kind == "reduce":
         return Group("row", domain(node), {node: "outer"}, reduced_axes(node))
@@ -227,11 +225,8 @@ def _level(f: Fusion, group: Group, inside: list[tuple[Node, Read]]) -> tuple[st
         else:
             levels.add((at, ()))
     if len(levels) > 1 and all(level == "outer" for level, _ in levels):
-        levels = (
-            {(level, axes) for level, axes in levels if axes}
-            if group.kind != "row"
-            else {(level, axes or group.reduced) for level, axes in levels}
-        )
+        levels = ({(level, axes) for level, axes in levels if axes} if group.kind != "row"
+                  else {(level, axes or group.reduced) for level, axes in levels})
     if len(levels) != 1:
         return "it is needed at several indices of one kernel"
     return levels.pop()
@@ -248,11 +243,8 @@ def _join(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]], 
     kind = OPS[node.op].kind
     if kind == "contraction":
         if group.kind != "map" or level != "full" and (outside or not _in_columns(f, node, group)):
-            return (
-                f"a {group.kind} kernel can't hold a contraction"
-                if group.kind != "map"
-                else "not read in place"
-            )
+            return (f"a {group.kind} kernel can't hold a contraction" if group.kind != "map"
+                    else "not read in place")
         if any(OPS[n.op].kind in ("window", "gather") for n in group.level if n.op != "random_bits"):
             return "the epilogue of a contraction only holds elementwise ops"
         return None
@@ -385,9 +377,8 @@ def _unite(f: Fusion, first: Group, then: Group) -> None:
         return
     if reduced and len(first.shape) - 1 not in reduced or (then.kind == "row" and first.kind == "map"):
         return  # columns: see _join; and rows are not forced on a plain map
-    if any(
-        OPS[n.op].kind in ("window", "gather") and n.op != "random_bits" for n in (*first.level, *then.level)
-    ):
+    if any(OPS[n.op].kind in ("window", "gather") and n.op != "random_bits"
+           for n in (*first.level, *then.level)):
         return
     at = {n: "outer" if down and level == "full" else level for n, level in then.level.items()}
     for node in then.level:

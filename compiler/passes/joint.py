@@ -102,16 +102,10 @@ def _swaps_last(view: Node) -> bool:
     return perm == (*range(rank - 2), rank - 1, rank - 2)
 
 
-JOINT: tuple[Rule, ...] = (
-    Rule("stop_gradient", "stop_gradient", _pass_through),
-    Rule("sum of a stretched number", "reduce_sum", _sum_of_number),
-    Rule("sum of a stretched value", "reduce_sum", _sum_of_stretched, "tolerance"),
-    Rule("matmul of a transposed", "matmul", _matmul_of_transposed, "tolerance"),
-    Rule("transposed matmul", "transpose", _transposed_matmul, "tolerance"),
-    *CENTRED,
-    *ONE_HOT,
-    *CONVOLUTIONS,
-    *PARTS,
-    *CANONICAL,
-)
+JOINT: tuple[Rule, ...] = (Rule("stop_gradient", "stop_gradient", _pass_through),
+                           Rule("sum of a stretched number", "reduce_sum", _sum_of_number),
+                           Rule("sum of a stretched value", "reduce_sum", _sum_of_stretched, "tolerance"),
+                           Rule("matmul of a transposed", "matmul", _matmul_of_transposed, "tolerance"),
+                           Rule("transposed matmul", "transpose", _transposed_matmul, "tolerance"), *CENTRED,
+                           *ONE_HOT, *CONVOLUTIONS, *PARTS, *CANONICAL)
 """The table. Stated cost: elements computed, then ops, then transpositions."""

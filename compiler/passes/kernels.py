@@ -149,11 +149,8 @@ def row_kernel(name: str, node: Node, f: Formals) -> Kernel:
     by_row = [(j, r) for j, r in enumerate(region.results) if r.type.rank == len(at_row)]
     by_element = [(j, r) for j, r in enumerate(region.results) if r.type.rank != len(at_row)]
     for n in region.nodes():  # values of the row that elements use: made before the loop over elements
-        if (
-            by_element
-            and n.types
-            and n.types[0].shape == tuple(shape[i] for i in range(len(shape)) if i not in axes)
-        ):
+        if (by_element and n.types and n.types[0].shape == tuple(shape[i] for i in range(len(shape))
+                                                                 if i not in axes)):
             if OPS[n.op].kind == "elementwise" and not any(v.shape == shape for v in n.inputs):
                 e.value(n.result(), at_row)
     stores = [f.store(j, at_row, e.value(r, at_row)) for j, r in by_row]
@@ -274,9 +271,8 @@ def split_contraction(name: str, node: Node, f: Formals) -> tuple[Kernel, Kernel
     return head, finish(name, e, [*f.arguments, Argument("p", dtype, shape, "r")], body), shape
 
 
-def finish(
-    name: str, e: Evaluator, arguments: list[Argument], body: tuple[Statement, ...] | Contraction
-) -> Kernel:
+def finish(name: str, e: Evaluator, arguments: list[Argument], body: tuple[Statement, ...]
+           | Contraction) -> Kernel:
     """The kernel, with the arguments that it touches and its symbols."""
     kernel: Kernel
     if isinstance(body, Contraction):

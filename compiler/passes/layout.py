@@ -123,12 +123,10 @@ def _candidates(graph: Graph, lanes: int) -> set[Value]:
         seen = _read_as_images(node)
         for v, p in zip(node.inputs, node.regions[0].parameters):
             read[v] = read.get(v, False) or p in seen
-    return {
-        v for node in graph.nodes() if node.op == "fused" and node.attrs["kind"] in KINDS
-        for v, state in zip(node.results, node.attrs["inplace"] or [""] * len(node.types))
-        if _is_image(v) and isinstance(v.shape[1], int) and v.shape[1] % lanes == 0
-        and not state and v not in kept and read.get(v, False)
-    }
+    return {v for node in graph.nodes() if node.op == "fused" and node.attrs["kind"] in KINDS
+            for v, state in zip(node.results, node.attrs["inplace"] or [""] * len(node.types)) if _is_image(v)
+            and isinstance(v.shape[1], int) and v.shape[1] % lanes == 0 and not state and v not in kept
+            and read.get(v, False)}
 
 
 def _read_as_images(node: Node) -> set[Value]:

@@ -74,25 +74,14 @@ class Lowering:
         messages = self._checks()
         body = self._ordered((*self.start, *self.body, *self.end))
         symbols = sorted(symbols_of(*(d for b in self.buffers.values() for d in b.shape)))
-        guards = tuple(
-            EntryGuard(x.left, x.right, self.numbers.get(x.where, -1) if x.where else -1) for x in g.guards
-        )
+        guards = tuple(EntryGuard(x.left, x.right, self.numbers.get(x.where, -1) if x.where else -1)
+                       for x in g.guards)
         leaves = g.states()     # an update with what the state held when the step began changes nothing
         changed = [n for n, e in g.updates().items() if n not in leaves or e.inputs[0] != leaves[n].result()]
         written = [self.state[name] for name in changed]
-        plan = Plan(
-            g.name,
-            self.target,
-            tuple(symbols),
-            tuple(self.buffers.values()),
-            tuple(feeds),
-            tuple(outputs.values()),
-            tuple(self.state.values()),
-            tuple(written),
-            body,
-            tuple(messages),
-            guards,
-        )
+        plan = Plan(g.name, self.target, tuple(symbols), tuple(self.buffers.values()), tuple(feeds),
+                    tuple(outputs.values()), tuple(self.state.values()), tuple(written), body,
+                    tuple(messages), guards)
         return KernelProgram(plan, self.kernels)
 
     def _numbers(self, node: Node) -> tuple[int, ...]:
@@ -102,9 +91,8 @@ class Lowering:
         """A new buffer; its id."""
         id = f"{prefix}{self.made[prefix]}"
         self.made[prefix] += 1
-        self.buffers[id] = Buffer(
-            id, role, name, type.dtype, type.shape, type.layout, origins=self._numbers(node)
-        )
+        self.buffers[id] = Buffer(id, role, name, type.dtype, type.shape, type.layout,
+                                  origins=self._numbers(node))
         return id
 
     def arena(self, type: TensorType, node: Node, name: str = "") -> str:
@@ -224,9 +212,8 @@ class Lowering:
             return
         shared = {i: results.index(o) for i, o in enumerate(operands) if o in results}
         f = kernels.formals(node, shared)
-        actual = {
-            a.name: (operands if side == "in" else results)[i] for a, (side, i) in zip(f.arguments, f.slots)
-        }
+        actual = {a.name: (operands if side == "in" else results)[i]
+                  for a, (side, i) in zip(f.arguments, f.slots)}
         self._emit(node, f, actual, "k_" + re.sub(r"\W", "_", note))
 
     def _control(self, node: Node, operands: Sequence[str]) -> None:
@@ -248,11 +235,8 @@ class Lowering:
             self._add(node, kernel, {a: actual[n] for a, n in names.items()})
             return
         if not node.attrs["split"]:
-            make = {
-                "map": kernels.map_kernel,
-                "row": kernels.row_kernel,
-                "contraction": kernels.contraction_kernel,
-            }[kind]
+            make = {"map": kernels.map_kernel, "row": kernels.row_kernel,
+                    "contraction": kernels.contraction_kernel}[kind]
             self._add(node, make(name, node, f), actual)
             return
         if kind == "contraction":
@@ -283,9 +267,8 @@ class Lowering:
             if effect.op != "check":
                 continue
             numbers = self._numbers(effect)
-            messages.append(
-                Message(effect.attrs["message"], numbers[0] if numbers else -1, effect.attrs["feed"])
-            )
+            messages.append(Message(effect.attrs["message"], numbers[0] if numbers else -1,
+                                    effect.attrs["feed"]))
             check = Check(self.at[effect.inputs[0]], len(messages) - 1)
             base = base_of(self.buffers, check.buffer)
             writers = [i for i, item in enumerate(self.body) if base in self._written(item)]
@@ -329,12 +312,10 @@ class Lowering:
 
     def _read(self, item: Item) -> set[str]:
         """The buffers that a launch gets or a copy reads, or that these lie in."""
-        ids = item.buffers if isinstance(item, Launch) else (
-            (item.source,) if isinstance(item, Copy) else ())
+        ids = item.buffers if isinstance(item, Launch) else ((item.source,) if isinstance(item, Copy) else ())
         return {base_of(self.buffers, id) for id in ids}
 
     def _reads_new(self, states: set[str], item: Item) -> bool:
         """Whether an item behind the writer may touch the states: only to read the new value."""
-        return not states & self._written(item) and any(
-            base_of(self.buffers, self.at[v]) in states and v.node.op == "fused" for v in self.at
-        )
+        return not states & self._written(item) and any(base_of(self.buffers, self.at[v]) in states
+                                                        and v.node.op == "fused" for v in self.at)

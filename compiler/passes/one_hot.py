@@ -74,8 +74,7 @@ def _counts(b: RewriteBuilder, line: Value) -> bool:
     return iota is not None and iota.attrs["axis"] == last and source.shape[last] == line.shape[-1]
 
 
-ONE_HOT: tuple[Rule, ...] = (
-    Rule("one-hot rows times a matrix", "matmul", _picked_rows, "tolerance"),
-    Rule("transposed one-hot rows times a matrix", "matmul", _added_rows, "tolerance"),
-)
+ONE_HOT: tuple[Rule, ...] = (Rule("one-hot rows times a matrix", "matmul", _picked_rows, "tolerance"),
+                             Rule("transposed one-hot rows times a matrix", "matmul", _added_rows,
+                                  "tolerance"))
 """Rows of the joint table."""

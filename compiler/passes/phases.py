@@ -120,9 +120,8 @@ class _Phases:
             if self.level[v.node] < level:
                 e.preset(v, at_row, Load(name, at_row, v.dtype))
 
-    def _finished(
-        self, name: str, e: Evaluator, writes: Sequence[str], body: tuple[Statement, ...]
-    ) -> Kernel:
+    def _finished(self, name: str, e: Evaluator, writes: Sequence[str],
+                  body: tuple[Statement, ...]) -> Kernel:
         more = [Argument(n, t.dtype, t.shape, "w" if n in writes else "r") for n, t in self.between.items()]
         kernel = finish(name, e, [*self.f.arguments, *more], body)
         stored = {s.arg for s in walk.stores(kernel)}

@@ -132,17 +132,15 @@ def _power(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
     return b.div(1, x) if b.is_constant(exponent, -1) else None
 
 
-STABLE: tuple[Rule, ...] = (
-    Rule("log(exp(a) / s)", "log", _log_of_softmax, "tolerance"),
-    Rule("log(exp(x))", "log", _log_of_exp, "tolerance"),
-    Rule("log(sigmoid(x))", "log", _log_of_sigmoid, "tolerance"),
-    Rule("log(1 - sigmoid(x))", "log", _log_of_one_minus_sigmoid, "tolerance"),
-    Rule("log(1 + x)", "log", _log_of_one_plus, "tolerance"),
-    Rule("log(sum(exp(x)))", "log", _log_sum_exp, "tolerance"),
-    Rule("exp(x) - 1", "sub", _expm1, "tolerance"),
-    Rule("log1p(exp(x))", "log1p", _softplus, "tolerance"),
-    Rule("1 / sqrt(x), 1 / (1 + exp(x))", "div", _reciprocal, "tolerance"),
-    Rule("x ** 2, x ** 0.5, x ** -1", "pow", _power, "tolerance"),
-)
+STABLE: tuple[Rule, ...] = (Rule("log(exp(a) / s)", "log", _log_of_softmax, "tolerance"),
+                            Rule("log(exp(x))", "log", _log_of_exp, "tolerance"),
+                            Rule("log(sigmoid(x))", "log", _log_of_sigmoid, "tolerance"),
+                            Rule("log(1 - sigmoid(x))", "log", _log_of_one_minus_sigmoid, "tolerance"),
+                            Rule("log(1 + x)", "log", _log_of_one_plus, "tolerance"),
+                            Rule("log(sum(exp(x)))", "log", _log_sum_exp, "tolerance"),
+                            Rule("exp(x) - 1", "sub", _expm1, "tolerance"),
+                            Rule("log1p(exp(x))", "log1p", _softplus, "tolerance"),
+                            Rule("1 / sqrt(x), 1 / (1 + exp(x))", "div", _reciprocal, "tolerance"),
+                            Rule("x ** 2, x ** 0.5, x ** -1", "pow", _power, "tolerance"))
 """The table. Stated cost: the number of logs, exps and quotients whose operand may overflow, underflow or
 cancel."""

@@ -98,9 +98,8 @@ def _rebuild_grid(grid: list[Loop], inner: tuple[Statement, ...], lanes: int | N
 
 
 def _reduces(s: Statement) -> bool:
-    return isinstance(s, (Let, Store)) and any(
-        isinstance(e, Reduce) for e in walk.subexpressions(s.value) if isinstance(e, Reduce) and _is_long(e)
-    )
+    return isinstance(s, (Let, Store)) and any(isinstance(e, Reduce) for e in walk.subexpressions(s.value)
+                                               if isinstance(e, Reduce) and _is_long(e))
 
 
 SHORT = 64
@@ -128,9 +127,8 @@ def _unit_stride(kernel: LoopKernel, var: str) -> bool:
 
 def _inner_unit_stride(kernel: LoopKernel, inner: tuple[Statement, ...]) -> bool:
     """Whether a long reduction or an inner loop walks a last axis."""
-    variables = {
-        v for e in walk.expressions(kernel) if isinstance(e, Reduce) and _is_long(e) for v, _ in e.loops[-1:]
-    }
+    variables = {v for e in walk.expressions(kernel) if isinstance(e, Reduce) and _is_long(e)
+                 for v, _ in e.loops[-1:]}
     for s in inner:
         while isinstance(s, Loop):
             last = s.var

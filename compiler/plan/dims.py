@@ -91,13 +91,8 @@ class Dim:
             return NotImplemented
         if isinstance(other, int):
             return Dim(tuple((atoms, c * other) for atoms, c in self.terms)) if other else 0
-        return _from_terms(
-            [
-                (tuple(sorted(a + b, key=lambda x: x.key)), c * d)
-                for a, c in self.terms
-                for b, d in _terms(other)
-            ]
-        )
+        return _from_terms([(tuple(sorted(a + b, key=lambda x: x.key)), c * d) for a, c in self.terms
+                            for b, d in _terms(other)])
 
     __rmul__ = __mul__
 
@@ -250,11 +245,8 @@ def substitute(d: DimLike, values: Mapping[str, DimLike]) -> DimLike:
     """`d` with symbols replaced; symbols that `values` does not name stay."""
     if isinstance(d, int):
         return d
-    return _rebuild(
-        d,
-        lambda a: values.get(a.name) if isinstance(a, Symbol) else None,
-        lambda inner: substitute(inner, values),
-    )
+    return _rebuild(d, lambda a: values.get(a.name) if isinstance(a, Symbol) else None,
+                    lambda inner: substitute(inner, values))
 
 
 def evaluate(d: DimLike, values: Mapping[str, int]) -> int:
@@ -303,11 +295,8 @@ def bounds_of(d: DimLike, bounds: Bounds) -> tuple[int | None, int | None]:
             else:
                 lo, hi = bounds_of(a.inner, bounds)
                 if a.rest:
-                    other = (
-                        (lo, hi)
-                        if lo is not None and hi is not None and 0 <= lo and hi < a.by
-                        else (0, a.by - 1)
-                    )
+                    other = ((lo, hi) if lo is not None and hi is not None and 0 <= lo and hi < a.by
+                             else (0, a.by - 1))
                 else:
                     other = (None if lo is None else lo // a.by, None if hi is None else hi // a.by)
             span = _times(span, other)

@@ -83,9 +83,8 @@ def as_dtype(dtype: Any) -> DType:
         return _BY_FULL_NAME[np.dtype(dtype).name]
     except (TypeError, KeyError):
         known = ", ".join(d.full_name for d in DTYPES.values())
-        raise DTypeError(
-            f"{dtype!r} is not an element type of graphflow", hint=f"use one of {known}"
-        ) from None
+        raise DTypeError(f"{dtype!r} is not an element type of graphflow",
+                         hint=f"use one of {known}") from None
 
 
 def promote(a: DType, b: DType) -> DType:
