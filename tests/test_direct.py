@@ -238,6 +238,7 @@ def test_strided_bands_of_fewer_rows_than_the_kernel_has() -> None:
     found = direct(contractions(graph, target)[0], target)
     assert found is not None and found.image.band < w.shape[2]
     compilation = Compilation(graph, target)
+    install_pool(pool_object(host_target()))
     program = CpuProgram(compilation.result("plan"), compilation.object_code(), Store(), 2, guard=True)
     view = windows(x.astype(float), (11, 11), **attrs)
     np.testing.assert_allclose(program.run([x, w])[0], np.einsum("ncyxij,ocij->noyx", view, w),
