@@ -355,13 +355,6 @@ class Builder:
         """`count` neighbouring lanes of x from lane `start`."""
         return self.shuffle(x, None, range(start, start + count))
 
-    def concat(self, x: Value, y: Value) -> Value:
-        """The lanes of x followed by those of y; both have the same type."""
-        if x.type.lanes == 1:
-            type = x.type.vector(2)
-            return self.insert(self.insert(Value(type, "poison"), x, 0), y, 1)
-        return self.shuffle(x, y, range(2 * x.type.lanes))
-
     def reduce(self, x: Value, combine: Callable[[Value, Value], Value]) -> Value:
         """Combine all lanes into a scalar by a fixed tree: lower half with upper half until one is left.
 
