@@ -58,9 +58,9 @@ class Model:
             self._evaluation = function(self._feeds, wanted, name="evaluate", training=False, **common)
         elif metrics or optimizer:
             raise UseError("a Model with metrics or an optimizer needs a loss", where=here())
-            if isinstance(tune, Mapping):             # the inputs may have fewer dimensions than the targets
-                own = symbols_of(*(d for t in self.inputs for d in t.shape))
-                common["tune"] = {name: size for name, size in tune.items() if name in own}
+        if loss is not None and isinstance(tune, Mapping):        # some dimensions are of targets alone
+            own = symbols_of(*(d for t in self.inputs for d in t.shape))
+            common["tune"] = {name: size for name, size in tune.items() if name in own}
         _check_rows(outputs)
         self.prediction = function(self.inputs, outputs, name="predict", training=False, **common)
 

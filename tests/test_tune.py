@@ -155,6 +155,17 @@ def test_kernels_are_timed_natively() -> None:
     assert all(name in program.explain() for name in program.tuning.choices)
 
 
+def test_a_model_is_tuned_for_the_dimensions_of_inputs_and_targets() -> None:
+    x, y = gf.input("x", (gf.dim("N"), 4)), gf.input("y", (gf.dim("N"), gf.dim("M")))
+    outputs = gf.nn.dense(x, 3)
+    loss = gf.mean(outputs) * gf.mean(y)
+    model = gf.Model(x, outputs, loss, targets=y, optimizer=gf.optim.SGD(0.1), tune={"N": 6, "M": 2})
+    assert model.step.tuning is not None and model.step.tuning.symbols == {"N": 6, "M": 2}
+    assert model.prediction.tuning is not None and model.prediction.tuning.symbols == {"N": 6}
+    with pytest.raises(UseError, match="no dimension 'M'"):
+        gf.Model(x, gf.nn.dense(x, 3), tune={"M": 2})
+
+
 @pytest.mark.parametrize("device", ["reference", "null"])
 def test_only_the_cpu_is_tuned(device: str) -> None:
     with pytest.raises(UseError, match=f"for the device '{device}'"):
