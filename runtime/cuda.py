@@ -10,6 +10,7 @@ the host has to look at the value. Checks are looked at before the first state i
 """
 from __future__ import annotations
 
+import math
 import struct
 import weakref
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from graphflow.compiler.plan.bind import bind, buffer_bytes
-from graphflow.compiler.plan.dims import evaluate, product
+from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.schema import (
     ALIGNMENT,
     GPU_ELEMENTS,
@@ -153,7 +154,7 @@ class Bound:
         plan = program.plan
         self.symbols = dict(symbols)
         for b in plan.buffers:
-            if product(evaluate(d, symbols) for d in b.shape) >= GPU_ELEMENTS:
+            if math.prod(evaluate(d, symbols) for d in b.shape) >= GPU_ELEMENTS:
                 raise NotImplementedError(
                     f"{plan.name}: {b.name or b.id} would have {GPU_ELEMENTS:,} elements or more, which the "
                     "code for GPUs does not count; use smaller batches")

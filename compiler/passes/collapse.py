@@ -76,9 +76,9 @@ def _merge(kernel: Nest, level: int, further: int) -> Nest | None:
     extents = dict(walk.loops(kernel))
     pairs = set()
     for nest, reduces in _nests(kernel):
-        at = level if reduces else level + further
-        if len(nest) >= 2 + at:
-            pairs.add((nest[-2 - at][0], nest[-1 - at][0]))
+        distance = level if reduces else level + further
+        if len(nest) >= 2 + distance:
+            pairs.add((nest[-2 - distance][0], nest[-1 - distance][0]))
     accesses = [(e.arg, e.index) for e in walk.expressions(kernel) if isinstance(e, Load)]
     accesses += [(s.arg, s.index) for s in walk.stores(kernel)]
     shapes = {a.name: a.shape for a in kernel.arguments}
