@@ -161,6 +161,31 @@ def test_large_products_are_computed_block_by_block(form: str) -> None:
     assert np.all(np.abs(got - exact) <= bound)
 
 
+@pytest.mark.parametrize("places, k, outs", [(169, 30, 40), (5, 17, 64), (48, 300, 32), (1, 5, 33)])
+@pytest.mark.parametrize("free", ["", "N"])
+def test_a_matrix_for_each_image(places: int, k: int, outs: int, free: str, target: Target) -> None:
+    """Channels of images, of which the places follow each other, times one matrix: channels-last results."""
+    count = free or "3"
+    kernel = parse_kernel(f"""contraction c(
+        x: r f32[{count},{k},{places}], w: r f32[{outs},{k}], v: r f32[{outs}],
+        y: w f32[{count},{places},{outs}]) {"symbols [N]" if free else ""} {{
+        batch [g < {count}] m [o < {outs}] n [i < {places}] k [c < {k}]
+        a = w[o, c] b = x[g, c, i]
+        y[g, i, o] = maximum(add(acc, v[o]), f32(0.0)) }}""")
+    assert isinstance(kernel, ContractionKernel) and blocked(forced(kernel), target) is not None
+    rng = np.random.default_rng(places)
+    shapes = (3, k, places), (outs, k), (outs,)
+    x, w, v = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    arrays = {"x": x, "w": w, "v": v, "y": np.full((3, places, outs), np.nan, np.float32)}
+    exact = np.maximum(np.einsum("oc,gci->gio", w.astype(float), x.astype(float)) + v, 0)
+    bound = np.einsum("oc,gci->gio", np.abs(w), np.abs(x)) * np.finfo(np.float32).eps * 8 + 1e-6
+    for t in (target, small(target)):
+        one = run(forced(kernel), arrays, t, {"N": 3} if free else {})["y"]
+        assert np.all(np.abs(one - exact) <= bound)
+        other = run(forced(kernel), arrays, t, {"N": 3} if free else {}, 3, at_end=False)["y"]
+        np.testing.assert_array_equal(one, other)
+
+
 def test_what_is_small_thin_or_asked_otherwise_is_computed_panel_by_panel() -> None:
     target = replace(TARGETS["host"], l2=1 << 20)
     large = product("NN", {"M": 1024, "N": 1024, "K": 1024})

@@ -32,7 +32,7 @@ from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import Contraction, ContractionKernel, Load
-from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, substitute, symbol, symbols_of
+from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
 BLOCKED = 3
@@ -104,13 +104,14 @@ def blocked(kernel: ContractionKernel, target: Target) -> Blocked | None:
         return None
     plain = replace(kernel, contraction=replace(kernel.contraction, tile={}))
     t = contraction_tiling(plain, target)
-    if t.nr < t.lanes or not (asked or _pays(t, c, target)):
+    if t.nr < t.lanes or not (asked or _pays(t, c, along, target)):
         return None
     return _described(kernel, c, t, along, target)
 
 
 def _along(kernel: ContractionKernel, c: Contraction) -> str:
-    """Whether neighbours in a lie along "m" or "k"; "" if a or b is no matrix, transposed or not."""
+    """Whether neighbours in a lie along "m" or "k"; "" if a or b is no matrix, transposed or not. Along "m" a
+    may be a matrix for each of several images, of which the places follow each other."""
     a, b = load_offset(kernel, c.a), load_offset(kernel, c.b)
     if a is None or b is None or len(c.k) != 1 or len(c.n) != 1 or not c.m or c.k[0][1] == 0:
         return ""
@@ -118,16 +119,25 @@ def _along(kernel: ContractionKernel, c: Contraction) -> str:
     if not isinstance(c.n[0][1], int) or 1 not in (coefficient(b, n), coefficient(b, k)):
         return ""
     if coefficient(a, c.m[-1][0]) == 1 and (len(c.m) == 1 or isinstance(c.m[-1][1], int)):
-        return "m" if len(c.m) == 1 and coefficient(a, k) is not None else ""
+        return "m" if len(c.m) <= 2 and coefficient(a, k) is not None else ""
     return "k" if coefficient(a, k) == 1 else ""
 
 
-def _pays(t: Tiling, c: Contraction, target: Target) -> bool:
+def _images(c: Contraction, along: str) -> bool:
+    """Whether the first axis of the rows counts images, each of which is packed by itself: elements of a
+    that are multiplied at once lie rather far apart, so a must not be read panel by panel."""
+    return along == "m" and len(c.m) == 2
+
+
+def _pays(t: Tiling, c: Contraction, along: str, target: Target) -> bool:
     """Whether a or the result is too large for the second cache, and packed b not for the last."""
     rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, c.k[0][1]))
     size = c.a.dtype.bytes
     large = max(rows * columns, rows * depth) * size > target.l2 // 4 and columns * depth * size <= target.l3
-    return large and rows >= _ROWS and columns >= _PANELS * t.nr
+    panels = _PANELS
+    if _images(c, along):                         # tiles that share lines of memory read them once each
+        panels = 1 if 64 % (t.mr * size) else 2
+    return large and rows >= _ROWS and columns >= panels * t.nr
 
 
 def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str, target: Target) -> Blocked:
@@ -146,6 +156,8 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     assert b is not None
     t = replace(t, mr=mr, tiles=tiles, outer=(), chunk=chunk, inner=c.k, panel_rows=panel_rows, pack_a=True,
                 b="lanes" if coefficient(b, c.n[0][0]) == 1 else "transpose", limit=None)
+    if _images(c, along):
+        t = replace(t, batch=c.m[:1], m=c.m[1:], mr=min(mr, int(c.m[1][1])))
     return Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), along, size)
 
 
@@ -156,7 +168,7 @@ def _guess(d: DimLike) -> int:
 
 def blocked_tasks(how: Blocked) -> DimLike:
     """The number of tasks."""
-    return how.tiling.m_blocks
+    return product(extent for _, extent in how.tiling.batch) * how.tiling.m_blocks
 
 
 def blocked_scratch(how: Blocked) -> DimLike:
@@ -225,6 +237,9 @@ class _Blocked(_Emission):
 
     def _task(self, index: Value, begin: Value) -> None:
         e, b, t, panels = self.e, self.b, self.t, self.how.panels
+        if t.batch:
+            image, index = self._split(index, e.scalar(t.m_blocks))
+            e.scopes.bind(t.batch[0][0], image)
         first_row, strip = b.mul(index, t.mr * t.tiles), self._strip()
         with e.scopes.loop("strip ", ZERO, b.udiv(b.add(strip, panels - 1), strip)) as at:
             at.next()
