@@ -21,6 +21,8 @@ from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, bounds_of, produc
 from graphflow.compiler.target import Target
 
 Axes = tuple[tuple[str, DimLike], ...]
+_LONG = 8
+"""Sums of so many products for each row of the result are long."""
 
 
 def algorithm_asked(kernel: ContractionKernel) -> int | None:
@@ -108,15 +110,16 @@ def pieces(width: DimLike, lanes: int) -> int:
 
 
 def arranged(kernel: ContractionKernel, target: Target) -> Contraction:
-    """The contraction with a k axis; with its operands exchanged where the results lie side by side along m;
-    with axes in the order in which the operands lie in memory; and with batch axes that only one operand uses
-    moved to m or n: always to m; to n where the last panel of each batch element would be rather empty."""
+    """The contraction with a k axis; with its operands exchanged where the results lie side by side along m,
+    or a alone does; with axes in the order in which the operands lie in memory; and with batch axes that only
+    one operand uses moved to m or n: always to m; to n where the last panel of each batch element would be
+    rather empty."""
     c = kernel.contraction
     if not c.k:
         c = replace(c, k=(("k only", 1),))
     if kernel.indirect:
         return c
-    if not c.groups and _stored_along_m(kernel, target):
+    if not c.groups and (_stored_along_m(kernel, target) or _read_along_m(kernel, target)):
         c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
         c = replace(c, k=_walked(kernel, c.a, c.k))
     c = replace(c, n=_walked(kernel, c.b, c.n))
@@ -143,6 +146,24 @@ def _stored_along_m(kernel: ContractionKernel, target: Target) -> bool:
         return False
     places = [_place(kernel, s.arg, s.index) for s in c.stores]
     return all(coefficient(at, c.m[-1][0]) == 1 != coefficient(at, c.n[-1][0]) for at in places)
+
+
+def _read_along_m(kernel: ContractionKernel, target: Target) -> bool:
+    """Whether a lies side by side along the last m axis, b along the last k axis, and the results are so few
+    beside the sums that storing them across memory costs less than transposing b: as in gradients for the
+    weights of 1 x 1 convolutions of images in rows."""
+    c = kernel.contraction
+    limit = shared_limit(c.a, c.b, c.k)
+    a, b = (load_offset(kernel, drop_guard(x, limit)) for x in (c.a, c.b))
+    if not c.m or not c.n or a is None or b is None:
+        return False
+    (out, outs), lanes = c.m[-1], target.vector_bytes // c.a.dtype.bytes
+    steps = [coefficient(b, var) for var, _ in (*c.n, *c.k)]
+    products = product(extent for _, extent in c.k if isinstance(extent, int))
+    rows = product(extent for _, extent in c.m)
+    return (isinstance(outs, int) and outs > 0 and outs % lanes == 0 and coefficient(a, out) == 1
+            and None not in steps and steps[-1] == 1 != steps[len(c.n) - 1]
+            and isinstance(rows, int) and isinstance(products, int) and products >= _LONG * rows)
 
 
 def _walked(kernel: ContractionKernel, e: Expr, axes: Axes) -> Axes:

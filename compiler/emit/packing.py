@@ -16,7 +16,7 @@ from graphflow.compiler.emit.operands import Axes, flat_index, pieces
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import MAX_PIECES, Tiling
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, product, symbol
+from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
 
 KLoop = tuple[str, DimLike, DimLike]
 """(variable, start, stop) of a loop over k within a panel."""
@@ -170,8 +170,6 @@ def _put(
     e: Emitter, value: Value, row: DimLike, at: dict[str, DimLike], part: int, count: int, t: Tiling
 ) -> None:
     """Stores a vector into the panel."""
-    from graphflow.compiler.plan.dims import substitute
-
     element = MEMORY_TYPES[e.arguments["panel "].dtype.name]
     address = e.address("panel ", substitute(row, at) * t.nr + part)
     e.b.store(e.b.splat(value, count), address, align=min(64, count * element.bytes))
@@ -242,22 +240,23 @@ def pack_a(
         node = at_row(symbol("a row"))
         base = (tile * t.mr + symbol("a r")) * t.panel_rows
 
-        def store(carry: list[Value]) -> list[Value]:
-            lane = e.scopes.lane
-            assert lane is not None
-            value = b.splat(e.value(node), lane.count)
-            address = e.address("packed ", base + flat)
-            if lane.mask is None:
-                b.store(value, address)
-            else:
-                b.masked_store(value, address, lane.mask)
-            return []
-
         def inside(at: dict[str, DimLike]) -> None:
+            element, place = e.nodes.substitute(node, at), substitute(base + flat, at)
+
+            def store(carry: list[Value]) -> list[Value]:
+                lane = e.scopes.lane
+                assert lane is not None
+                value, address = b.splat(e.value(element), lane.count), e.address("packed ", place)
+                if lane.mask is None:
+                    b.store(value, address)
+                else:
+                    b.masked_store(value, address, lane.mask)
+                return []
+
             var, start, stop = loops[-1]
             e.scopes.lanes(var, e.scalar(start), e.scalar(stop), count, store, masked_only=True, align=1)
 
-        _each_k(e, loops[:-1], {}, inside, unroll=False)
+        _each_k(e, loops[:-1], {}, inside, unroll=True)
 
 
 def pack_columns(e: Emitter, node: Node, loop: KLoop, width: int, t: Tiling) -> None:

@@ -32,6 +32,8 @@ MAX_PIECES = 4
 """A vector that touches more runs of the last n axis than this is gathered."""
 _THIN, _ENOUGH_PANELS = 4, 8
 """So few rows take wider panels, as long as there are so many panels."""
+_NARROW, _FEW_PANELS = 8, 6
+"""So many rows take narrower panels, where there would be so few that half an empty one counts."""
 _FEW_TASKS = 6
 """Where there would be fewer tasks than this, the rows are cut once more."""
 _GATHER, _TRANSPOSE = 30.0, 6.0
@@ -188,6 +190,9 @@ def _columns(n: DimLike, lanes: int, m: DimLike) -> int:
     if isinstance(m, int) and 0 < m <= _THIN:
         while 2 * whole * m <= 16 * lanes and n >= 2 * _ENOUGH_PANELS * whole:
             whole *= 2
+    narrow = not isinstance(m, int) or m >= _NARROW
+    if narrow and whole == 2 * lanes < n and n % whole == lanes and n <= _FEW_PANELS * whole:
+        return lanes                                      # rather than a last panel that is half empty
     return min(whole, 1 << max(n - 1, 0).bit_length())
 
 
@@ -231,7 +236,9 @@ def _tiles(m: DimLike, n: DimLike, mr: int, nr: int, rows: int, blocks: bool) ->
     tiles = max(1, min(wanted, most))
     if not blocks or not isinstance(n, int):
         return tiles
-    return max(1, -(-most // max(most // tiles, _FEW_TASKS // max(1, -(-n // nr)), 1)))
+    blocks = max(most // tiles, _FEW_TASKS // max(1, -(-n // nr)), 1)
+    fewer, more = max(1, most // blocks), -(-most // blocks)
+    return fewer if most % fewer == 0 else max(1, more)
 
 
 def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, k: Axes, nr: int, lanes: int, single: bool) -> str:

@@ -1,0 +1,114 @@
+"""Convolutions of channels-last images with a stride, or of 1 x 1, and their gradients, as contractions."""
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from native_code import targets
+from support import graph_of
+from test_direct import input_gradient, operands, windows
+
+from graphflow.compiler.driver import Compilation
+from graphflow.compiler.emit.pool import pool_object
+from graphflow.compiler.emit.tiling import Tiling, contraction_tiling
+from graphflow.compiler.ir.builder import Builder
+from graphflow.compiler.ir.graph import Value
+from graphflow.compiler.kernel.form import ContractionKernel
+from graphflow.compiler.plan.dims import symbol
+from graphflow.compiler.plan.dtypes import F32
+from graphflow.compiler.target import Target, host_target
+from graphflow.runtime.cpu import CpuProgram
+from graphflow.runtime.native import install_pool
+from graphflow.runtime.store import Store
+
+pytestmark = pytest.mark.cpu
+TARGETS = {name: target for name, target in targets().items() if name != "sse2"}
+# (images, channels, outs, height, width, kernel, padding, stride)
+STRIDED: tuple[tuple[Any, ...], ...] = (
+    (3, 16, 32, 32, 32, (3, 3), 1, 2),
+    (2, 32, 64, 17, 15, (3, 3), 1, 2),
+    (5, 16, 48, 9, 12, (3, 2), ((1, 0), (0, 1)), (2, 1)),
+    (2, 16, 32, 21, 20, (4, 5), 2, 3),
+)
+ROWS: tuple[tuple[Any, ...], ...] = (
+    (3, 19, 32, 17, 16, (1, 1), 0, 1),
+    (2, 192, 16, 28, 28, (1, 1), 0, 1),
+    (1, 40, 96, 29, 31, (1, 1), 0, 1),
+)
+
+
+def computed(b: Builder, feeds: list[Value], out: Value, arrays: list[np.ndarray], target: Target
+             ) -> tuple[np.ndarray, list[Tiling]]:
+    """The result, the same with one thread as with three, and the tilings of the contractions."""
+    install_pool(pool_object(host_target()))
+    compilation = Compilation(graph_of(feeds, [out]), target)
+    plan, code = compilation.result("plan"), compilation.object_code()
+    found = [CpuProgram(plan, code, Store(), threads, guard=True).run(arrays)[0] for threads in (1, 3)]
+    assert np.array_equal(*found)
+    kernels = compilation.result("memory").kernels.values()
+    return found[0], [contraction_tiling(k, target) for k in kernels if isinstance(k, ContractionKernel)]
+
+
+def image(b: Builder, name: str, array: np.ndarray) -> tuple[Value, Value, np.ndarray]:
+    """A feed [N, height, width, channels], the image in it, and what is fed."""
+    turned = np.ascontiguousarray(array.transpose(0, 2, 3, 1))
+    feed = b.input(name=name, dtype=F32, shape=(symbol("N"), *turned.shape[1:]))
+    return feed, b.transpose(feed, perm=(0, 3, 1, 2)), turned
+
+
+def close(found: np.ndarray, expected: np.ndarray, magnitudes: np.ndarray, terms: int) -> None:
+    """The bound for sums of so many rounded products, in any order."""
+    assert (np.abs(found - expected) <= (terms + 2) * 2.0**-24 * magnitudes).all()
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_strided_convolutions(case: tuple[Any, ...], target: Target) -> None:
+    x, w, _, attrs = operands(case)
+    b = Builder()
+    fx, at, turned = image(b, "x", x)
+    fw = b.input(name="w", dtype=F32, shape=w.shape)
+    out = b.transpose(b.conv(at, fw, **attrs), perm=(0, 2, 3, 1))
+    found, _ = computed(b, [fx, fw], out, [turned, w], target)
+    view = windows(x.astype(float), case[5], case[6], case[7])
+    expected, size = (np.einsum("ncyxij,ocij->nyxo", f(view), f(w.astype(float))) for f in (np.array, np.abs))
+    close(found, expected, size, w[0].size)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("case", STRIDED, ids=str)
+def test_gradients_of_strided_convolutions(case: tuple[Any, ...], target: Target) -> None:
+    x, w, dy, attrs = operands(case)
+    b = Builder()
+    (fx, at, turned), (fy, place, above) = image(b, "x", x), image(b, "dy", dy)
+    found, _ = computed(b, [fx, fy], b.conv_weight_grad(at, place, kernel=case[5], **attrs), [turned, above],
+                        target)
+    view = windows(x.astype(float), case[5], case[6], case[7])
+    expected, size = (np.einsum("ncyxij,noyx->ocij", f(view), f(dy.astype(float)))
+                      for f in (np.array, np.abs))
+    close(found, expected, size, dy[:, 0].size)
+    b = Builder()
+    fy, place, above = image(b, "dy", dy)
+    fw = b.input(name="w", dtype=F32, shape=w.shape)
+    out = b.transpose(b.conv_input_grad(place, fw, spatial=x.shape[2:], **attrs), perm=(0, 2, 3, 1))
+    found, _ = computed(b, [fy, fw], out, [above, w], target)
+    expected, size = (input_gradient(f(dy.astype(float)), f(w.astype(float)), x.shape[2:], case[6], case[7])
+                      for f in (np.array, np.abs))
+    close(found, expected.transpose(0, 2, 3, 1), size.transpose(0, 2, 3, 1), w[:, 0].size)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
+@pytest.mark.parametrize("case", ROWS, ids=str)
+def test_weights_of_1x1_between_rows_and_channels_last(case: tuple[Any, ...], target: Target) -> None:
+    x, w, dy, attrs = operands(case)
+    b = Builder()
+    fx = b.input(name="x", dtype=F32, shape=(symbol("N"), *x.shape[1:]))
+    fy, place, above = image(b, "dy", dy)
+    found, tilings = computed(b, [fx, fy], b.conv_weight_grad(fx, place, kernel=(1, 1), **attrs), [x, above],
+                              target)
+    expected, size = (np.einsum("nchw,nohw->oc", f(x.astype(float)), f(dy.astype(float)))
+                      for f in (np.array, np.abs))
+    close(found[:, :, 0, 0], expected, size, dy[:, 0].size)
+    # Vectors along the gradient's channels: nothing is transposed.
+    assert all(t.n_total == dy.shape[1] and t.b != "transpose" for t in tilings)
