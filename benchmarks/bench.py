@@ -1,14 +1,15 @@
 """The benchmarks: a report with tables and plots in out/bench.
 
     python benchmarks/bench.py [--python PATH] [--workloads mlp lenet ...] [--threads 1 2] [--rounds 7]
-                               [--parts steps overhead functions kernels contractions] [--out FOLDER]
-                               [--readme]
+                               [--parts steps overhead functions kernels contractions convolutions]
+                               [--out FOLDER] [--readme]
 
     steps          training steps of graphflow beside PyTorch and JAX, by each number of threads (compare.py)
     overhead       what import, calls, compiling and memory cost (overhead.py)
     functions      accuracy and time of exp, log, tanh and sigmoid (functions.py)
     kernels        each kernel of those steps against the machine's limits (graphflow.bench)
-    contractions   matrix products and convolutions one by one (contractions.py)
+    contractions   matrix products one by one (contractions.py)
+    convolutions   the convolutions of those steps, pass by pass (convolutions.py)
 
 PyTorch and JAX are those of the interpreter --python; without them graphflow is timed alone. --readme puts
 the tables of steps and overhead into the README.
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import compare
+import convolutions
 import functions
 import machine
 import overhead
@@ -32,7 +34,7 @@ from workloads import SMALL, WORKLOADS
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
-PARTS = ("steps", "overhead", "functions", "kernels", "contractions")
+PARTS = ("steps", "overhead", "functions", "kernels", "contractions", "convolutions")
 SHOWN = 12
 """How many kernels of a program the report lists."""
 
@@ -94,6 +96,8 @@ def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Ro
         parts += ["## Kernels", f"```\n{found['kernels']['text']}\n```"]
     if "contractions" in found:
         parts += ["## Contractions", f"```\n{found['contractions'].rstrip()}\n```"]
+    if "convolutions" in found:
+        parts += ["## Convolutions", f"```\n{found['convolutions']}\n```"]
     (args.out / "report.md").write_text("\n\n".join(parts) + "\n")
     (args.out / "results.json").write_text(json.dumps(found, indent=1, allow_nan=False))
     return "\n\n".join(short)
@@ -139,6 +143,9 @@ def main() -> None:
         found["kernels"] = kernels(args)
     if "contractions" in args.parts:
         found["contractions"] = contractions()
+    if "convolutions" in args.parts:
+        images = [name for name in args.workloads if name in convolutions.IMAGES]
+        found["convolutions"] = convolutions.measure(images, args.small, max(args.threads))
     text = write(args, found, rows)
     print(f"\n{text}\n\n{args.out / 'report.md'}")
     if args.readme:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(FOLDER))
 
 import bench  # noqa: E402
 import compare  # noqa: E402
+import convolutions  # noqa: E402
 import functions  # noqa: E402
 import machine  # noqa: E402
 import nets_graphflow  # noqa: E402
@@ -267,3 +268,11 @@ def test_bench_writes_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
                                                        for bars in ("steps", "memory", "first"))}
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["steps"][0]["median_ms"] > 0 and found["kernels"]["programs"]["logreg"]
+
+
+def test_convolutions_are_timed_pass_by_pass() -> None:
+    found = convolutions.convolutions(SMALL["lenet"])
+    assert [c.op.removeprefix("conv_") for c in found] == ["conv", "conv", "input_grad", *["weight_grad"] * 2]
+    assert all(c.flops == 2 * c.y[0] * c.y[2] * c.y[3] * int(np.prod(c.w)) for c in found)
+    lines = convolutions.measure(["lenet"], small=True, threads=1).splitlines()
+    assert len(lines) == 1 + len(found) and all(float(line.split()[-5]) > 0 for line in lines[1:])

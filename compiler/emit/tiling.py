@@ -236,8 +236,8 @@ def _tiles(m: DimLike, n: DimLike, mr: int, nr: int, rows: int, blocks: bool) ->
     tiles = max(1, min(wanted, most))
     if not blocks or not isinstance(n, int):
         return tiles
-    blocks = max(most // tiles, _FEW_TASKS // max(1, -(-n // nr)), 1)
-    fewer, more = max(1, most // blocks), -(-most // blocks)
+    count = max(most // tiles, _FEW_TASKS // max(1, -(-n // nr)), 1)
+    fewer, more = max(1, most // count), -(-most // count)
     return fewer if most % fewer == 0 else max(1, more)
 
 
