@@ -57,6 +57,11 @@ class Target:
         return any(name in self.triple for name in ("darwin", "macos", "apple"))
 
     @property
+    def has_mask_registers(self) -> bool:
+        """Whether masks of vectors are no vectors themselves, and loads and stores under them are fast."""
+        return self.vector_bytes == 64
+
+    @property
     def has_fma(self) -> bool:
         """Whether multiply and add can be one instruction with one rounding."""
         return self.is_arm or "+fma" in self.features.split(",")

@@ -13,7 +13,7 @@ of b are cheap; anything else in a (arithmetic, guards, divisions) is evaluated 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
@@ -292,10 +292,20 @@ class DirectContraction:
                     with self._when(self.b.xor(last, True)):
                         self._save(tile, sums)
         with self._when(last):
-            if straight:
-                self._store_sums(sums)
-            else:
-                self._store_tile(tile)
+            self._whole_or_cut(lambda: self._store_sums(sums) if straight else self._store_tile(tile))
+
+    def _whole_or_cut(self, store: Callable[[], None]) -> None:
+        """Runs the stores of a panel; where stores under masks are slow, without a mask if the panel is
+        whole."""
+        e, b, t, lane = self.e, self.b, self.t, self.e.scopes.lane
+        if lane is None or lane.mask is None or e.target.has_mask_registers:
+            return store()
+        column = e.scopes.bound(COLUMN)
+        whole = b.compare("ge", b.sub(e.scalar(t.n_total), column), t.nr)
+        with self._when(whole), e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, None, t.nr)):
+            store()
+        with self._when(b.xor(whole, True)):
+            store()
 
     def _is_straight(self) -> bool:
         """Whether the stores are written out for each row of a tile, whose sums stay in registers: if there
