@@ -59,7 +59,7 @@ def link(raw: bytes, symbols: Sequence[str]) -> Linked:
     entries = np.frombuffer(raw, _SYMBOL, int(table["size"]) // _SYMBOL.itemsize, int(table["offset"]))
     names = _names(raw, sections[table["link"]], entries)
     places, tables, size = _places(sections, len(entries))
-    memory = mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)     # a child process has its own
     base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     image = np.frombuffer(memory, np.uint8)
     for section, place in zip(sections, places):

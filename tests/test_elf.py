@@ -3,6 +3,8 @@ LLVM's own linker is the oracle."""
 from __future__ import annotations
 
 import ctypes
+import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -108,3 +110,18 @@ def test_other_relocations_are_refused() -> None:
     text = "@x = thread_local global i32 1\ndefine ptr @f() {\n ret ptr @x\n}"
     with pytest.raises(CompilerError, match="cannot be loaded"):
         native.load_object(compile_object(text, TARGET), "local", ["f"])
+
+
+def test_a_forked_child_writes_memory_of_its_own() -> None:
+    """Or it would reset the thread pool of its parent."""
+    count = native.load_object(compile_object(IR, TARGET), "forked", ["count"]).function(
+        "count", ctypes.c_int64, ctypes.c_int64)
+    assert count(0) == 5
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)       # this process has threads
+        child = os.fork()
+    if child == 0:
+        count(7)
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert count(0) == 5 + 5
