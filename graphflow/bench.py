@@ -27,7 +27,7 @@ import numpy as np
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.errors import UseError
 from graphflow.compiler.plan.schema import Copy, Launch, Plan, launches
-from graphflow.function import Program, function
+from graphflow.function import Program, function, install_threads
 from graphflow.runtime.arena import address_of, aligned_bytes
 from graphflow.state import input as feed
 
@@ -112,7 +112,7 @@ def profile(program: Program, feeds: Sequence[np.ndarray], rounds: int = ROUNDS)
     from graphflow.runtime.native import load_object
     if program.device != "cpu":
         raise UseError(f"{program.name} is on {program.device}: only kernels on the CPU are timed")
-    _install_pool()
+    install_threads()
     compiled = program.compilation.result("memory")
     text, items = emit_profiled(compiled, host_target())
     name = program.name
@@ -211,7 +211,7 @@ def machine(threads: int) -> Machine:
     )
     from graphflow.compiler.target import host_target
     from graphflow.runtime.native import load_object
-    _install_pool()
+    install_threads()
     target, module = host_target(), Module()
     emit_fma_probe(module, target)
     emit_triad_probe(module, target)
@@ -257,13 +257,6 @@ def _rate(task: int, threads: int, arguments: Sequence[int]) -> float:
         else:
             rates.append(repeats / seconds)
     return max(rates)
-
-
-def _install_pool() -> None:
-    from graphflow.compiler.emit.pool import pool_object
-    from graphflow.compiler.target import host_target
-    from graphflow.runtime.native import install_pool
-    install_pool(pool_object(host_target()))
 
 
 # --- text

@@ -91,7 +91,7 @@ def tuning(graph: Graph, sizes: Mapping[str, int], device: str, threads: int | N
 
     def measure(trial: Trial) -> Sequence[Sequence[float]]:
         from graphflow.runtime.timing import time_variants
-        _install_pool()
+        install_threads()
         return time_variants(trial, count)
 
     return Tuning(measure, count, dict(sizes))
@@ -487,15 +487,15 @@ def _feed_plan(graph: Graph) -> Plan:
 
 def _cpu_program(program: Program) -> Any:
     from graphflow.runtime.cpu import CpuProgram
-    _install_pool()
+    install_threads()
     compiled = program.compiled
     return CpuProgram(compiled.plan, compiled.object_code, program.store, program.threads,
                       lambda number: compiled.locations[number])
 
 
 @lru_cache(maxsize=1)
-def _install_pool() -> None:
-    """The threads of this process: one pool for all programs, made of generated code like the rest."""
+def install_threads() -> None:
+    """Makes the thread pool ready: one for all programs of the process, of generated code like the rest."""
     from graphflow.compiler.driver import compile_pool
     from graphflow.compiler.target import host_target
     from graphflow.runtime.native import install_pool

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ class Gpu:
 
         self.driver = driver
         driver.init()
+        self._process = os.getpid()
         self.device = driver.Device(0)
         self.context = self.device.retain_primary_context()
         self._libcuda = ctypes.CDLL("libcuda.so.1")
@@ -53,6 +55,9 @@ class Gpu:
     @contextmanager
     def current(self) -> Iterator[None]:
         """The context is current inside; what the driver refuses becomes a DeviceError."""
+        if os.getpid() != self._process:
+            raise DeviceError("this process was forked from one that uses the GPU, which a child cannot",
+                              hint="fork before the first program runs on the GPU, or start a new process")
         self.context.push()
         try:
             yield
@@ -103,6 +108,8 @@ class Gpu:
 
     def close(self) -> None:
         """Frees what is left on the device, then gives the context back; at the end of the process."""
+        if os.getpid() != self._process:
+            return
         try:
             with self.current():
                 for thing in list(self._owned):

@@ -250,3 +250,23 @@ except NotImplementedError as error:
     print(error)
 """
     assert "which the code for GPUs does not count" in good(code, gpu)
+
+
+def test_a_forked_child_is_told_that_it_cannot(gpu: dict[str, str]) -> None:
+    code = """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+x = gf.input("x", (3,))
+p = gf.function([x], x + 1.0, device="cuda")
+close(p(np.zeros(3, np.float32)), np.ones(3))
+child = os.fork()
+if child == 0:
+    try:
+        p(np.zeros(3, np.float32))
+    except gf.DeviceError as error:
+        os._exit(7 if "was forked" in str(error) else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+close(p(np.ones(3, np.float32)), np.full(3, 2.0))
+print("same")
+"""
+    assert good(code, gpu) == "same\n"

@@ -15,12 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from graphflow.compiler.emit.algorithm import FLOAT, ZERO
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import TASK_NS, expression_ns
 from graphflow.compiler.emit.direct_image import (
     ALGORITHM,
-    FLOAT,
-    ZERO,
     DirectEmitter,
     Unfolded,
     steps_of,
@@ -188,7 +187,7 @@ class _Weights(DirectEmitter):
     """Lays the weights of a channel, a task, side by side."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: Direct):
-        super().__init__(module, kernel, target, d.image)
+        super().__init__(module, kernel, target, d.image.lanes)
         self.d = d
 
     def emit(self) -> None:
@@ -218,7 +217,7 @@ class _Emission(DirectEmitter):
     """What does not depend on where vectors run: tasks, bands, and the loops of a sum."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: Direct):
-        super().__init__(module, kernel, target, d.image)
+        super().__init__(module, kernel, target, d.image.lanes)
         self.d = d
         self.e.bounds.update({"column": (0, d.image.height * d.image.width - 1), "m start": (0, d.outs - 1),
                               "r": (0, d.mr - 1)})

@@ -9,20 +9,17 @@ number modulo the stride along y.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
+from graphflow.compiler.emit.algorithm import ZERO, AlgorithmEmitter
+from graphflow.compiler.emit.builder import I64, Value, constant
 from graphflow.compiler.emit.expr import Emitter
-from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
-from graphflow.compiler.kernel.form import Argument, Const, ContractionKernel, Expr, Guarded, Load
+from graphflow.compiler.kernel.form import Const, Expr, Guarded, Load
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, substitute, symbol
-from graphflow.compiler.target import Target
 
-ZERO = constant(I64, 0)
-FLOAT = MEMORY_TYPES["f32"]
 ALGORITHM = 1
 """The number by which a kernel's tile may name these algorithms."""
 MAX_STRIDE = 4
@@ -198,29 +195,8 @@ def _put(e: Emitter, element: Node, name: str, at: DimLike) -> Callable[[list[Va
     return body
 
 
-class DirectEmitter:
+class DirectEmitter(AlgorithmEmitter):
     """Emits code of a contraction over an unfolded image."""
-
-    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, image: Unfolded):
-        self.kernel, self.c = kernel, kernel.contraction
-        self.e = e = start_function(module, kernel, target)
-        self.b = e.b
-        self.type: Type = FLOAT.vector(image.lanes)
-        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
-            e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
-
-    def scratch(self, own: Mapping[str, int], shared: Mapping[str, int]) -> None:
-        """Makes the pieces of scratch arguments: those that all workers share, then the worker's own."""
-        e, b = self.e, self.b
-        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
-        at = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
-        for name, size in shared.items():
-            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
-            at = b.gep(at, size, FLOAT)
-        at = b.gep(at, b.mul(b.params[3], sum(own.values())), FLOAT)
-        for name, size in own.items():
-            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
-            at = b.gep(at, size, FLOAT)
 
     def bind_batch(self, axes: tuple[tuple[str, DimLike], ...], flat: Value) -> None:
         """Binds the variables of the axes to those of iteration `flat`, row-major."""
@@ -232,21 +208,3 @@ class DirectEmitter:
             flat = rest
         if axes:
             e.scopes.bind(axes[0][0], flat)
-
-    def multiply(self, left: Value, right: Value, total: Value) -> Value:
-        """total + left * right."""
-        b = self.b
-        return b.fma(left, right, total) if self.e.target.has_fma else b.add(b.mul(left, right), total)
-
-    def store(self, total: Value, values: Mapping[str, DimLike]) -> None:
-        """The kernel's stores of a vector of finished sums; `values` stand for variables of the axes."""
-        e = self.e
-        name = f"acc {total.name}"
-        e.scopes.bind(name, total)
-        e.nodes.bind("acc", e.nodes.given(name, dtypes.F32))
-        for let in self.c.lets:
-            (node,) = e.nodes.lets((let,))
-            e.value(e.nodes.substitute(node, values))
-        for s in self.c.stores:
-            value = e.value(e.nodes.substitute(e.nodes.of(s.value), values))
-            e.store_value(s.arg, tuple(substitute(d, values) for d in s.index), value)

@@ -16,12 +16,11 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from graphflow.compiler.emit.algorithm import FLOAT, ZERO
 from graphflow.compiler.emit.builder import I64, Loop, Module, Value, constant
 from graphflow.compiler.emit.cost import trips
 from graphflow.compiler.emit.direct_image import (
     ALGORITHM,
-    FLOAT,
-    ZERO,
     DirectEmitter,
     Unfolded,
     steps_of,
@@ -202,7 +201,7 @@ class _Emission(DirectEmitter):
     """What does not depend on where vectors run: tasks, images and bands."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, d: DirectWeights):
-        super().__init__(module, kernel, target, d.image)
+        super().__init__(module, kernel, target, d.image.lanes)
         self.d = d
         self.e.bounds.update({"start": (0, d.channels - 1), "m start": (0, d.outs - 1),
                               "flat": (0, d.channels * d.weights - 1)})

@@ -2,9 +2,8 @@
 
 The IR that graphflow emits is vectorised and in its final order, so LLVM's IR pass pipeline is left out: it
 costs more time than all the rest and was measured to gain nothing. The code generator's own passes all run.
-Without loop strength reduction it takes half the time, but then finds masks constant that this pass would
-have moved to another block, and makes of one of AVX2's masked loads one that reads everything. The text is
-right, and so is the code for AVX-512, which has masks of another kind.
+Without loop strength reduction it takes half the time, but then one of AVX2's masked loads was seen to become
+a load of everything, beyond the array's end, though the text still had the mask: so it stays on.
 """
 
 from __future__ import annotations

@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 
+from graphflow.compiler.emit.algorithm import FLOAT, ZERO, AlgorithmEmitter
 from graphflow.compiler.emit.builder import I1, I64, Module, Value, constant, vector_constant
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.winograd_matrices import Matrix, multiply
 from graphflow.compiler.emit.winograd_nhwc import WinogradNhwc
-from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, WinogradEmitter
 from graphflow.compiler.kernel.form import Const, ContractionKernel, Guard
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, substitute, symbol
@@ -32,7 +32,7 @@ def emit_winograd_nhwc(module: Module, kernel: ContractionKernel, target: Target
     _Emission(module, kernel, target, w).emit()
 
 
-class _Nhwc(WinogradEmitter):
+class _Nhwc(AlgorithmEmitter):
     """What both functions share. In their scopes "panel" is the number of a panel of output channels."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, w: WinogradNhwc):

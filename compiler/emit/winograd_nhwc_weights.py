@@ -29,6 +29,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from graphflow.compiler.emit.algorithm import FLOAT, ZERO, AlgorithmEmitter
 from graphflow.compiler.emit.builder import I32, I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import (
@@ -48,7 +49,7 @@ from graphflow.compiler.emit.winograd_matrices import (
     transposed,
     winograd_matrices,
 )
-from graphflow.compiler.emit.winograd_tiles import FLOAT, ZERO, WinogradEmitter, depends_on_sum, padded
+from graphflow.compiler.emit.winograd_tiles import depends_on_sum, padded
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
@@ -305,7 +306,7 @@ def emit_winograd_nhwc_weights(module: Module, kernel: ContractionKernel, target
     _Emission(module, kernel, target, w).emit()
 
 
-class _Emission(WinogradEmitter):
+class _Emission(AlgorithmEmitter):
     """Within a task "in" and "out" are its first vectors of channels."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, w: WinogradNhwcWeights):

@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
-from graphflow.compiler.emit.loops import start_function
+from graphflow.compiler.emit.algorithm import ZERO, AlgorithmEmitter
+from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.tiling import whole_lines
 from graphflow.compiler.emit.winograd_matrices import Matrices, Matrix, multiply, winograd_matrices
 from graphflow.compiler.kernel.form import (
-    Argument,
     Const,
     ContractionKernel,
     Expr,
@@ -26,11 +25,9 @@ from graphflow.compiler.kernel.form import (
     Load,
 )
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, substitute, symbol
+from graphflow.compiler.plan.dims import substitute, symbol
 from graphflow.compiler.target import Target
 
-ZERO = constant(I64, 0)
-FLOAT = MEMORY_TYPES["f32"]
 TILES_OF_2 = 2
 """The number of these algorithms in the table `candidates.ALGORITHMS`."""
 SIDES = (3, 5)
@@ -95,57 +92,7 @@ def depends_on_sum(b: Expr, place: str, tap: str, step: int) -> bool:
     return all(substitute(d, moved) == d for d in dims)
 
 
-class WinogradEmitter:
-    """Emits one function of an algorithm with vectors of `lanes`: its scratch, products and stores."""
-
-    def __init__(self, module: Module, kernel: ContractionKernel, target: Target, lanes: int):
-        self.kernel, self.c = kernel, kernel.contraction
-        self.e = e = start_function(module, kernel, target)
-        self.b = e.b
-        self.type: Type = FLOAT.vector(lanes)
-        for var, extent in (*self.c.batch, *self.c.m, *self.c.n, *self.c.k):
-            e.bounds[var] = (0, extent - 1 if isinstance(extent, int) else None)
-
-    def scratch(self, own: Mapping[str, int], shared: Mapping[str, int]) -> None:
-        """Makes the pieces of scratch arguments: those that all workers share, then the worker's own."""
-        e, b = self.e, self.b
-        slot = len(self.kernel.arguments) + len(self.kernel.symbols)
-        at = b.load(Type("ptr"), b.gep(b.params[0], slot, I64))
-        for name, size in shared.items():
-            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
-            at = b.gep(at, size, FLOAT)
-        at = b.gep(at, b.mul(b.params[3], sum(own.values())), FLOAT)
-        for name, size in own.items():
-            e.add_argument(Argument(name, dtypes.F32, (size,), "rw"), at)
-            at = b.gep(at, size, FLOAT)
-
-    def put(self, value: Value, address: Value) -> None:
-        """Stores the valid lanes of a vector."""
-        lane = self.e.scopes.lane
-        if lane is None or lane.mask is None:
-            self.b.store(value, address, align=4)
-        else:
-            self.b.masked_store(value, address, lane.mask, align=4)
-
-    def multiply(self, left: Value, right: Value, total: Value) -> Value:
-        """total + left * right, the left a scalar."""
-        b, left = self.b, self.b.splat(left, right.type.lanes)
-        return b.fma(left, right, total) if self.e.target.has_fma else b.add(b.mul(left, right), total)
-
-    def store(self, total: Value, values: Mapping[str, DimLike]) -> None:
-        """The kernel's stores of a vector of finished sums; `values` stand for variables of the axes."""
-        e = self.e
-        e.scopes.bind("acc ", total)
-        e.nodes.bind("acc", e.nodes.given("acc ", dtypes.F32))
-        for let in self.c.lets:
-            (node,) = e.nodes.lets((let,))
-            e.value(e.nodes.substitute(node, values))
-        for s in self.c.stores:
-            value = e.value(e.nodes.substitute(e.nodes.of(s.value), values))
-            e.store_value(s.arg, tuple(substitute(d, values) for d in s.index), value)
-
-
-class TileEmitter(WinogradEmitter):
+class TileEmitter(AlgorithmEmitter):
     """Emits code on panels of tiles. In its scopes "first" is the number of a panel's first tile."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, tiles: Tiles):

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from graphflow.compiler.emit.algorithm import ZERO
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import algorithm_asked
@@ -21,7 +22,7 @@ from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.tiling import rows_of_tile
 from graphflow.compiler.emit.winograd import PanelEmitter, WeightsEmitter, Winograd, applies
 from graphflow.compiler.emit.winograd_matrices import transposed
-from graphflow.compiler.emit.winograd_tiles import TILES_OF_2, ZERO, padded
+from graphflow.compiler.emit.winograd_tiles import TILES_OF_2, padded
 from graphflow.compiler.kernel.form import ContractionKernel, Guarded, Load
 from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
 from graphflow.compiler.target import Target

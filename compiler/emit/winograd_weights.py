@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphflow.compiler.emit.algorithm import FLOAT, ZERO
 from graphflow.compiler.emit.builder import I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import algorithm_asked, drop_guard, is_direct, names_of, shared_limit
@@ -19,10 +20,8 @@ from graphflow.compiler.emit.packing import axis_values, transpose
 from graphflow.compiler.emit.tiling import rows_of_tile
 from graphflow.compiler.emit.winograd_matrices import transposed
 from graphflow.compiler.emit.winograd_tiles import (
-    FLOAT,
     SIDES,
     TILES_OF_2,
-    ZERO,
     TileEmitter,
     Tiles,
     depends_on_sum,

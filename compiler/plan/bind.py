@@ -175,11 +175,12 @@ def _sharing(plan: Plan) -> list[list[Buffer]]:
     return list({id(group): group for group in groups.values()}.values())
 
 
-_ORDERS: tuple[Callable[[Block], tuple[int, ...]], ...] = (lambda b: (-b.bytes, b.first),
-                                                           lambda b: (-b.bytes * (b.last - b.first + 1),
-                                                                      b.first),
-                                                           lambda b: (b.first - b.last, -b.bytes),
-                                                           lambda b: (b.first, -b.bytes))
+_ORDERS: tuple[Callable[[Block], tuple[int, ...]], ...] = (
+    lambda b: (-b.bytes, b.first),
+    lambda b: (-b.bytes * (b.last - b.first + 1), b.first),
+    lambda b: (b.first - b.last, -b.bytes),
+    lambda b: (b.first, -b.bytes),
+)
 
 
 def _place(blocks: Sequence[Block], order: Iterable[int]) -> dict[int, int]:
