@@ -176,6 +176,17 @@ def test_thin_products(m: int, k: int, n: int, ty: bool) -> None:
     check_op("matmul", [x, y], {"transpose_x": False, "transpose_y": ty}, TARGETS["host"])
 
 
+@pytest.mark.parametrize("columns", [4, 8, 16, 32])
+def test_a_product_with_what_is_fed_in_panels(columns: int, target: Target) -> None:
+    """The columns of b come side by side as the micro-kernel reads them, but at any address."""
+    b, x, panels = Builder(), normal(33, 21), normal(3, 21, columns, seed=1)
+    left, right = (b.input(name=name, dtype=F32, shape=a.shape) for name, a in (("x", x), ("panels", panels)))
+    flat = b.reshape(b.transpose(right, perm=(1, 0, 2)), shape=(21, 3 * columns))
+    wide = [x.astype(np.float64), panels.astype(np.float64).transpose(1, 0, 2).reshape(21, -1)]
+    check(graph_of([left, right], [b.matmul(left, flat)]), [x, panels], {"y0": wide[0] @ wide[1]},
+          {"y0": np.abs(wide[0]) @ np.abs(wide[1])}, target)
+
+
 @pytest.mark.parametrize("shape", [(3, 17, 40, 33), (65, 5, 9, 6)])
 def test_batched_products(shape: tuple[int, int, int, int]) -> None:
     batch, m, k, n = shape

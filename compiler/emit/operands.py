@@ -190,10 +190,17 @@ def names_of(e: Expr) -> set[str]:
     return names
 
 
+PANELS = "panels"
+"""The name of the argument that holds the panels of b."""
+
+
 def packed_columns(kernel: ContractionKernel, c: Contraction) -> int:
     """The columns of a panel where b reads an array that holds its panels already, [panel, …, k…, column] as
-    `passes/panels.py` makes them, and so element (n // columns, …, k…, n % columns) of it; else 0."""
-    if not isinstance(c.b, Load) or not all(isinstance(extent, int) for _, extent in (*c.n, *c.k)):
+    `passes/panels.py` makes them, and so element (n // columns, …, k…, n % columns) of it; else 0. An array
+    of the caller's that looks like it has neither their alignment nor, maybe, as few columns."""
+    if not isinstance(c.b, Load) or c.b.arg != PANELS:
+        return 0
+    if not all(isinstance(extent, int) for _, extent in (*c.n, *c.k)):
         return 0
     argument = next(x for x in kernel.arguments if x.name == c.b.arg)
     index, columns, depth = c.b.index, argument.shape[-1] if argument.shape else 0, len(c.k)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from graphflow.compiler.emit.candidates import special
-from graphflow.compiler.emit.operands import arranged, flat_index, flattened, names_of
+from graphflow.compiler.emit.operands import PANELS, arranged, flat_index, flattened, names_of
 from graphflow.compiler.emit.tiling import contraction_tiling
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import (
@@ -47,9 +47,6 @@ from graphflow.compiler.plan.schema import (
     places,
 )
 from graphflow.compiler.target import Target
-
-PANELS = "panels"
-"""The name of the argument that holds them."""
 
 
 def pack_once(program: KernelProgram, target: Target) -> KernelProgram:
