@@ -152,6 +152,14 @@ static const char* launch(int blocks, int threads, bool falling, const std::func
 
 }  // namespace host
 
+// Blocks run one after the other, and the fibers of a block change places only where they wait.
+static inline void __threadfence() {}
+template <class T> static T atomicAdd(T* at, T value) {
+  const T old = *at;
+  *at = old + value;
+  return old;
+}
+
 static inline void __syncwarp() { host::wait_at(host::AT_WARP); }
 static inline void __syncthreads() { host::wait_at(host::AT_BLOCK); }
 

@@ -109,6 +109,22 @@ HELPERS = {
   return (x >= 0 ? T(1) : z) / (T(1) + z);
 }}""",
     "gf_softplus": f"{_TEMPLATE} T gf_softplus(T x) {{ return gf_max(x, T(0)) + log1p(exp(-fabs(x))); }}",
+    "gf_last_block": """\
+// Called by every thread of a block that has written its part: whether the other parts are written, too, and
+// can be read. `done` counts the parts of one result; it is 0 before and after.
+static __device__ bool gf_last_block(int* done, int parts)
+{
+  __shared__ bool last;
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(done, 1) == parts - 1;
+    if (last) *done = 0;
+  }
+  __syncthreads();
+  __threadfence();
+  return last;
+}""",
 }
 """Device functions by name, each emitted where something uses it; those that use another come later."""
 
