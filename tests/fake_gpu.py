@@ -1,4 +1,9 @@
-"""Runs Python with PyCUDA over the simulated GPU of `fake_cuda`."""
+"""Runs Python with PyCUDA over the simulated GPU of `fake_cuda`.
+
+    python tests/fake_gpu.py [--keep FOLDER] COMMAND ARGUMENTS …
+
+runs a command on it, such as `pytest tests/test_cuda_nets.py`: FOLDER keeps the driver and the compiled code.
+"""
 from __future__ import annotations
 
 import importlib.util
@@ -6,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).with_name("fake_cuda")
@@ -22,10 +28,28 @@ def install(folder: Path) -> dict[str, str]:
     nvcc.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FOLDER / "nvcc.py"}" "$@"\n')
     nvcc.chmod(0o755)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "GRAPHFLOW_CACHE": str(folder / "cache"),
-            "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
+            "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
+            "GRAPHFLOW_FAKE_GPU": "1"}
 
 
 def run(code: str, environment: dict[str, str], **more: str) -> subprocess.CompletedProcess[str]:
     """Runs a program in a process of its own; `more`: what the simulated GPU shall do wrong."""
     return subprocess.run([sys.executable, "-c", code], env={**environment, **more}, capture_output=True,
                           text=True, cwd=Path(__file__).parent, timeout=600)
+
+
+def main(arguments: list[str]) -> int:
+    """Runs a command; its exit status."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if arguments[:1] == ["--keep"]:
+            folder, arguments = Path(arguments[1]).absolute(), arguments[2:]
+            folder.mkdir(parents=True, exist_ok=True)
+        if MISSING or not arguments:
+            print(MISSING or __doc__, file=sys.stderr)
+            return 2
+        return subprocess.run(arguments, env=install(folder)).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

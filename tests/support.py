@@ -35,6 +35,8 @@ def run_graph(graph: Graph, feeds: Mapping[str, Any], device: str, state: Mappin
         return interpret(graph, feeds, state or {})[0]
     if device == "cpu":
         return run_native(graph, feeds, state or {})[0]
+    if device == "cuda":
+        return run_cuda(graph, feeds, state or {})
     raise ValueError(f"no way to run a graph on {device!r}")
 
 
@@ -55,11 +57,16 @@ def _pool() -> None:
 def loaded_program(plan: Plan, code: bytes | Library, threads: int, guard: bool = False) -> CpuProgram:
     """The program over a Store of its own."""
     _pool()
+    return CpuProgram(plan, code, store_of(plan), threads, guard=guard)
+
+
+def store_of(plan: Plan) -> Store:
+    """A Store with the plan's states."""
     store = Store()
     for b in plan.buffers:
         if b.role == "state":
             store.declare(b.name, "parameter", b.dtype, [int(d) for d in b.shape])
-    return CpuProgram(plan, code, store, threads, guard=guard)
+    return store
 
 
 def run_native(graph: Graph, feeds: Mapping[str, Any], state: Mapping[str, Any]
@@ -72,6 +79,18 @@ def run_native(graph: Graph, feeds: Mapping[str, Any], state: Mapping[str, Any]
         program.store[name] = state[name]
     outputs = program.run([np.asarray(feeds[v.node.attrs["name"]]) for v in graph.inputs])
     return dict(zip(graph.outputs, outputs)), {name: program.store[name] for name in graph.updates()}
+
+
+def run_cuda(graph: Graph, feeds: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The graph's outputs on the GPU."""
+    from graphflow.compiler.cuda_target import host_cuda_target
+    from graphflow.runtime.cuda import CudaProgram
+    plan, code = Compilation(graph, host_cuda_target()).compile()
+    program = CudaProgram(plan, code, store_of(plan))
+    for name in graph.states():
+        program.store[name] = state[name]
+    outputs = program.run([np.asarray(feeds[v.node.attrs["name"]]) for v in graph.inputs])
+    return dict(zip(graph.outputs, map(np.asarray, outputs)))
 
 
 # --- samples

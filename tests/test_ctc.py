@@ -5,11 +5,11 @@ import itertools
 
 import numpy as np
 import pytest
+from devices import DEVICES
 
 import graphflow as gf
 
-DEVICES = pytest.mark.parametrize("device", [pytest.param("reference", marks=pytest.mark.reference),
-                                             pytest.param("cpu", marks=pytest.mark.cpu)])
+on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def brute_force(logits: np.ndarray, labels: list[int], blank: int) -> float:
@@ -22,7 +22,7 @@ def brute_force(logits: np.ndarray, labels: list[int], blank: int) -> float:
     return -np.log(total) if total else np.inf
 
 
-@DEVICES
+@on_devices
 @pytest.mark.parametrize("blank", [0, 2])
 def test_ctc_is_the_sum_over_all_alignments(device: str, blank: int) -> None:
     t, n, classes, most = 5, 6, 3, 3
@@ -46,7 +46,7 @@ def test_ctc_is_the_sum_over_all_alignments(device: str, blank: int) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 
 
-@DEVICES
+@on_devices
 def test_ctc_and_its_gradient_equal_pytorchs(device: str) -> None:
     torch = pytest.importorskip("torch")
     t, n, classes, most = 12, 4, 5, 4

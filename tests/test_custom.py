@@ -5,10 +5,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import DEVICES
 
 import graphflow as gf
-
-DEVICES = [pytest.param("reference", marks=pytest.mark.reference), pytest.param("cpu", marks=pytest.mark.cpu)]
 
 
 def scaled(factor: float) -> Any:

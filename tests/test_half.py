@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from devices import DEVICES
 
 import graphflow as gf
 from graphflow.compiler.plan.dtypes import BF16, F16, DType
@@ -13,8 +14,7 @@ from graphflow.compiler.plan.dtypes import BF16, F16, DType
 pytest.importorskip("ml_dtypes")
 
 HALVES = pytest.mark.parametrize("half", [F16, BF16], ids=str)
-DEVICES = pytest.mark.parametrize("device", [pytest.param("reference", marks=pytest.mark.reference),
-                                             pytest.param("cpu", marks=pytest.mark.cpu)])
+on_devices = pytest.mark.parametrize("device", DEVICES)
 
 
 def same(found: np.ndarray, expected: np.ndarray) -> None:
@@ -43,7 +43,7 @@ def hard_floats() -> np.ndarray:
     return np.concatenate([random, small, ends, -ends, ties, special])
 
 
-@DEVICES
+@on_devices
 @HALVES
 def test_casts_round_as_numpy_does(half: DType, device: str) -> None:
     n, m = gf.dim("N"), gf.dim("M")
@@ -58,7 +58,7 @@ def test_casts_round_as_numpy_does(half: DType, device: str) -> None:
         np.testing.assert_array_equal(double, all_halves(half)[:0x4000].astype(np.float64))
 
 
-@DEVICES
+@on_devices
 @HALVES
 def test_every_half_widens_exactly(half: DType, device: str) -> None:
     h = gf.input("h", (1 << 16,), half.full_name)
@@ -66,7 +66,7 @@ def test_every_half_widens_exactly(half: DType, device: str) -> None:
     same(found, all_halves(half).astype(np.float32))
 
 
-@DEVICES
+@on_devices
 @HALVES
 def test_arithmetic_rounds_once_after_each_op(half: DType, device: str) -> None:
     n = gf.dim("N")
@@ -87,7 +87,7 @@ def test_arithmetic_rounds_once_after_each_op(half: DType, device: str) -> None:
     assert abs(float(total) - a.astype(wide).sum()) <= 2 ** -8 * float(total)
 
 
-@DEVICES
+@on_devices
 @HALVES
 def test_gradients_come_back_in_the_operands_type(half: DType, device: str) -> None:
     n = gf.dim("N")
@@ -147,7 +147,7 @@ def test_float16_loads_no_package() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@DEVICES
+@on_devices
 @HALVES
 def test_means_of_more_than_a_half_counts(half: DType, device: str) -> None:
     """257 is no bfloat16, and 70000 is no float16; both axes are the call's."""

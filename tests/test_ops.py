@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import DEVICES
 from oracles import ORACLES
 from support import (
     directional,
@@ -24,8 +25,6 @@ from graphflow.compiler.ops.record import KINDS, REQUIRED, Failure, Op, Sample
 from graphflow.compiler.passes.autodiff import gradients
 from graphflow.compiler.plan.dtypes import F32, F64, DType
 from graphflow.compiler.plan.errors import UserError
-
-DEVICES = [pytest.param("reference", marks=pytest.mark.reference), pytest.param("cpu", marks=pytest.mark.cpu)]
 
 NO_GRADIENT = set("""
     input state constant array parameter training update check grad fused

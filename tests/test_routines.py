@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import DEVICES
 from native_code import targets
 from support import feed, graph_of, native_program, run_graph
 from test_emit import run
@@ -295,8 +296,7 @@ def test_operands_that_are_views_or_the_same() -> None:
 
 # --- gradients
 
-@pytest.mark.parametrize("device", [pytest.param("reference", marks=pytest.mark.reference),
-                                    pytest.param("cpu", marks=pytest.mark.cpu)])
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradient_of_running_products_with_zeros(reverse: bool, device: str) -> None:
     """Against the sum over all products without the one factor."""
@@ -317,8 +317,7 @@ def test_gradient_of_running_products_with_zeros(reverse: bool, device: str) -> 
     np.testing.assert_allclose(found, expected[:, ::-1] if reverse else expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("device", [pytest.param("reference", marks=pytest.mark.reference),
-                                    pytest.param("cpu", marks=pytest.mark.cpu)])
+@pytest.mark.parametrize("device", DEVICES)
 def test_gradients_where_elements_are_equal(device: str) -> None:
     """The latest of equal extremes gets it, as does the last of updates in one place."""
     b = Builder()
