@@ -86,10 +86,10 @@ class CudaBackend:
         return program
 
     def work(self, kernel: Kernel) -> tuple[DimLike, DimLike]:
-        """(blocks, no scratch) of a launch."""
-        from graphflow.compiler.emit.cuda import cuda_blocks
+        """(blocks, bytes of scratch that they share) of a launch."""
+        from graphflow.compiler.emit.cuda import cuda_blocks, cuda_scratch
 
-        return cuda_blocks(kernel), 0
+        return cuda_blocks(kernel), cuda_scratch(kernel)
 
     def functions(self, program: KernelProgram) -> tuple[Function, ...]:
         """How each kernel is launched."""

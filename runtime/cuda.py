@@ -263,7 +263,7 @@ class CudaProgram:
 
         for item in body:
             if isinstance(item, Launch):
-                self._launch(item, address, symbols)
+                self._launch(item, address, base, symbols)
             elif isinstance(item, Copy):
                 size = buffer_bytes(self.table[item.source], symbols)
                 if size:
@@ -287,13 +287,15 @@ class CudaProgram:
             self._items(item.body, bound, slot, base, symbols)
             symbols[item.counter] += 1
 
-    def _launch(self, item: Launch, address: Any, symbols: Mapping[str, int]) -> None:
+    def _launch(self, item: Launch, address: Any, base: int, symbols: Mapping[str, int]) -> None:
+        """Scratch lies first in the arena, whose address is `base`."""
         blocks = min(evaluate(item.tasks, symbols), MOST_BLOCKS)
         if blocks == 0:
             return
         function, handle = self._functions[item.kernel]
-        values = [*(address(id) for id in item.buffers), *(symbols[s] for s in function.symbols)]
-        arguments = struct.pack("P" * len(item.buffers) + "i" * len(function.symbols), *values)
+        pointers = [*(address(id) for id in item.buffers), *([base] if item.scratch != 0 else ())]
+        arguments = struct.pack("P" * len(pointers) + "i" * len(function.symbols), *pointers,
+                                *(symbols[s] for s in function.symbols))
         handle._launch_kernel((blocks, 1, 1), (function.threads, 1, 1), arguments, 0, self.gpu.stream)
 
     def _address(self, id: str, bound: Bound, slot: Slot, base: int, symbols: Mapping[str, int]) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from graphflow.compiler.driver import Compilation
-from graphflow.compiler.emit.cuda import emit_cuda
+from graphflow.compiler.emit.cuda import cuda_blocks, cuda_function, cuda_scratch, emit_cuda
 from graphflow.compiler.emit.cuda_contraction import block_tile
 from graphflow.compiler.emit.cuda_text import C_TYPES
 from graphflow.compiler.ir.graph import Graph
@@ -58,6 +58,8 @@ def kernel_name(kernel: Kernel) -> str:
 def launcher(kernel: Kernel) -> str:
     """A C function that launches the kernel on the simulated device; it returns what went wrong, or null."""
     pointers = [f"({C_TYPES[a.dtype]}*)a[{i}]" for i, a in enumerate(kernel.arguments)]
+    if cuda_scratch(kernel) != 0:
+        pointers.append(f"(char*)a[{len(pointers)}]")
     symbols = [f"s[{i}]" for i in range(len(kernel.symbols))]
     return (
         f'extern "C" const char* launch_{kernel.name}(void** a, const long long* s, int blocks, int threads, '
@@ -119,11 +121,18 @@ class HostKernels:
     def _call(
         self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
     ) -> None:
-        addresses = (ctypes.c_void_p * max(1, len(arrays)))(*(a.ctypes.data for a in arrays))
+        blocks, threads, pointers = BLOCKS, THREADS, [*arrays]
+        if isinstance(kernel, ContractionKernel):
+            threads = block_tile(kernel).threads
+        if cuda_scratch(kernel) != 0:  # right for one number of blocks only
+            scratch = _fenced((evaluate(cuda_scratch(kernel), symbols),), np.dtype(np.uint8))
+            pointers.append(scratch)
+            blocks, threads = evaluate(cuda_blocks(kernel), symbols), cuda_function(kernel).threads
+        addresses = (ctypes.c_void_p * (len(pointers) + 1))(*(a.ctypes.data for a in pointers))
         sizes = (ctypes.c_longlong * max(1, len(kernel.symbols)))(*(symbols[s] for s in kernel.symbols))
-        threads = block_tile(kernel).threads if isinstance(kernel, ContractionKernel) else THREADS
-        fault = self.functions[kernel_name(kernel)](addresses, sizes, BLOCKS, threads, int(falling))
+        fault = self.functions[kernel_name(kernel)](addresses, sizes, blocks, threads, int(falling))
         assert fault is None, f"{kernel.name}: {fault.decode()}"
+        assert all(map(_intact, pointers[len(arrays) :])), f"{kernel.name} wrote outside its scratch"
 
     def run(
         self,
@@ -152,13 +161,15 @@ class HostKernels:
                 assert memory[item.buffer], plan.messages[item.code].text
             else:
                 self.launch(program.kernels[item.kernel], [memory[id] for id in item.buffers], symbols)
-        for array in memory.values():
-            raw = array.base if array.base is not None else array
-            assert (
-                raw.size >= 2 * CANARY and (raw[:CANARY] == 0xA5).all() and (raw[-CANARY:] == 0xA5).all()
-            ), "a kernel wrote outside a buffer"
+        assert all(map(_intact, memory.values())), "a kernel wrote outside a buffer"
         outputs = {plan.buffer(id).name: memory[id] for id in plan.outputs}
         return outputs, {plan.buffer(id).name: memory[id] for id in plan.written}
+
+
+def _intact(array: np.ndarray) -> bool:
+    """Whether the canaries around an array are what they were."""
+    raw = array.base if array.base is not None else array
+    return raw.size >= 2 * CANARY and bool((raw[:CANARY] == 0xA5).all() and (raw[-CANARY:] == 0xA5).all())
 
 
 def _fenced(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -8,8 +8,13 @@ from __future__ import annotations
 
 import re
 
-from graphflow.compiler.emit.cuda_contraction import block_tile, contraction_blocks, contraction_text
-from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_text
+from graphflow.compiler.emit.cuda_contraction import (
+    block_tile,
+    contraction_blocks,
+    contraction_scratch,
+    contraction_text,
+)
+from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_scratch, loop_text
 from graphflow.compiler.emit.cuda_routines import routine_blocks, routine_text
 from graphflow.compiler.emit.cuda_text import HELPERS, THREADS
 from graphflow.compiler.kernel.form import Apply, ContractionKernel, Kernel, Reduce, RoutineKernel
@@ -53,6 +58,14 @@ def cuda_blocks(kernel: Kernel) -> DimLike:
     if isinstance(kernel, ContractionKernel):
         return contraction_blocks(kernel)
     return routine_blocks(kernel) if isinstance(kernel, RoutineKernel) else loop_blocks(kernel)
+
+
+def cuda_scratch(kernel: Kernel) -> DimLike:
+    """Bytes of scratch that all blocks of a launch share. A kernel that has some is right for exactly as many
+    blocks as `cuda_blocks` says."""
+    if isinstance(kernel, ContractionKernel):
+        return contraction_scratch(kernel)
+    return 0 if isinstance(kernel, RoutineKernel) else loop_scratch(kernel)
 
 
 def _helpers(text: str) -> list[str]:

@@ -78,6 +78,11 @@ def contraction_blocks(kernel: ContractionKernel) -> DimLike:
     return product(x for _, x in c.batch) * ceildiv(m, t.rows) * ceildiv(n, t.columns)
 
 
+def contraction_scratch(kernel: ContractionKernel) -> DimLike:
+    """Bytes that the blocks of a launch share for what they hand to each other."""
+    return 0
+
+
 def _guess(d: DimLike) -> int:
     return d if isinstance(d, int) else UNKNOWN
 
@@ -106,7 +111,7 @@ class _Contraction(Writer):
         if all(extent != 0 for _, extent in extents):        # else there is nothing to do
             self._tiles()
         lines = [f"// Launch with {t.threads} threads a block, one block per tile of {t.rows} x {t.columns}.",
-                 signature(self.kernel, t.threads), "{", *self.lines, "}"]
+                 signature(self.kernel, t.threads, contraction_scratch(self.kernel)), "{", *self.lines, "}"]
         return "\n".join(lines) + "\n"
 
     def _tiles(self) -> None:

@@ -29,6 +29,11 @@ def loop_blocks(kernel: LoopKernel) -> DimLike:
     return ceildiv(points, THREADS // WARP if _has_lanes(body) else THREADS)
 
 
+def loop_scratch(kernel: LoopKernel) -> DimLike:
+    """Bytes that the blocks of a launch share for what they hand to each other."""
+    return 0
+
+
 class _Loops(Writer):
     """Writes one kernel."""
 
@@ -44,7 +49,8 @@ class _Loops(Writer):
         if all(extent != 0 for _, extent in grid):           # else there is nothing to do
             self.points(grid, body, by_row)
         form = "one warp per row" if by_row else "one thread per element"
-        lines = [f"// Launch with {THREADS} threads a block, {form}.", signature(k), "{", *self.lines, "}"]
+        lines = [f"// Launch with {THREADS} threads a block, {form}.", signature(k, THREADS, loop_scratch(k)),
+                 "{", *self.lines, "}"]
         return "\n".join(lines) + "\n"
 
     def points(self, grid: list[tuple[str, DimLike]], body: tuple[Statement, ...], by_row: bool) -> None:

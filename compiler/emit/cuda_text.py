@@ -185,9 +185,10 @@ def dimension(d: DimLike, name: Callable[[str], str] = c_name) -> str:
     return f"({text})" if len(terms) > 1 or " * " in text else text
 
 
-def signature(kernel: Kernel, threads: int = THREADS) -> str:
-    """The head of the kernel's function: its arguments, then its symbols."""
+def signature(kernel: Kernel, threads: int = THREADS, scratch: DimLike = 0) -> str:
+    """The head of the kernel's function: its arguments, its scratch if it has some, then its symbols."""
     arguments = [f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}* {a.name}" for a in kernel.arguments]
+    arguments += ["char* scratch"] if scratch != 0 else []
     arguments += [f"idx {c_name(s)}" for s in kernel.symbols]
     return (f'extern "C" __global__ void __launch_bounds__({threads}) '
             f"{kernel.name}({', '.join(arguments)})")
