@@ -1,4 +1,4 @@
-"""The devices on which tests of the language run: the GPU too, where one is usable or `fake_gpu.py` stands in."""
+"""The devices that tests of the language run on: the GPU too, if one is usable or `fake_gpu.py` is one."""
 from __future__ import annotations
 
 import os

@@ -272,6 +272,19 @@ def test_scans_written_twice_are_one() -> None:
     np.testing.assert_allclose(out[4], out[3] * x)
 
 
+@pytest.mark.cpu
+def test_checkpoints_of_steps_that_are_numbers() -> None:
+    """A slice of an array with one axis is one of steps, not of columns; 7 steps in blocks of 3 are cut."""
+    x = gf.input("x", (7,), "float64")
+    results = []
+    for device, block in (("reference", None), ("cpu", 3)):
+        start = gf.constant(0.5, "float64")
+        last, ys = gf.scan(lambda h, row: (gf.sin(h * row),) * 2, start, x, checkpoint=block)
+        loss = last * 2.0 + gf.sum(ys * ys)
+        results.append(gf.function(x, [loss, gf.grad(loss, x)], device=device)(np.linspace(-2, 3, 7)))
+    agree(results[1], results[0])
+
+
 # --- symbolic lengths, parameters, random numbers
 
 def test_a_length_that_the_call_decides() -> None:

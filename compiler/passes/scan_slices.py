@@ -132,7 +132,7 @@ def _whole_inputs(b: Builder, node: Node, inputs: list[Value]) -> tuple[Node, li
     """The scan and its operands, with arrays as inputs of the steps instead of their slices of columns."""
     count, steps, body = node.attrs["carries"], node.attrs["steps"], node.regions[0]
     sliced = {i: v.node.inputs[0] for i, v in enumerate(inputs)
-              if count <= i < count + steps and _columns(v) is not None}
+              if count <= i < count + steps and v.type.rank > 1 and _columns(v) is not None}
     if not sliced:
         return node, inputs
     kept = [i for i in range(count, count + steps) if i not in sliced]
