@@ -38,6 +38,7 @@ from graphflow.optim.parameters import freeze, unfreeze
 from graphflow.products import matmul
 from graphflow.runtime.store import Store
 from graphflow.scope import scope
+from graphflow.stacking import device_array
 from graphflow.state import input, parameter  # noqa: A004
 from graphflow.substitute import substitute
 from graphflow.tensor import Tensor, cast, constant, dim
@@ -55,10 +56,10 @@ __all__ = ["Callback", "CheckpointError", "Checkpoints", "CompilerError", "DType
            "DeviceError", "EarlyStopping", "FeedError", "GraphflowError", "History", "Model", "Program",
            "ShapeError", "Store", "Tensor", "TrainingError", "UseError", "UserError", "autocast", "cast",
            "check", "check_gradient", "checkpoint", "cond", "constant", "custom_gradient", "custom_op",
-           "data", "debug", "dim", "fft", "freeze", "function", "functions", "grad", "hessian", "hvp",
-           "init", "input", "jacobian", "jvp", "linalg", "loss", "matmul", "metrics", "nn", "optim",
-           "parameter", "print", "random", "scan", "scope", "step_index", "substitute", "unfreeze",
-           "value_and_grad", "vjp", "while_loop"]
+           "data", "debug", "device_array", "dim", "fft", "freeze", "function", "functions", "grad",
+           "hessian", "hvp", "init", "input", "jacobian", "jvp", "linalg", "loss", "matmul", "metrics",
+           "nn", "optim", "parameter", "print", "random", "scan", "scope", "step_index", "substitute",
+           "unfreeze", "value_and_grad", "vjp", "while_loop"]
 
 
 _ON_DEMAND = {"Callback": "callbacks", "Checkpoints": "checkpoints", "EarlyStopping": "callbacks",

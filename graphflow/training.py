@@ -3,13 +3,10 @@ interruption."""
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from graphflow.callbacks import Callback
@@ -18,6 +15,7 @@ from graphflow.compiler.plan.errors import CheckpointError, TrainingError, UseEr
 from graphflow.feeding import Feeds, closing
 from graphflow.history import History
 from graphflow.metrics import Totals
+from graphflow.runtime.steps import Interrupts
 from graphflow.runtime.store import STEP
 
 if TYPE_CHECKING:
@@ -183,30 +181,6 @@ class Training:
             callback.restore(kept)
         self.resumed, self.epoch = True, self.model.epoch + 1
         self._saved = self._place()
-
-
-class Interrupts:
-    """Holds Ctrl-C back while a training step runs: `raised` tells of it, and a second one raises at once."""
-
-    def __init__(self) -> None:
-        self.raised = False
-        self._before: Any = None
-
-    def __enter__(self) -> Interrupts:
-        # only Python's own way of raising KeyboardInterrupt is replaced, and only the main thread may do so
-        if threading.current_thread() is threading.main_thread() \
-                and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            self._before = signal.signal(signal.SIGINT, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._before is not None:
-            signal.signal(signal.SIGINT, self._before)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.raised:
-            raise KeyboardInterrupt
-        self.raised = True
 
 
 class _AtEpochEnd(Callback):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ctypes
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +16,13 @@ from graphflow.compiler.plan.schema import Buffer, Plan
 from graphflow.runtime.arena import address_of, aligned_bytes
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
 from graphflow.runtime.native import Library, default_threads, load_object, thread_pool
+from graphflow.runtime.steps import Interrupts, Stack, by_calls, failed, interrupted
 from graphflow.runtime.store import Store
 
 MAX_BINDINGS = 64
 """How many bindings (one for each combination of feed shapes) a program remembers."""
+CHUNK_SECONDS, CHUNK_STEPS = 0.05, 1024
+"""For so long at most the steps of `run_steps` follow each other without a look at Ctrl-C."""
 
 
 class Context(ctypes.Structure):
@@ -112,6 +116,54 @@ class CpuProgram:
         if code:
             raise self.failure(code)
         return outputs
+
+    def run_steps(self, stack: Stack) -> list[np.ndarray]:
+        """Many steps: the outputs, stacked.
+
+        FeedError as `run`, KeyboardInterrupt for Ctrl-C between two chunks of steps: both say how many steps
+        are done, and the Store is as these left it.
+        """
+        if self.guard:
+            return by_calls(self.plan.name, self.run, stack)
+        feeds = [np.asarray(np.require(feed, requirements="CA")) for feed in stack.feeds]
+        stack = Stack(feeds, stack.stacked, stack.steps)
+        outputs = [np.empty((stack.steps, *shape), dtype)
+                   for _, shape, dtype in self._bound_for(stack.at(0)).outputs]
+        done, count = 0, 1
+        with Interrupts() as interrupts:
+            while done < stack.steps:
+                start = time.perf_counter()
+                ran, code = self._chunk(stack, outputs, done, min(count, stack.steps - done))
+                if code:
+                    raise failed(self.failure(code), done + ran - 1, stack.steps)
+                done += ran
+                pace = CHUNK_SECONDS / max(time.perf_counter() - start, 1e-6)
+                count = max(1, min(int(count * pace), count * 8, CHUNK_STEPS))
+                if interrupts.raised:
+                    raise interrupted(self.plan.name, done, stack.steps)
+        return outputs
+
+    def _chunk(self, stack: Stack, outputs: Sequence[np.ndarray], first: int, count: int) -> tuple[int, int]:
+        """(steps run, what the entry said of the last) of `count` steps from number `first` on."""
+        with self.store.lock:
+            if self.store.mirror is not None:
+                self.store.fetch()
+            bound = self._bound_for(stack.at(first))
+            tables = np.tile(np.frombuffer(bound.table, np.uint64), (count, 1))
+            steps = np.arange(first, first + count, dtype=np.uint64)
+            moving = [(place, feed, stacked) for (place, _), feed, stacked in
+                      zip(self._feeds, stack.feeds, stack.stacked)]
+            moving += [(place, output, True) for (place, *_), output in zip(bound.outputs, outputs)]
+            for place, array, stacked in moving:
+                stride = array.nbytes // stack.steps if stacked else 0
+                tables[:, place] = np.uint64(address_of(array)) + steps * np.uint64(stride)
+            contexts = np.tile(np.frombuffer(bound.context, np.uint64), (count, 1))
+            contexts[:, 0] = address_of(tables) + np.arange(count) * tables.strides[0]
+            pending = iter((address_of(contexts) + np.arange(count) * contexts.strides[0]).tolist())
+            code = next(filter(None, map(self._entry, pending)), 0)
+            if self.store.mirror is not None:
+                self.store.changed(self._written)
+        return count - pending.__length_hint__(), code
 
     def fill_feeds(self, table: Any, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Writes the feeds' addresses; returns the copies made of those that are not plain row-major

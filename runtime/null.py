@@ -12,6 +12,7 @@ from graphflow.compiler.plan.dims import DimLike, evaluate
 from graphflow.compiler.plan.errors import UseError
 from graphflow.compiler.plan.schema import Branch, Copy, Item, Launch, Plan, Repeat
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
+from graphflow.runtime.steps import Stack, by_calls
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,10 @@ class NullProgram:
         symbols = self.checker.symbols(feeds)
         outputs = [self.plan.buffer(id) for id in self.plan.outputs]
         return [np.zeros([evaluate(d, symbols) for d in b.shape], b.dtype.numpy) for b in outputs]
+
+    def run_steps(self, stack: Stack) -> list[np.ndarray]:
+        """The outputs of many steps, stacked."""
+        return by_calls(self.plan.name, self.run, stack)
 
     def binding(self, symbols: dict[str, int]) -> Binding:
         """Offsets and sizes for these values of the symbols."""
