@@ -23,13 +23,19 @@ OPTIONS = ("-fmad=false", "-std=c++17")
 
 @dataclass(frozen=True)
 class CudaTarget:
-    """A GPU architecture, such as "sm_90"."""
+    """A GPU architecture, such as "sm_90". `tf32`: products of float32 are computed on tensor cores, which take
+    10 bits of each factor's fraction; else they are exact as on a CPU."""
 
     architecture: str
+    tf32: bool = False
 
     def key(self) -> str:
         """Everything that the text for this target depends on, as one line for cache keys."""
-        return f"cuda {self.architecture}"
+        return f"cuda {self.architecture}{' tf32' if self.tf32 else ''}"
+
+
+ANY = CudaTarget("sm_80")
+"""What text is for where no GPU is named."""
 
 
 @cache

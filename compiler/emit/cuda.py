@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 
+from graphflow.compiler.cuda_target import ANY, CudaTarget
 from graphflow.compiler.emit.cuda_contraction import (
     block_tile,
     contraction_blocks,
@@ -31,40 +32,40 @@ typedef int idx;  // counts elements, of which no array has 2^30
 """
 
 
-def emit_cuda(program: KernelProgram) -> str:
+def emit_cuda(program: KernelProgram, target: CudaTarget = ANY) -> str:
     """The translation unit of the program's kernels."""
     first: dict[str, Launch] = {}
     for item in launches(program.plan.body):
         first.setdefault(item.kernel, item)
-    parts = [_comment(program, kernel, first.get(kernel.name)) + _text(kernel)
+    parts = [_comment(program, kernel, first.get(kernel.name)) + _text(kernel, target)
              for kernel in program.kernels.values()]
     return "\n".join([PRELUDE, *_helpers("".join(parts)), *parts])
 
 
-def _text(kernel: Kernel) -> str:
+def _text(kernel: Kernel, target: CudaTarget) -> str:
     if isinstance(kernel, ContractionKernel):
-        return contraction_text(kernel)
+        return contraction_text(kernel, target)
     return routine_text(kernel) if isinstance(kernel, RoutineKernel) else loop_text(kernel)
 
 
-def cuda_function(kernel: Kernel) -> Function:
+def cuda_function(kernel: Kernel, target: CudaTarget = ANY) -> Function:
     """How the kernel is launched."""
-    threads = block_tile(kernel).threads if isinstance(kernel, ContractionKernel) else THREADS
+    threads = block_tile(kernel, target).threads if isinstance(kernel, ContractionKernel) else THREADS
     return Function(kernel.name, threads, kernel.symbols)
 
 
-def cuda_blocks(kernel: Kernel) -> DimLike:
+def cuda_blocks(kernel: Kernel, target: CudaTarget = ANY) -> DimLike:
     """How many blocks share the kernel's work. Fewer do it as well: each takes more of it."""
     if isinstance(kernel, ContractionKernel):
-        return contraction_blocks(kernel)
+        return contraction_blocks(kernel, target)
     return routine_blocks(kernel) if isinstance(kernel, RoutineKernel) else loop_blocks(kernel)
 
 
-def cuda_scratch(kernel: Kernel) -> DimLike:
+def cuda_scratch(kernel: Kernel, target: CudaTarget = ANY) -> DimLike:
     """Bytes of scratch that all blocks of a launch share. A kernel that has some is right for exactly as many
     blocks as `cuda_blocks` says."""
     if isinstance(kernel, ContractionKernel):
-        return contraction_scratch(kernel)
+        return contraction_scratch(kernel, target)
     return 0 if isinstance(kernel, RoutineKernel) else loop_scratch(kernel)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from graphflow.compiler.cuda_target import ANY, CudaTarget
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, apply, c_name, literal, signature, used_locals
 from graphflow.compiler.emit.operands import Axes, coefficient, load_offset
@@ -53,7 +54,7 @@ TILES = (
 """The larger, the fewer loads for a product; but few tiles leave multiprocessors idle."""
 
 
-def block_tile(kernel: ContractionKernel) -> BlockTile:
+def block_tile(kernel: ContractionKernel, target: CudaTarget = ANY) -> BlockTile:
     """The first tile of the table of which there are enough, and which is not mostly beyond the edges; if
     there is none, the one that does the least work for nothing."""
     c = kernel.contraction
@@ -71,14 +72,14 @@ def block_tile(kernel: ContractionKernel) -> BlockTile:
                 min(fitting, key=work))
 
 
-def contraction_blocks(kernel: ContractionKernel) -> DimLike:
+def contraction_blocks(kernel: ContractionKernel, target: CudaTarget = ANY) -> DimLike:
     """The number of tiles, which is the number of blocks to launch."""
     c, t = kernel.contraction, block_tile(kernel)
     m, n = (product(x for _, x in axes) for axes in (c.m, c.n))
     return product(x for _, x in c.batch) * ceildiv(m, t.rows) * ceildiv(n, t.columns)
 
 
-def contraction_scratch(kernel: ContractionKernel) -> DimLike:
+def contraction_scratch(kernel: ContractionKernel, target: CudaTarget = ANY) -> DimLike:
     """Bytes that the blocks of a launch share for what they hand to each other."""
     return 0
 
@@ -87,7 +88,7 @@ def _guess(d: DimLike) -> int:
     return d if isinstance(d, int) else UNKNOWN
 
 
-def contraction_text(kernel: ContractionKernel) -> str:
+def contraction_text(kernel: ContractionKernel, target: CudaTarget = ANY) -> str:
     """The ``__global__`` function."""
     return _Contraction(kernel).text()
 
