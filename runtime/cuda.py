@@ -103,7 +103,8 @@ class Slot:
         for id, size in sizes.items():
             self._offsets[id] = offset
             offset += -(-size // ALIGNMENT) * ALIGNMENT
-        self._block = gpu.allocate(offset, f"feeds and outputs of {program.plan.name}")
+        self._verdicts, self._checks = offset, len(program.checks)
+        self._block = gpu.allocate(offset + self._checks, f"feeds and outputs of {program.plan.name}")
         feeds = sum(-(-sizes[id] // ALIGNMENT) * ALIGNMENT for id in program.plan.feeds)
         self._pinned = gpu.driver.pagelocked_empty(max(feeds, 1), np.uint8)
         self.copied, self.done = gpu.driver.Event(), gpu.driver.Event()
@@ -114,6 +115,17 @@ class Slot:
     def address(self, id: str) -> int:
         """Where the feed or output lies."""
         return int(self._block) + self._offsets[id]
+
+    def verdict(self, number: int) -> int:
+        """Where a check's finding is kept: its own buffer is used again before the host looks."""
+        return int(self._block) + self._verdicts + number
+
+    def verdicts(self) -> np.ndarray:
+        """What each check found, now."""
+        found = np.empty(self._checks, np.uint8)
+        self.gpu.stream.synchronize()
+        self.gpu.driver.memcpy_dtoh(found, self.verdict(0))
+        return found
 
     def fill(self, feeds: Mapping[str, np.ndarray]) -> None:
         """Begins to copy the feeds; the GPU's stream will wait for them."""
@@ -188,6 +200,7 @@ class CudaProgram:
             self._constants = {b.id: self._constant(b) for b in plan.buffers if b.role == "constant"}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
         self._captured = _fixed(plan.body)
+        self.checks = [item for item in plan.body if isinstance(item, Check)]
         self._split = _last_check(plan.body)
 
     def _constant(self, b: Buffer) -> Any:
@@ -251,9 +264,9 @@ class CudaProgram:
             slot.stamp = self.states.version
         for part, graph in zip(parts, slot.graphs):
             graph.launch()
-            for item in part:
-                if isinstance(item, Check):
-                    self._look(item, bound, slot, base)
+            if part is parts[0] and self.checks:
+                for check, held in zip(self.checks, slot.verdicts()):
+                    self._judge(check, held, slot)
 
     def _items(self, body: Sequence[Item], bound: Bound, slot: Slot, base: int, symbols: dict[str, int]
                ) -> None:
@@ -270,8 +283,11 @@ class CudaProgram:
                     self.gpu.driver.memcpy_dtod_async(address(item.target), address(item.source), size,
                                                       self.gpu.stream)
             elif isinstance(item, Check):
-                if not self._captured:
-                    self._look(item, bound, slot, base)
+                if self._captured:
+                    self.gpu.driver.memcpy_dtod_async(slot.verdict(self.checks.index(item)),
+                                                      address(item.buffer), 1, self.gpu.stream)
+                else:
+                    self._judge(item, self._flag(address(item.buffer)), slot)
             elif isinstance(item, Branch):
                 side = item.then if self._flag(address(item.predicate)) else item.otherwise
                 self._items(side, bound, slot, base, symbols)
@@ -318,8 +334,8 @@ class CudaProgram:
         self.gpu.driver.memcpy_dtoh(value, address)
         return bool(value[0])
 
-    def _look(self, item: Check, bound: Bound, slot: Slot, base: int) -> None:
-        if not self._flag(self._address(item.buffer, bound, slot, base, bound.symbols)):
+    def _judge(self, item: Check, held: Any, slot: Slot) -> None:
+        if not held:
             slot.done.record(self.gpu.stream)
             raise self.checker.check_failed(item.code)
 
