@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
 from graphflow.compiler.emit.loops import start_function
+from graphflow.compiler.emit.tiling import whole_lines
 from graphflow.compiler.kernel.form import Argument, ContractionKernel
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, substitute
@@ -14,6 +15,11 @@ from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
 FLOAT = MEMORY_TYPES["f32"]
+
+
+def padded(sizes: Mapping[str, int], lanes: int) -> dict[str, int]:
+    """Pieces of scratch in elements, each with room for a vector behind it, in whole lines."""
+    return {name: whole_lines(4 * (size + lanes)) // 4 for name, size in sizes.items()}
 
 
 class AlgorithmEmitter:

@@ -8,6 +8,7 @@ from math import gcd
 from graphflow.compiler.emit.expr import strides
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import (
+    Const,
     Contraction,
     ContractionKernel,
     Expr,
@@ -17,7 +18,7 @@ from graphflow.compiler.kernel.form import (
     Load,
     Reduce,
 )
-from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, bounds_of, product, symbol, symbols_of
+from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, bounds_of, product, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
 Axes = tuple[tuple[str, DimLike], ...]
@@ -93,6 +94,16 @@ def coefficient(d: DimLike, var: str) -> DimLike | None:
             return None
         found = found + (Dim(((others, c),)) if others else c)
     return found
+
+
+def depends_on_sum(b: Expr, place: str, tap: str, step: int) -> bool:
+    """Whether b is a load, 0 outside its guards, that depends on `place` + step * `tap` alone."""
+    load, fill, guards = (b.value, b.fill, b.guards) if isinstance(b, Guarded) else (b, Const(0, b.dtype), ())
+    if not isinstance(load, Load) or not isinstance(fill, Const) or fill.value:
+        return False
+    dims = [*load.index, *(d for g in guards for d in (g.at, g.bound))]
+    moved = {place: symbol(place) + step, tap: symbol(tap) - 1}
+    return all(substitute(d, moved) == d for d in dims)
 
 
 def is_direct(kernel: ContractionKernel, a: Expr, k: Axes) -> bool:

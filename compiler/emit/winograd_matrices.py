@@ -108,6 +108,12 @@ def multiply(b: Builder, matrix: Sequence[Sequence[Fraction]], values: Sequence[
     return [row for row in rows if row is not None]
 
 
+def both_axes(b: Builder, matrix: Matrix, values: Sequence[Sequence[Value]], fma: bool) -> list[list[Value]]:
+    """The matrix applied to the columns, then to the rows."""
+    columns = [multiply(b, matrix, list(column), fma) for column in zip(*values)]
+    return [multiply(b, matrix, list(row), fma) for row in zip(*columns)]
+
+
 Term = tuple[Fraction, Value]
 """A coefficient, not 0, and what it multiplies."""
 

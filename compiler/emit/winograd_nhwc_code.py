@@ -12,7 +12,7 @@ from graphflow.compiler.emit.builder import I1, I64, Module, Value, constant, ve
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.scopes import Lane
-from graphflow.compiler.emit.winograd_matrices import Matrix, multiply
+from graphflow.compiler.emit.winograd_matrices import Matrix, both_axes
 from graphflow.compiler.emit.winograd_nhwc import WinogradNhwc
 from graphflow.compiler.kernel.form import Const, ContractionKernel, Guard
 from graphflow.compiler.plan import dtypes
@@ -45,9 +45,7 @@ class _Nhwc(AlgorithmEmitter):
 
     def both_axes(self, matrix: Matrix, values: list[list[Value]]) -> list[list[Value]]:
         """The matrix applied to the columns, then to the rows."""
-        fma = self.e.target.has_fma
-        columns = [multiply(self.b, matrix, list(column), fma) for column in zip(*values)]
-        return [multiply(self.b, matrix, list(row), fma) for row in zip(*columns)]
+        return both_axes(self.b, matrix, values, self.e.target.has_fma)
 
 
 class _Weights(_Nhwc):

@@ -29,12 +29,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from graphflow.compiler.emit.algorithm import FLOAT, ZERO, AlgorithmEmitter
+from graphflow.compiler.emit.algorithm import FLOAT, ZERO, AlgorithmEmitter, padded
 from graphflow.compiler.emit.builder import I32, I64, Module, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import (
     algorithm_asked,
     coefficient,
+    depends_on_sum,
     drop_guard,
     load_offset,
     names_of,
@@ -49,7 +50,6 @@ from graphflow.compiler.emit.winograd_matrices import (
     transposed,
     winograd_matrices,
 )
-from graphflow.compiler.emit.winograd_tiles import depends_on_sum, padded
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
