@@ -38,12 +38,14 @@ from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import Apply, Argument, ContractionKernel, Expr, Load, Local, Store
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.plan.dims import DimLike, simplify, substitute, symbol
+from graphflow.compiler.plan.dims import DimLike, simplify, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
 PANEL = "panel number"
 """The name of the number of the panel at hand."""
+_FRACTION = 16
+"""Bits behind the point of the number of lines that a step asks for."""
 _STRAIGHT, _FREE = 24, 6
 """Stores of no more work than this are straight code, if so many registers are free."""
 
@@ -346,30 +348,64 @@ class DirectContraction:
         self._prepare_asking()
         return self._accumulate(loops, flat, rows, sums)
 
-    def _ask(self, var: str, start: DimLike) -> None:
-        """Within the loop over k: asks for memory that will be needed soon. Here for the lines of the next
-        panel of b, by the first tiles that use this one; the others ask for one line again and again."""
+    def _prepare_asking(self) -> None:
+        """Before the loop over k: each tile that uses a panel asks for its share of the next one."""
         e, b, t = self.e, self.b, self.t
         if not self.next_panel:
             return
-        each = 64 // self.dtype.bytes
-        k: DimLike = symbol("asked k")
-        column: DimLike = symbol(COLUMN) + t.nr + symbol("tile number") * each
-        e.scopes.bind("asked k", b.and_(e.scopes.bound(var), e.scopes.bound("asking")))
-        if t.b == "transpose":
-            k, column = k // each * each, column + k % each
-        node = e.nodes.substitute(self.right, {self.c.k[0][0]: k, t.n[0][0]: column})
-        e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
+        stored = {s.arg for s in self.c.stores}
+        self.results = [(arg, index) for arg, index in self._results() if arg not in stored]
+        tile = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
+        tiles = b.udiv(b.add(e.scalar(t.m_total), t.mr - 1), constant(I64, t.mr))
+        share = b.udiv(b.add(tiles, (self._lines << _FRACTION) - 1), tiles)
+        e.scopes.bind("asked by others", b.mul(b.mul(tile, e.scopes.bound(TO)), share))
+        e.scopes.bind("asked each time", share)
 
-    def _prepare_asking(self) -> None:
-        """Before the loop over k."""
+    @property
+    def _lines(self) -> int:
+        """Cache lines of a panel of b for each k."""
+        return max(self.t.nr * self.dtype.bytes // 64, 1)
+
+    def _ask(self, var: str, start: DimLike) -> None:
+        """Within the loop over k: asks for memory that will be needed soon. Here for the next panel of b,
+        and for what the stores of the tile read. A line is asked for by its last element: that of the first
+        came with the elements before."""
         e, b, t = self.e, self.b, self.t
-        if self.next_panel:
-            number = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
-            wanted = b.compare("lt", number, t.nr * self.dtype.bytes // 64)
-            e.scopes.bind("tile number", number)
-            e.scopes.bind("asking", b.select(wanted, constant(I64, -1), ZERO))
-            e.bounds.update({"tile number": (0, None), "asked k": (0, None)})
+        if not self.next_panel:
+            return
+        each, step = 64 // self.dtype.bytes, b.sub(e.scopes.bound(var), e.scalar(start))
+        so_far = b.add(e.scopes.bound("asked by others"), b.mul(step, e.scopes.bound("asked each time")))
+        e.scopes.bind("asked", b.lshr(so_far, _FRACTION))
+        e.bounds["asked"] = (0, None)
+        line, across = symbol("asked"), t.nr if t.b == "transpose" else self._lines
+        k, column = line // across, line % across
+        k, column = (k * each + each - 1, column) if t.b == "transpose" else (k, column * each + each - 1)
+        node = e.nodes.substitute(self.right, {self.c.k[0][0]: k, t.n[0][0]: symbol(COLUMN) + t.nr + column})
+        e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
+        self._ask_results(step, symbol(COLUMN))
+
+    def _ask_results(self, step: Value, column: DimLike) -> None:
+        """Step by step, for what belongs to a row of the tile from that column on; then for the last row
+        again and again."""
+        e, t = self.e, self.t
+        e.scopes.bind("asked row", self.b.intrinsic("smin", step, t.mr - 1))
+        e.bounds["asked row"] = (0, t.mr - 1)
+        row = symbol(ROW) + symbol("asked row")
+        for arg, index in self.results:
+            values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, column, "")}
+            at = e.offset(arg, tuple(substitute(d, values) for d in index))
+            each = 64 // e.arguments[arg].dtype.bytes
+            for part in range(0, t.nr, each):
+                e.prefetch(arg, at + part + min(each, t.nr) - 1)
+
+    def _results(self) -> list[tuple[str, tuple[DimLike, ...]]]:
+        """The elements, of different arguments, that the stores of a row read or write along n."""
+        found = {s.arg: s.index for s in self.c.stores}
+        for value in (*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)):
+            found.update({x.arg: x.index for x in walk.subexpressions(value) if isinstance(x, Load)})
+        m, n = {v for v, _ in self.c.m}, self.c.n[-1][0]
+        return [(arg, index) for arg, index in found.items()
+                if m & symbols_of(*index) and coefficient(self.e.offset(arg, index), n) == 1]
 
     def _packed_row(self, tile: DimLike, r: int) -> Node:
         """Row r of the tile as it is packed, at "k flat" of the panel."""
