@@ -20,10 +20,9 @@ import numpy as np
 
 from graphflow.compiler.driver import Compilation
 from graphflow.compiler.emit.cuda import cuda_blocks, cuda_function, cuda_scratch, emit_cuda
-from graphflow.compiler.emit.cuda_contraction import block_tile
 from graphflow.compiler.emit.cuda_text import C_TYPES
 from graphflow.compiler.ir.graph import Graph
-from graphflow.compiler.kernel.form import ContractionKernel, Kernel
+from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.schema import Check, Copy, Plan
@@ -31,7 +30,7 @@ from graphflow.compiler.target import host_target
 
 HEADER = Path(__file__).with_name("cuda_host.h")
 COMPILER = shutil.which("g++")
-BLOCKS, THREADS, PIECES = 2, 64, 4
+BLOCKS, PIECES = 2, 4
 CANARY = 256
 """Bytes on both sides of each buffer."""
 
@@ -121,13 +120,11 @@ class HostKernels:
     def _call(
         self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
     ) -> None:
-        blocks, threads, pointers = BLOCKS, THREADS, [*arrays]
-        if isinstance(kernel, ContractionKernel):
-            threads = block_tile(kernel).threads
+        blocks, threads, pointers = BLOCKS, cuda_function(kernel).threads, [*arrays]
         if cuda_scratch(kernel) != 0:  # right for one number of blocks only
             scratch = _fenced((evaluate(cuda_scratch(kernel), symbols),), np.dtype(np.uint8))
             pointers.append(scratch)
-            blocks, threads = evaluate(cuda_blocks(kernel), symbols), cuda_function(kernel).threads
+            blocks = evaluate(cuda_blocks(kernel), symbols)
         addresses = (ctypes.c_void_p * (len(pointers) + 1))(*(a.ctypes.data for a in pointers))
         sizes = (ctypes.c_longlong * max(1, len(kernel.symbols)))(*(symbols[s] for s in kernel.symbols))
         fault = self.functions[kernel_name(kernel)](addresses, sizes, blocks, threads, int(falling))

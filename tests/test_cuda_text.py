@@ -393,7 +393,7 @@ def test_text_names_what_it_computes() -> None:
 
 
 def test_only_used_helpers_are_emitted() -> None:
-    text = emit_cuda(programs()["transposed"])
+    text = emit_cuda(programs()["strided"])
     assert not any(re.search(rf"\b{name}\b", text) for name in HELPERS)
     assert "gf_softplus(T x)" in emit_cuda(samples()["softplus"][0].program)
 

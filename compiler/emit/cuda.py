@@ -15,7 +15,7 @@ from graphflow.compiler.emit.cuda_contraction import (
     contraction_scratch,
     contraction_text,
 )
-from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_scratch, loop_text
+from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_scratch, loop_text, loop_threads
 from graphflow.compiler.emit.cuda_routines import routine_blocks, routine_text
 from graphflow.compiler.emit.cuda_text import HELPERS, THREADS
 from graphflow.compiler.kernel.form import Apply, ContractionKernel, Kernel, Reduce, RoutineKernel
@@ -50,7 +50,10 @@ def _text(kernel: Kernel, target: CudaTarget) -> str:
 
 def cuda_function(kernel: Kernel, target: CudaTarget = ANY) -> Function:
     """How the kernel is launched."""
-    threads = block_tile(kernel, target).threads if isinstance(kernel, ContractionKernel) else THREADS
+    if isinstance(kernel, ContractionKernel):
+        threads = block_tile(kernel, target).threads
+    else:
+        threads = THREADS if isinstance(kernel, RoutineKernel) else loop_threads(kernel)
     return Function(kernel.name, threads, kernel.symbols)
 
 

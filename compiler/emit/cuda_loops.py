@@ -1,120 +1,156 @@
-"""CUDA C for loop kernels: fused elementwise chains, windows, reductions and rows.
+"""CUDA C for loop kernels: fused elementwise chains, windows, and, in `cuda_rows`, reductions.
 
-There are two forms of parallelism:
-
-- a kernel whose lanes lie directly below its grid loops: one thread per element, in a grid-stride loop;
-- a kernel whose rows hold vectorised reductions or loops: one warp per row. Lanes stride through the row,
-  and a reduction ends with shuffles in a fixed tree, so every run gives the same bits.
-
-A warp synchronises before it stores: the plan lets a result take over the memory of an operand (see
-`memory`), and a lane must not overwrite what another has yet to read.
+Where every point of the loops stands for itself, a thread takes chunks of neighbouring points (see
+`cuda_vectors`) in a grid-stride loop. It may read two of them before it writes the first, so that enough is
+under way to keep the memory busy. Points behind the last chunk, or that make no chunks, are taken one by one.
 """
 from __future__ import annotations
 
-from graphflow.compiler.emit.cuda_text import THREADS, WARP, Writer, c_name, signature, used_locals
-from graphflow.compiler.kernel.form import Let, Loop, LoopKernel, Reduce, Statement, Store
-from graphflow.compiler.kernel.walk import expressions, statements, subexpressions
+from graphflow.compiler.emit.cuda_rows import Rows, has_rows
+from graphflow.compiler.emit.cuda_text import THREADS, signature
+from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors, typical, without_unused
+from graphflow.compiler.kernel.form import Let, Load, Loop, LoopKernel, Reduce, Statement, Store
+from graphflow.compiler.kernel.walk import expressions
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+
+MANY = 1 << 20
+"""With so many points, and at most two arrays that are read, a thread has two chunks under way."""
 
 
 def loop_text(kernel: LoopKernel) -> str:
     """The ``__global__`` function."""
-    return _Loops(kernel).text()
+    return _form(kernel).text()
+
+
+def loop_threads(kernel: LoopKernel) -> int:
+    """Threads of a block."""
+    return _form(kernel).threads
 
 
 def loop_blocks(kernel: LoopKernel) -> DimLike:
-    """Blocks for a thread for each element, or a warp for each row."""
-    grid, body = _grid(kernel.body)
-    points = product(extent for _, extent in grid)
-    return ceildiv(points, THREADS // WARP if _has_lanes(body) else THREADS)
+    """Blocks for a thread for each chunk, or a team of threads for each row."""
+    return _form(kernel).blocks()
 
 
 def loop_scratch(kernel: LoopKernel) -> DimLike:
     """Bytes that the blocks of a launch share for what they hand to each other."""
-    return 0
+    return _form(kernel).scratch()
 
 
-class _Loops(Writer):
-    """Writes one kernel."""
+def _form(kernel: LoopKernel) -> Rows | _Points:
+    return Rows(kernel) if has_rows(kernel) else _Points(kernel)
+
+
+class _Points(Vectors):
+    """Writes a kernel whose points are independent."""
+
+    threads = THREADS
 
     def __init__(self, kernel: LoopKernel):
-        super().__init__(kernel.arguments, kernel.indirect, _used(kernel))
-        self.kernel = kernel
+        super().__init__(kernel)
+        self.packs: list[tuple[Load, tuple[str, ...]]] = []
+        self.args: set[str] = set()
+        plain = not any(isinstance(s, Loop) for s in self.body) and not any(
+            isinstance(e, Reduce) for e in expressions(kernel))
+        if self.grid and plain and not self.reads_back():
+            self._choose_width()
+        many = self.packs and len(self.packs) <= 2 and typical(product(x for _, x in self.grid)) >= MANY
+        self.under_way = 2 if many else 1
+
+    def _choose_width(self) -> None:
+        """The widest chunks whose loads and stores are packs of 16 bytes, of some result at least."""
+        (var, extent), several = self.grid[-1], len(self.grid) > 1
+        values = [s.value for s in self.body if self.is_used(s)]
+        by_text = {self.element(x.arg, x.index): (x, g) for v in values for x, g in self.loads(v, var)}
+        loads = list(by_text.values())
+        stores = [s for s in self.body if isinstance(s, Store)]
+        for width in (8, 4, 2):
+            def fits(x: Load | Store, width: int = width) -> bool:
+                return self.packed(x.arg, x.index, var, width) is not None
+            whole = self.multiple(extent, width) if several else set()
+            packed = [x for x in (*(x for x, _ in loads), *stores) if fits(x)]
+            if whole is None or not any(map(fits, stores)) or max(
+                    self.bytes[x.arg] for x in packed) * width > PACK_BYTES:
+                continue
+            self.width, self.args = width, {x.arg for x in packed}
+            self.multiples = whole.union(*(self.packed(x.arg, x.index, var, width) or () for x in packed))
+            self.packs = [(x, guards) for x, guards in loads if fits(x)]
+            return
+
+    def blocks(self) -> DimLike:
+        """Blocks for all points."""
+        return ceildiv(product(x for _, x in self.grid), THREADS * self.width * self.under_way)
+
+    def scratch(self) -> DimLike:
+        """None."""
+        return 0
 
     def text(self) -> str:
         """The ``__global__`` function."""
-        k = self.kernel
-        grid, body = _grid(k.body)
-        by_row = _has_lanes(body)
-        if all(extent != 0 for _, extent in grid):           # else there is nothing to do
-            self.points(grid, body, by_row)
-        form = "one warp per row" if by_row else "one thread per element"
-        lines = [f"// Launch with {THREADS} threads a block, {form}.", signature(k, THREADS, loop_scratch(k)),
-                 "{", *self.lines, "}"]
+        what = f"{self.width} neighbouring elements" if self.width > 1 else "one element"
+        if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
+            self.line("const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;")
+            self.line("const unsigned threads = gridDim.x * blockDim.x;")
+            self.line(f"const unsigned total = {self.dim(product(extent for _, extent in self.grid))};")
+            self._one_by_one() if self.width == 1 else self._chunks()
+        lines = [f"// Launch with {THREADS} threads a block, {what} per thread.", signature(self.kernel), "{",
+                 *without_unused(self.lines), "}"]
         return "\n".join(lines) + "\n"
 
-    def points(self, grid: list[tuple[str, DimLike]], body: tuple[Statement, ...], by_row: bool) -> None:
-        """The body at every point of the grid, in a grid-stride loop of threads or of warps."""
-        thread, threads = "(blockIdx.x * (idx)blockDim.x + threadIdx.x)", "(idx)gridDim.x * blockDim.x"
-        if by_row:
-            self.line(f"const int lane = threadIdx.x % {WARP};")
-            thread, threads = f"{thread} / {WARP}", f"{threads} / {WARP}"
-        self.line(f"const idx total = {self.dim(product(extent for _, extent in grid))};")
-        self.open(f"for (idx point = {thread}; point < total; point += {threads})")
-        rest = "point"
-        for number, (name, extent) in reversed(list(enumerate(grid))):
-            self.line(f"const idx {c_name(name)} = {f'{rest} % {self.dim(extent)}' if number else rest};")
-            rest = f"({rest} / {self.dim(extent)})"
-        self.statements(body, by_row)
+    def _one_by_one(self) -> None:
+        self.open("for (unsigned point = thread; point < total; point += threads)")
+        self.place(self.grid, "point", "1")
+        self._statements(self.body)
         self.close()
 
-    def statements(self, body: tuple[Statement, ...], by_row: bool) -> None:
-        """`by_row`: all lanes of a warp are here with the same values, so one of them stores."""
-        synced = False
+    def _statements(self, body: tuple[Statement, ...]) -> None:
         for s in body:
             if isinstance(s, Let):
                 self.let(s)
-                continue
-            lanes = isinstance(s, Loop) and s.kind == "lanes"
-            if by_row and not synced and (lanes or isinstance(s, Store)):
-                self.line("__syncwarp();")
-                synced = True
-            if isinstance(s, Store):
+            elif isinstance(s, Store):
                 value = self.expr(s.value)
-                guard = "if (lane == 0) " if by_row else ""
-                self.line(f"{guard}{self.element(s.arg, s.index)} = {value};")
+                self.line(f"{self.element(s.arg, s.index)} = {value};")
             else:
-                self.loop(s.var, s.extent, lanes)
-                self.statements(s.body, by_row and not lanes)
+                self.loop(s.var, s.extent)
+                self._statements(s.body)
                 self.close()
 
+    def _chunks(self) -> None:
+        """The same text for packs and, of single elements, for what is left."""
+        several, var = self.under_way, self.grid[-1][0]
+        self.open("auto points = [&](auto pack, unsigned begin, unsigned chunks)")
+        self.line("constexpr int W = decltype(pack)::value;")
+        step = f"{several} * threads" if several > 1 else "threads"
+        self.open(f"for (unsigned first = begin + thread; first < chunks; first += {step})")
+        held = {}
+        for load, _ in self.packs:
+            name = self.fresh("x")
+            held[self.element(load.arg, load.index)] = f"{name}[u].at[w]" if several > 1 else f"{name}.at[w]"
+            self.line(f"gf_pack<{self.types[load.arg]}, W> {name}{f'[{several}]' if several > 1 else ''};")
+        if self.packs:
+            self._under_way()
+            for (load, guards), name in zip(self.packs, held.values()):
+                guard = f"if ({' && '.join(guards)}) " if guards else ""
+                self.line(f"{guard}{name.removesuffix('.at[w]')} = {self.fetch(load, var, 'at', 'W')};")
+            if several > 1:
+                self.close()
+        if several > 1 or not self.packs:
+            self._under_way()
+        self.held = held
+        self.stored(self.body, var, "at", "W")
+        self.held = {}
+        for _ in range(3 if several > 1 else 2):
+            self.close(";" if self.depth == 2 else "")
+        self.line(f"const bool wide = {self.condition(self.args)};")
+        self.line(f"const unsigned chunks = wide ? total / {self.width} : 0;")
+        self.line(f"points(gf_width<{self.width}>(), 0, chunks);")
+        self.line(f"points(gf_width<1>(), chunks * {self.width}, total);")
 
-def _used(kernel: LoopKernel) -> set[str]:
-    """The locals that what is stored depends on."""
-    lets = [s for s in statements(kernel.body) if isinstance(s, Let)]
-    lets += [x for e in expressions(kernel) if isinstance(e, Reduce) for x in e.lets]
-    stored = [s.value for s in statements(kernel.body) if isinstance(s, Store)]
-    return used_locals([*kernel.indirect.values(), *stored], lets)
-
-
-def _grid(body: tuple[Statement, ...]) -> tuple[list[tuple[str, DimLike]], tuple[Statement, ...]]:
-    """The outer loops that threads share: the grid loops and a lanes loop directly below them."""
-    loops: list[tuple[str, DimLike]] = []
-    while len(body) == 1 and isinstance(body[0], Loop) and body[0].kind in ("grid", "lanes"):
-        loop = body[0]
-        loops.append((loop.var, loop.extent))
-        body = loop.body
-        if loop.kind == "lanes":
-            break
-    return loops, body
-
-
-def _has_lanes(body: tuple[Statement, ...]) -> bool:
-    """Whether a loop or a reduction in the body runs over lanes."""
-    for s in statements(body):
-        if isinstance(s, Loop):
-            if s.kind == "lanes":
-                return True
-        elif any(isinstance(e, Reduce) and e.lanes for e in subexpressions(s.value)):
-            return True
-    return False
+    def _under_way(self) -> None:
+        """Opens the loop over the chunks that are under way together, and places one."""
+        if self.under_way > 1:
+            self.line("#pragma unroll")
+            self.open(f"for (int u = 0; u < {self.under_way}; u++)")
+            self.line("const unsigned chunk = first + u * threads;")
+            self.line("if (chunk >= chunks) break;")
+        self.place(self.grid, "chunk" if self.under_way > 1 else "first", "W")

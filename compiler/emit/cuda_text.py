@@ -109,6 +109,25 @@ HELPERS = {
   return (x >= 0 ? T(1) : z) / (T(1) + z);
 }}""",
     "gf_softplus": f"{_TEMPLATE} T gf_softplus(T x) {{ return gf_max(x, T(0)) + log1p(exp(-fabs(x))); }}",
+    "gf_pack": """\
+// neighbouring elements, loaded and stored at once where `wide`
+template <class T, int N> struct __align__(sizeof(T) * N) gf_pack { T at[N]; };
+template <int N> struct gf_width { static constexpr int value = N; };""",
+    "gf_load": f"""\
+template <int N, class T> {_INLINE} gf_pack<T, N> gf_load(const T* from, bool wide = true)
+{{
+  if (wide) return *(const gf_pack<T, N>*)from;
+  gf_pack<T, N> out;
+  for (int i = 0; i < N; i++) out.at[i] = from[i];
+  return out;
+}}""",
+    "gf_store": f"""\
+template <int N, class T> {_INLINE} void gf_store(T* to, const gf_pack<T, N>& pack, bool wide = true)
+{{
+  if (wide) *(gf_pack<T, N>*)to = pack;
+  else
+    for (int i = 0; i < N; i++) to[i] = pack.at[i];
+}}""",
     "gf_last_block": """\
 // Called by every thread of a block that has written its part: whether the other parts are written, too, and
 // can be read. `done` counts the parts of one result; it is 0 before and after.
@@ -196,11 +215,14 @@ def signature(kernel: Kernel, threads: int = THREADS, scratch: DimLike = 0) -> s
 
 class Writer:
     """Writes statements. Expressions become text; what needs statements (a reduction) is written before its
-    user. `indirect`: see `LoopKernel`; `used`: the locals that a value is computed for."""
+    user. `indirect`: see `LoopKernel`; `used`: the locals that a value is computed for; `names`: variables
+    that have another C name than their own; `held`: elements, by their text, that a register holds."""
 
     def __init__(self, arguments: Iterable[Argument], indirect: Mapping[str, Expr], used: set[str]):
         self.shapes = {a.name: a.shape for a in arguments}
         self.indirect, self.used = indirect, used
+        self.names: dict[str, str] = {}
+        self.held: dict[str, str] = {}
         self.lines: list[str] = []
         self.depth = 1
         self.made = 0
@@ -219,11 +241,10 @@ class Writer:
         self.depth -= 1
         self.line("}" + end)
 
-    def loop(self, var: str, extent: DimLike, lanes: bool) -> None:
-        """Opens a loop; one over lanes takes every 32nd iteration."""
+    def loop(self, var: str, extent: DimLike) -> None:
+        """Opens a loop."""
         v = c_name(var)
-        start, step = ("lane", f"{v} += {WARP}") if lanes else ("0", f"{v}++")
-        self.open(f"for (idx {v} = {start}; {v} < {self.dim(extent)}; {step})")
+        self.open(f"for (idx {v} = 0; {v} < {self.dim(extent)}; {v}++)")
 
     def fresh(self, prefix: str) -> str:
         """A name that nothing has."""
@@ -236,58 +257,73 @@ class Writer:
             value = self.expr(s.value)
             self.line(f"const {C_TYPES[s.value.dtype]} {c_name(s.name)} = {value};")
 
+    def variable(self, name: str) -> str:
+        """The C name of a variable."""
+        return self.names.get(name) or c_name(name)
+
     def dim(self, d: DimLike) -> str:
         """An index expression in C, as an operand of any operator."""
         def name(symbol: str) -> str:
             loaded = self.indirect.get(symbol)
-            return c_name(symbol) if loaded is None else f"((idx){self.expr(loaded)})"
+            return self.variable(symbol) if loaded is None else f"((idx){self.expr(loaded)})"
         return dimension(d, name)
 
-    def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
-        """An element of an argument, in row-major order."""
+    def flat(self, arg: str, index: tuple[DimLike, ...]) -> DimLike:
+        """The number of an element of an argument, in row-major order."""
         flat: DimLike = 0
         for d, extent in zip(index, self.shapes[arg]):
             flat = flat * extent + d
-        return f"{arg}[{self.dim(flat)}]"
+        return flat
+
+    def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
+        """An element of an argument."""
+        return f"{arg}[{self.dim(self.flat(arg, index))}]"
 
     def expr(self, e: Expr) -> str:
         """C for the expression, as an operand of any operator."""
         if isinstance(e, Const):
             return literal(e.value, e.dtype)
         if isinstance(e, Load):
-            return self.element(e.arg, e.index)
+            text = self.element(e.arg, e.index)
+            return self.held.get(text, text)
         if isinstance(e, Index):
             return f"(({C_TYPES[e.dtype]}){self.dim(e.at)})"
         if isinstance(e, Local):
             return c_name(e.name)
         if isinstance(e, Guarded):
             value, fill = self.expr(e.value), self.expr(e.fill)
-            bounds = [(self.dim(g.at), self.dim(g.bound)) for g in e.guards]
-            holds = " && ".join(f"{at} >= 0 && {at} < {bound}" for at, bound in bounds)
-            return f"({holds} ? {value} : {fill})"
+            return f"({self.holds(e)} ? {value} : {fill})"
         if isinstance(e, Reduce):
             return self.reduce(e)
         return apply(e.function, [self.expr(x) for x in e.args], e.args[0].dtype, e.dtype)
 
+    def holds(self, e: Guarded) -> str:
+        """Whether all guards hold."""
+        bounds = [(self.dim(g.at), self.dim(g.bound)) for g in e.guards]
+        return " && ".join(f"{at} >= 0 && {at} < {bound}" for at, bound in bounds)
+
     def reduce(self, e: Reduce) -> str:
         """Writes the loops of a reduction; the name of its result."""
-        accs = [self.fresh("acc") for _ in e.operands]
-        for acc, operand, start in zip(accs, e.operands, _identity(e)):
-            self.line(f"{C_TYPES[operand.dtype]} {acc} = {start};")
+        accs = self.accumulators(e)
         for var, extent in e.loops:
-            self.loop(var, extent, var == e.lanes)
+            self.loop(var, extent)
+        self.accumulate(e, accs)
+        for _ in e.loops:
+            self.close()
+        return accs[e.result]
+
+    def accumulators(self, e: Reduce) -> list[str]:
+        """Declares the accumulators of a reduction; their names."""
+        accs = [self.fresh("acc") for _ in e.operands]
+        for acc, operand, start in zip(accs, e.operands, identity(e)):
+            self.line(f"{C_TYPES[operand.dtype]} {acc} = {start};")
+        return accs
+
+    def accumulate(self, e: Reduce, accs: list[str]) -> None:
+        """Combines the accumulators with the operands of one iteration."""
         for let in e.lets:
             self.let(let)
         self.combine(e, accs, [self.expr(x) for x in e.operands])
-        for _ in e.loops:
-            self.close()
-        if e.lanes:
-            step = self.fresh("step")
-            self.open(f"for (int {step} = {WARP // 2}; {step} > 0; {step} /= 2)")
-            self.combine(e, accs, [f"(({C_TYPES[x.dtype]})__shfl_xor_sync(0xffffffffu, {acc}, {step}))"
-                                   for acc, x in zip(accs, e.operands)])
-            self.close()
-        return accs[e.result]
 
     def combine(self, e: Reduce, accs: list[str], values: list[str]) -> None:
         """acc = acc combined with the values. For argmax and argmin the smaller number wins among equals, NaN
@@ -308,7 +344,7 @@ class Writer:
         self.close()
 
 
-def _identity(e: Reduce) -> list[str]:
+def identity(e: Reduce) -> list[str]:
     """What the accumulators start from."""
     dtype = e.operands[0].dtype
     if e.kind in ("argmax", "argmin"):

@@ -1,0 +1,530 @@
+"""CUDA C for loop kernels with long reductions: a team of threads computes a row.
+
+- rows that lie along memory: a warp, or a block where they are long or few. The threads walk side by side
+  through the row and combine what they found with shuffles, the warps of a block through shared memory;
+- rows that lie across memory (sums over columns): 32 of them side by side, the warps of a block share them.
+
+A row of known length that several passes read (its maximum, its sum, the results) and that the registers of a
+team can hold is read once. A kernel that only reduces few rows has several blocks for each: each leaves what
+it found in scratch, and the last one to arrive combines that. Every order depends on the shapes alone.
+
+A team synchronises before it stores: the plan lets a result take over the memory of an operand (see
+`memory`), and a thread must not overwrite what another has yet to read.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cached_property
+
+from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, identity, signature
+from graphflow.compiler.emit.cuda_vectors import (
+    PACK_BYTES,
+    Loops,
+    Vectors,
+    grid_of,
+    typical,
+    without_unused,
+)
+from graphflow.compiler.kernel.form import (
+    Apply,
+    Expr,
+    Guarded,
+    Let,
+    Load,
+    Local,
+    Loop,
+    LoopKernel,
+    Reduce,
+    Statement,
+    Store,
+)
+from graphflow.compiler.kernel.walk import statements, subexpressions
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+
+SHORT = 64
+"""A reduction of a column over at most so many elements is a thread's own business."""
+MANY_COLUMNS = 1 << 17
+"""So many columns need no teams."""
+WARP_ROW = 1024
+"""The longest row of a warp."""
+MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
+"""Threads of a team and the registers of each that may hold elements of a row."""
+COLUMN_TEAM = 16
+BLOCKS, LEAST_SHARE, MOST_PARTS = 264, 8, 64
+"""Blocks that keep a large device busy; chunks of each thread that make another block for a row worth while;
+the most blocks of a row."""
+
+
+def has_rows(kernel: LoopKernel) -> bool:
+    """Whether teams of threads compute the kernel's rows."""
+    return _along(kernel) or _across(kernel)
+
+
+def _along(kernel: LoopKernel) -> bool:
+    """Whether a loop or a reduction inside the grid runs over lanes."""
+    _, body = grid_of(kernel.body)
+    return any(s.kind == "lanes" if isinstance(s, Loop) else any(r.lanes for r in _reductions(s.value))
+               for s in statements(body))
+
+
+def _across(kernel: LoopKernel) -> bool:
+    """Whether the lanes of the grid are the columns of long reductions, and not very many."""
+    grid, body = grid_of(kernel.body)
+    reductions = [r for s in statements(body) if not isinstance(s, Loop) for r in _reductions(s.value)]
+    columns = typical(product(x for _, x in grid))
+    return bool(grid) and any(map(_is_long, reductions)) and columns < MANY_COLUMNS
+
+
+def _reductions(e: Expr) -> Iterator[Reduce]:
+    """The outermost reductions of an expression."""
+    if isinstance(e, Reduce):
+        yield e
+    elif isinstance(e, Apply):
+        for x in e.args:
+            yield from _reductions(x)
+    elif isinstance(e, Guarded):
+        yield from _reductions(e.value)
+        yield from _reductions(e.fill)
+
+
+def _is_long(e: Reduce) -> bool:
+    size = product(x for _, x in e.loops)
+    return not (isinstance(size, int) and size <= SHORT)
+
+
+class Rows(Vectors):
+    """Writes one kernel. `across`: whether rows are columns; `team`: threads of one; `kept`: what each holds
+    of it, in `steps` chunks; `parts`: blocks for each row."""
+
+    def __init__(self, kernel: LoopKernel):
+        super().__init__(kernel)
+        self.across = not _along(kernel)
+        self.inside = False                                  # a loop that the threads of a team share
+        self.found: dict[int, str] = {}                      # results of reductions that are written already
+        self.passes = list(self._passes(self.body))
+        for loops, _ in self.passes:                         # the same names, so that equal elements
+            self.names.update((var, f"e{n}") for n, (var, _) in enumerate(loops))        # have equal texts
+        self.kept: list[tuple[Load, str]] = []                # and the innermost variable
+        self.steps, self.team = 0, COLUMN_TEAM
+        if not self.across:
+            self._choose_width()
+            self._choose_team()
+        self.parts = self._parts()
+        if self.parts > 1 and not self.across:
+            self.team, self.kept, self.steps = THREADS, [], 0
+        self.threads = self.team * WARP if self.across else THREADS if self.team == WARP else self.team
+
+    # -- how
+
+    def _passes(self, body: tuple[Statement, ...]) -> Iterator[tuple[Loops, list[Expr]]]:
+        """The loops that the threads of a team share, with the values that are computed in them."""
+        for s in body:
+            if isinstance(s, Loop):
+                loops, inner = self._nest(s)
+                if loops:
+                    yield loops, [x.value for x in inner if self.is_used(x)]
+                else:
+                    yield from self._passes(s.body)
+            elif self.is_used(s):
+                for r in _reductions(s.value):
+                    if self._is_shared(r):
+                        yield r.loops, [*(x.value for x in r.lets if x.name in self.used), *r.operands]
+
+    def _is_shared(self, e: Reduce) -> bool:
+        return _is_long(e) if self.across else bool(e.lanes)
+
+    def _nest(self, s: Loop) -> tuple[Loops, tuple[Statement, ...]]:
+        """Perfectly nested loops whose points are independent, and what is inside; no loops if they are
+        not."""
+        loops, body = [(s.var, s.extent)], s.body
+        while len(body) == 1 and isinstance(body[0], Loop):
+            loops.append((body[0].var, body[0].extent))
+            body = body[0].body
+        if any(isinstance(x, Loop) or any(map(self._is_shared, _reductions(x.value))) for x in body):
+            return [], s.body
+        return loops, body
+
+    def _choose_width(self) -> None:
+        if self.reads_back():
+            return
+        found = self._accesses()
+        for width in (8, 4, 2):
+            packs = [x for x, var in found if self.packed(x.arg, x.index, var, width) == set()]
+            if packs and max(self.bytes[x.arg] for x in packs) * width <= PACK_BYTES and all(
+                    self.multiple(loops[-1][1], width) == set() for loops, _ in self.passes):
+                self.width = width
+                return
+
+    def _accesses(self) -> list[tuple[Load | Store, str]]:
+        """What passes may read and write by chunks, each with the innermost variable."""
+        found: list[tuple[Load | Store, str]] = [
+            (x, loops[-1][0]) for loops, values in self.passes for v in values
+            for x, _ in self.loads(v, loops[-1][0])]
+        return found + [(x, s.var) for s in statements(self.body) if isinstance(s, Loop)
+                        for x in s.body if isinstance(x, Store)]
+
+    def _choose_team(self) -> None:
+        """The smallest team that can hold what several passes read, else one for the row's typical length."""
+        shapes = {tuple(x for _, x in loops) for loops, _ in self.passes}
+        size = product(shapes.pop()) if len(shapes) == 1 else 0
+        kept = self._read_again() if isinstance(size, int) and size and not self.reads_back() else []
+        for team, most in MOST_HELD.items() if kept else ():
+            assert isinstance(size, int)
+            steps = -(-size // (team * self.width))
+            registers = sum(-(-steps * self.width * self.bytes[x.arg] // 4) for x, _ in kept)
+            if registers <= most and (team > WARP or size <= WARP_ROW):
+                self.team, self.kept, self.steps = team, kept, steps
+                return
+        longest = max((typical(product(x for _, x in loops)) for loops, _ in self.passes), default=0)
+        rows = typical(product(x for _, x in self.grid))
+        self.team = WARP if longest <= WARP_ROW else THREADS if rows >= BLOCKS else 1024
+
+    def _read_again(self) -> list[tuple[Load, str]]:
+        """Loads that several passes do, with the innermost variable of the first of them."""
+        count: dict[str, int] = {}
+        first: dict[str, tuple[Load, str]] = {}
+        for loops, values in self.passes:
+            var = loops[-1][0]
+            here = {self.element(x.arg, x.index): x for v in values for x, guards in self.loads(v, var)
+                    if self.modes[x.arg] == "r" and not guards and self.is_pack(x, var)}
+            for text, load in here.items():
+                count[text] = count.get(text, 0) + 1
+                first.setdefault(text, (load, var))
+        return [first[text] for text, n in count.items() if n > 1]
+
+    def _parts(self) -> int:
+        """Blocks for each row, if the kernel does nothing but reduce rows that are few."""
+        shapes = {tuple(x for _, x in loops) for loops, _ in self.passes}
+        groups = self._groups()
+        if (not isinstance(groups, int) or not groups or len(shapes) != 1 or any(
+                isinstance(s, Loop) for s in self.body) or not self._independent()):
+            return 1
+        size = product(shapes.pop())
+        most = min(MOST_PARTS, BLOCKS // groups)
+        if not isinstance(size, int):
+            return max(most, 1)
+        return max(min(most, size // (self._least() * self.width)), 1)
+
+    def _least(self) -> int:
+        """Chunks that are worth a block."""
+        return LEAST_SHARE * (COLUMN_TEAM if self.across else THREADS)
+
+    def _independent(self) -> bool:
+        """Whether no reduction needs the result of another."""
+        return not any(self._needs_result(r) for r in self._shared())
+
+    @cached_property
+    def _results(self) -> set[str]:
+        """The locals that depend on the results of reductions."""
+        out: set[str] = set()
+        for s in self.body:
+            if isinstance(s, Let) and any(getattr(x, "name", "") in out or isinstance(x, Reduce)
+                                          and self._is_shared(x) for x in subexpressions(s.value)):
+                out.add(s.name)
+        return out
+
+    def _needs_result(self, e: Expr) -> bool:
+        return any(isinstance(x, Local) and x.name in self._results for x in subexpressions(e))
+
+    def _groups(self) -> DimLike:
+        """Rows, or pieces of 32 columns."""
+        extents = [x for _, x in self.grid]
+        if self.across:
+            extents[-1] = ceildiv(extents[-1], WARP)
+        return product(extents)
+
+    def blocks(self) -> DimLike:
+        """Blocks for all teams."""
+        if self.across or self.team > WARP:
+            return self._groups() * self.parts
+        return ceildiv(self._groups(), self.threads // WARP)
+
+    def scratch(self) -> DimLike:
+        """Bytes of what the blocks of a row leave for the last of them."""
+        if self.parts == 1:
+            return 0
+        return sum(self._region(x) for r in self._shared() for x in r.operands)
+
+    def _region(self, operand: Expr) -> int:
+        groups = self._groups()
+        assert isinstance(groups, int)
+        return -(-groups * (WARP if self.across else 1) * self.parts * operand.dtype.bytes // 16) * 16
+
+    def _shared(self) -> list[Reduce]:
+        """The reductions of the kernel, each once."""
+        return [r for s in self.body if not isinstance(s, Loop) and self.is_used(s)
+                for r in _reductions(s.value) if self._is_shared(r)]
+
+    # -- the text
+
+    def text(self) -> str:
+        """The ``__global__`` function."""
+        if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
+            self._rows()
+        what = (f"{WARP} columns per block" if self.across else
+                "one warp per row" if self.team == WARP else "one block per row")
+        if self.parts > 1:
+            what = f"{self.parts} blocks per {f'{WARP} columns' if self.across else 'row'}"
+        lines = [f"// Launch with {self.threads} threads a block, {what}.",
+                 signature(self.kernel, self.threads, self.scratch()), "{", *without_unused(self.lines), "}"]
+        if self.parts > 1:
+            lines.insert(0, f"static __device__ int {self.kernel.name}_done[{self._groups()}];")
+        return "\n".join(lines) + "\n"
+
+    def _rows(self) -> None:
+        """The body for every row, in a grid-stride loop of teams; or for a part of a row."""
+        packs = {x.arg for x, var in self._accesses() if self.width > 1 and self.is_pack(x, var)}
+        if packs:
+            self.line(f"const bool wide = {self.condition(packs)};")
+        self.line(f"const unsigned groups = {self.dim(self._groups())};")
+        self.line(f"const int lane = threadIdx.x{self._lane()};")
+        if self.across:
+            self.line(f"const int side = threadIdx.x % {WARP};")
+        if self.parts > 1:
+            self.line(f"const unsigned group = blockIdx.x / {self.parts};")
+            self.line(f"const unsigned part = blockIdx.x % {self.parts};")
+        elif self.team == WARP:
+            self.line(f"const unsigned teams = gridDim.x * blockDim.x / {WARP};")
+            self.open(f"for (unsigned group = (blockIdx.x * blockDim.x + threadIdx.x) / {WARP}; "
+                      "group < groups; group += teams)")
+        else:
+            self.open("for (unsigned group = blockIdx.x; group < groups; group += gridDim.x)")
+        self._place_row()
+        self._read_row()
+        written = self._leave() if self.parts > 1 else set()
+        self._statements(self.body, written)
+        if self.parts == 1:
+            if self.team != WARP:
+                self.line("__syncthreads();")                # before shared memory is written again
+            self.close()
+
+    def _lane(self) -> str:
+        return f" / {WARP}" if self.across else f" % {WARP}" if self.team == WARP else ""
+
+    def _place_row(self) -> None:
+        if not self.across:
+            self.place(self.grid, "group", "1")
+            return
+        var, extent = self.grid[-1]
+        self.line(f"const idx columns = {self.dim(extent)};")
+        self.line(f"const idx across = (columns + {WARP - 1}) / {WARP};")
+        self.line(f"const idx column = group % across * {WARP} + side;")
+        self.line("const bool own = column < columns;")
+        self.line(f"const idx {self.variable(var)} = own ? column : columns - 1;")
+        self.place(self.grid[:-1], "group / across", "1")
+
+    def _read_row(self) -> None:
+        """What several passes read, into registers."""
+        if not self.kept:
+            return
+        names = [self.fresh("x") for _ in self.kept]
+        for (x, _), name in zip(self.kept, names):
+            self.line(f"{self._type(x)} {name}[{self.steps}];")
+        self._open_share(self.passes[0][0])
+        for (x, var), name in zip(self.kept, names):
+            value = self.element(x.arg, x.index)
+            self.held[value] = f"{name}[j]" + (".at[w]" if self.width > 1 else "")
+            if self.width > 1:
+                value = self.fetch(x, var, "at", str(self.width), ", wide")
+            self.line(f"{name}[j] = {value};")
+        self.close()
+
+    def _type(self, x: Load) -> str:
+        kind = self.types[x.arg]
+        return kind if self.width == 1 else f"gf_pack<{kind}, {self.width}>"
+
+    # -- loops that a team shares
+
+    def _open_share(self, loops: Loops, first: str = "lane", end: str = "", unroll: bool = False) -> None:
+        """Opens the loop over the chunks of a thread, and places one."""
+        size = product(x for _, x in loops)
+        chunks = f"{self.dim(size)} / {self.width}" if self.width > 1 else self.dim(size)
+        if self.steps:
+            self.line("#pragma unroll")
+            self.open(f"for (int j = 0; j < {self.steps}; j++)")
+            self.line(f"const unsigned chunk = lane + j * {self.team};")
+            if size != self.steps * self.team * self.width:
+                self.line(f"if (chunk >= {chunks}) break;")
+        else:
+            if unroll:
+                self.line("#pragma unroll 4")
+            self.open(f"for (unsigned chunk = {first}; chunk < {end or chunks}; chunk += {self.team})")
+        self.place(loops, "chunk", str(self.width))
+
+    def _fetch_packs(self, loops: Loops, values: list[Expr]) -> list[str]:
+        """Reads the chunks of what a pass uses and no register holds yet; their texts."""
+        var, made = loops[-1][0], []
+        for x, guards in (found for v in values for found in self.loads(v, var)) if self.width > 1 else ():
+            text = self.element(x.arg, x.index)
+            if text in self.held or not self.is_pack(x, var):
+                continue
+            name = self.fresh("x")
+            value = self.fetch(x, var, "at", str(self.width), ", wide")
+            self.line(f"{self._type(x)} {name}{'' if guards else f' = {value}'};")
+            if guards:
+                self.line(f"if ({' && '.join(guards)}) {name} = {value};")
+            self.held[text] = f"{name}.at[w]"
+            made.append(text)
+        return made
+
+    def reduce(self, e: Reduce) -> str:
+        """The same, where the reduction is a team's: by all of its threads, which all get the result."""
+        if id(e) in self.found:
+            return self.found[id(e)]
+        if self.inside or not self._is_shared(e):
+            return super().reduce(e)
+        accs = self.accumulators(e)
+        self._accumulate_share(e, accs)
+        self._meet(e, accs)
+        return accs[e.result]
+
+    def _accumulate_share(self, e: Reduce, accs: list[str], first: str = "lane", end: str = "") -> None:
+        self._open_share(e.loops, first, end, unroll=True)
+        made = self._fetch_packs(e.loops, [*(x.value for x in e.lets if x.name in self.used), *e.operands])
+        self._in_chunk(e.loops[-1][0], lambda: self.accumulate(e, accs))
+        self._forget(made)
+        self.close()
+
+    def _in_chunk(self, var: str, write: Callable[[], None]) -> None:
+        """Writes what is done with each element of a chunk."""
+        self.inside = True
+        if self.width > 1:
+            self.line("#pragma unroll")
+            self.open(f"for (int w = 0; w < {self.width}; w++)")
+            self.line(f"const idx {self.variable(var)} = at + w;")
+        write()
+        if self.width > 1:
+            self.close()
+        self.inside = False
+
+    def _forget(self, texts: list[str]) -> None:
+        for text in texts:
+            del self.held[text]
+
+    def _meet(self, e: Reduce, accs: list[str]) -> None:
+        """Combines the accumulators of the threads of a team."""
+        if not self.across:
+            self._shuffle(e, accs, WARP // 2)
+            if self.team == WARP:
+                return
+        warps = self.threads // WARP
+        parts = [self.fresh("part") for _ in accs]
+        for acc, part, operand in zip(accs, parts, e.operands):
+            size = f"[{warps}][{WARP}]" if self.across else f"[{warps}]"
+            self.line(f"__shared__ {C_TYPES[operand.dtype]} {part}{size};")
+            self.line(f"{part}[lane][side] = {acc};" if self.across else
+                      f"if (lane % {WARP} == 0) {part}[lane / {WARP}] = {acc};")
+        self.line("__syncthreads();")
+        for acc, part in zip(accs, parts):
+            self.line(f"{acc} = {part}{'[0][side]' if self.across else f'[lane % {warps}]'};")
+        if self.across:
+            step = self.fresh("step")
+            self.open(f"for (int {step} = 1; {step} < {warps}; {step}++)")
+            self.combine(e, accs, [f"{part}[{step}][side]" for part in parts])
+            self.close()
+        else:
+            self._shuffle(e, accs, warps // 2)
+
+    def _shuffle(self, e: Reduce, accs: list[str], most: int) -> None:
+        step = self.fresh("step")
+        self.open(f"for (int {step} = {most}; {step} > 0; {step} /= 2)")
+        self.combine(e, accs, [f"(({C_TYPES[x.dtype]})__shfl_xor_sync(0xffffffffu, {acc}, {step}))"
+                               for acc, x in zip(accs, e.operands)])
+        self.close()
+
+    # -- rows of several blocks
+
+    def _leave(self) -> set[int]:
+        """Reduces the block's part of the row. All blocks but the last one leave what they found and end;
+        that one combines everything. The statements that are written already, by identity."""
+        shared = self._shared()
+        size = product(x for _, x in shared[0].loops)
+        least, parts = self._least(), self.parts
+        self.line(f"const unsigned chunks = {self.dim(size)}{f' / {self.width}' if self.width > 1 else ''};")
+        self.line(f"const unsigned even = (chunks + {parts - 1}) / {parts};")
+        self.line(f"const unsigned share = even < {least} ? {least} : even;")
+        self.line("const unsigned used = chunks > share ? (chunks + share - 1) / share : 1;")
+        self.line("if (part >= used) return;")
+        self.line("const unsigned end = part + 1 < used ? (part + 1) * share : chunks;")
+        written, results = set(), []
+        for s in self.body:
+            own = [r for r in shared if any(r is x for x in _reductions(s.value))]
+            if isinstance(s, Let) and not own and not self._needs_result(s.value):
+                self.let(s)
+                written.add(id(s))
+            for r in own:
+                results.append((r, self.accumulators(r)))
+                self._accumulate_share(*results[-1], "part * share + lane", "end")
+                self._meet(*results[-1])
+        self.open("if (used > 1)")
+        self._last(results)
+        self.close()
+        self.found = {id(r): accs[r.result] for r, accs in results}
+        return written
+
+    def _last(self, results: list[tuple[Reduce, list[str]]]) -> None:
+        sides, at, lefts = (WARP if self.across else 1), 0, []
+        for r, accs in results:
+            for acc, x in zip(accs, r.operands):
+                kind, left = C_TYPES[x.dtype], self.fresh("left")
+                place = f"({kind}*)(scratch + {at}) + group * {self.parts * sides}"
+                self.line(f"{kind}* const {left} = {place}{' + side' if self.across else ''};")
+                self.line(f"if (lane == 0) {left}[part * {sides}] = {acc};")
+                at += self._region(x)
+                lefts.append(left)
+        self.line(f"if (!gf_last_block(&{self.kernel.name}_done[group], used)) return;")
+        for r, accs in results:
+            for acc, start in zip(accs, identity(r)):
+                self.line(f"{acc} = {start};")
+            self.open(f"for (unsigned p = lane; p < used; p += {self.team})")
+            self.combine(r, accs, [f"{lefts.pop(0)}[p * {sides}]" for _ in accs])
+            self.close()
+            self._meet(r, accs)
+
+    # -- statements
+
+    def _statements(self, body: tuple[Statement, ...], written: set[int]) -> None:
+        """Those that all threads of a team come to, with the same values; one of them stores."""
+        synced = False
+        for s in body:
+            if id(s) in written:
+                continue
+            if isinstance(s, Let):
+                self.let(s)
+                loads = [x for x in subexpressions(s.value) if isinstance(x, Load)]
+                synced = synced and all(self.modes[x.arg] == "r" for x in loads)
+                continue
+            value = self.expr(s.value) if isinstance(s, Store) else ""
+            if not synced:
+                self.line("__syncwarp();" if self.team == WARP else "__syncthreads();")
+                synced = True
+            if isinstance(s, Store):
+                self.line(f"if (lane == 0{' && own' if self.across else ''}) "
+                          f"{self.element(s.arg, s.index)} = {value};")
+                continue
+            loops, inner = self._nest(s)
+            if loops:
+                self._share_stores(loops, inner)
+            else:
+                self.loop(s.var, s.extent)
+                self._statements(s.body, set())
+                self.close()
+
+    def _share_stores(self, loops: Loops, body: tuple[Statement, ...]) -> None:
+        self._open_share(loops)
+        values = [s.value for s in body if not isinstance(s, Loop) and self.is_used(s)]
+        made = self._fetch_packs(loops, values)
+        guard = "if (own) " if self.across else ""
+        self.inside = True
+        if self.width > 1:
+            self.stored(body, loops[-1][0], "at", str(self.width), ", wide", guard)
+        else:
+            for s in body:
+                if isinstance(s, Let):
+                    self.let(s)
+                elif isinstance(s, Store):
+                    value = self.expr(s.value)
+                    self.line(f"{guard}{self.element(s.arg, s.index)} = {value};")
+        self.inside = False
+        self._forget(made)
+        self.close()
