@@ -160,17 +160,18 @@ def optimizer(work: Workload) -> gf.optim.Optimizer:
 
 
 def training_step(
-    work: Workload, initial: Arrays, data: Arrays, threads: int, device: str = "cpu"
+    work: Workload, initial: Arrays, data: Arrays, threads: int, device: str = "cpu", half: str = ""
 ) -> gf.Program:
     """The workload's step, for any batch size; `initial` is emptied, `data` a batch like those that it will
-    get."""
+    get. half: products and convolutions take operands of that type, such as "bfloat16"."""
     batch_axis = 1 if work.steps else 0
     feeds = []
     for key, array in data.items():
         shape: list[Any] = list(array.shape)
         shape[batch_axis] = gf.dim("N")
         feeds.append(gf.input(key, shape, str(array.dtype)))
-    loss = NETS[work.name](Net(initial), *feeds)
+    with gf.autocast(half or "bfloat16", enabled=bool(half)):
+        loss = NETS[work.name](Net(initial), *feeds)
     return gf.function(
         feeds, loss, optimizer(work).minimize(loss), name=work.name, threads=threads, device=device
     )
@@ -212,15 +213,18 @@ class Engine:
         threads: int,
         mode: str = "",
         device: str = "cpu",
+        half: str = "",
     ) -> None:
-        self.work, self.batches, self.threads, self.device = work, batches, threads, device
+        self.work, self.batches, self.threads, self.device, self.half = work, batches, threads, device, half
         self.initial, self.keys = initial, list(initial)
         self.program: gf.Program | None = None
 
     def step(self, index: int) -> Any:
         """Runs a training step; its loss."""
         if self.program is None:
-            self.program = training_step(self.work, self.initial, self.batches[0], self.threads, self.device)
+            self.program = training_step(
+                self.work, self.initial, self.batches[0], self.threads, self.device, self.half
+            )
         return self.program(**self.batches[index % 2])
 
     def read_loss(self, loss: Any) -> float:

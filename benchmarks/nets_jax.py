@@ -169,8 +169,16 @@ class Engine:
     """A training step as one jitted function."""
 
     def __init__(
-        self, work: Workload, initial: Arrays, batches: list[Arrays], threads: int, mode: str
+        self,
+        work: Workload,
+        initial: Arrays,
+        batches: list[Arrays],
+        threads: int,
+        mode: str,
+        precision: str = "",
     ) -> None:
+        """precision: how products are computed: "fp32", "tf32", or "" for JAX's default."""
+        self.precision = {"": None, "fp32": "highest", "tf32": "tensorfloat32"}[precision]
         self.params = {key: self._array(value, (2, 3, 1, 0)) for key, value in initial.items()}
         self.slots = {key: jnp.zeros_like(value) for key, value in self.params.items()}
         self.batches = [
@@ -178,7 +186,8 @@ class Engine:
         ]
 
         def step(p: Params, slots: Params, batch: Params) -> tuple[Params, Params, jax.Array]:
-            loss, gradients = jax.value_and_grad(NETS[work.name])(p, **batch)
+            with jax.default_matmul_precision(self.precision):
+                loss, gradients = jax.value_and_grad(NETS[work.name])(p, **batch)
             return *updated(work, p, slots, gradients), loss
 
         self.jitted = jax.jit(step, donate_argnums=(0, 1))

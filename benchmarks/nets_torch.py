@@ -1,7 +1,8 @@
-"""The nine training steps in PyTorch: eager, with images in channels-last order ("cl"), or compiled.
+"""The nine training steps in PyTorch: eager, with images in channels-last order ("cl"), compiled, or on a GPU
+as captured graphs.
 
 Dense weights are [in, out] as everywhere here, so that a layer is one addmm; the optimizers are the fused
-ones where PyTorch has one for the CPU.
+ones where PyTorch has one.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from workloads import Arrays, Workload
 class Net:
     """A workload's parameters, and layers on them."""
 
-    def __init__(self, initial: Arrays, mode: str) -> None:
-        self.mode = mode
+    def __init__(self, initial: Arrays, mode: str, device: str = "cpu") -> None:
+        self.mode, self.device = mode, device
         self.lstms: dict[str, torch.nn.LSTM] = {}
         self.values: dict[str, torch.Tensor] = {}
         for key, value in initial.items():
@@ -30,17 +31,16 @@ class Net:
 
     def tensor(self, array: Any) -> torch.Tensor:
         """The array as a tensor of its own; images and filters in the mode's order."""
-        made = torch.tensor(array)
+        made = torch.tensor(array, device=self.device)
         return (
             made.contiguous(memory_format=torch.channels_last)
             if self.mode == "cl" and made.ndim == 4
             else made
         )
 
-    @staticmethod
-    def _lstm(weight: Any, recurrent: Any, bias: Any) -> torch.nn.LSTM:
+    def _lstm(self, weight: Any, recurrent: Any, bias: Any) -> torch.nn.LSTM:
         """PyTorch's own layer; of its two biases one stays zero."""
-        lstm = torch.nn.LSTM(weight.shape[0], recurrent.shape[0])
+        lstm = torch.nn.LSTM(weight.shape[0], recurrent.shape[0], device=self.device)
         with torch.no_grad():
             lstm.weight_ih_l0.copy_(torch.tensor(weight).T)
             lstm.weight_hh_l0.copy_(torch.tensor(recurrent).T)
@@ -150,33 +150,87 @@ NETS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
+PRECISIONS = ("fp32", "tf32", "bf16")
+"""How products are computed: in float32; in float32 with rounded factors; with operands of bfloat16."""
+
+
 class Engine:
-    """A training step; mode: "eager", "cl" or "compile"."""
+    """A training step; mode: "eager", "cl", "compile", or "graphs" on a GPU."""
 
     def __init__(
-        self, work: Workload, initial: Arrays, batches: list[Arrays], threads: int, mode: str
+        self,
+        work: Workload,
+        initial: Arrays,
+        batches: list[Arrays],
+        threads: int,
+        mode: str,
+        device: str = "cpu",
+        precision: str = "fp32",
     ) -> None:
         torch.set_num_threads(threads)
-        self.net = Net(initial, mode)
+        self.device, self.precision = device, precision
+        self.net = Net(initial, mode, device)
         self.batches = [{key: self.net.tensor(value) for key, value in batch.items()} for batch in batches]
         net = NETS[work.name]
         self.loss = torch.compile(net) if mode == "compile" else net
         values = list(self.net.trained().values())
         if work.optimizer == "rmsprop":
-            self.optimizer: torch.optim.Optimizer = torch.optim.RMSprop(values, work.rate, 0.95, 1e-8)
+            self.optimizer: torch.optim.Optimizer = torch.optim.RMSprop(
+                values, work.rate, 0.95, 1e-8, capturable=device == "cuda"
+            )
         else:
             momentum = 0.0 if work.optimizer == "sgd" else 0.9
             self.optimizer = torch.optim.SGD(
                 values, work.rate, momentum, nesterov=work.optimizer == "nesterov", fused=True
             )
+        self.graphs = self._captured() if mode == "graphs" else []
+
+    def prepare(self) -> None:
+        """To be called before the first step and after steps of another engine in this process."""
+        torch.backends.cuda.matmul.allow_tf32 = self.precision == "tf32"
+        torch.backends.cudnn.allow_tf32 = self.precision == "tf32"
 
     def step(self, index: int) -> torch.Tensor:
         """Runs a training step; its loss."""
+        if self.graphs:
+            graph, loss = self.graphs[index % 2]
+            graph.replay()
+            return loss
+        return self._step(index)
+
+    def _step(self, index: int) -> torch.Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.net, **self.batches[index % 2])
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = self.loss(self.net, **self.batches[index % 2])
         loss.backward()
         self.optimizer.step()
         return loss
+
+    def _captured(self) -> list[tuple[torch.cuda.CUDAGraph, torch.Tensor]]:
+        """The whole step as a graph for each batch; what warming up has changed is put back."""
+        self.prepare()
+        values = list(self.net.trained().values())
+        kept = [value.detach().clone() for value in values]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for index in range(3):
+                self._step(index)
+        torch.cuda.current_stream().wait_stream(stream)
+        graphs = []
+        for index in (0, 1):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                loss = self._step(index)
+            graphs.append((graph, loss))
+        with torch.no_grad():
+            for value, old in zip(values, kept):
+                value.copy_(old)
+            for slots in self.optimizer.state.values():
+                for slot in slots.values():
+                    if isinstance(slot, torch.Tensor):
+                        slot.zero_()
+        return graphs
 
     def read_loss(self, loss: torch.Tensor) -> float:
         """The loss as a number."""
