@@ -46,8 +46,8 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="train an example")
     run.add_argument("example", help="its name; see `graphflow list`")
-    run.add_argument("--device", default="cpu", help="cpu (default), cuda, reference or null; see `graphflow "
-                                                     "devices`")
+    run.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda-tf32, reference or null; see "
+                                                     "`graphflow devices`")
     run.add_argument("--data", metavar="FOLDER", help="where MNIST or Fashion-MNIST lies, for the examples "
                                                       "on them")
     run.add_argument("--epochs", type=_positive, metavar="N",

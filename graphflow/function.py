@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -329,8 +330,10 @@ class Program:
                 values = [*args, *[feeds[name] for name in self.inputs[len(args):]]]
             except KeyError:
                 raise self._wrong_feeds(args, feeds) from None
-            return [value if type(value) is np.ndarray and value.dtype == dtype else as_feed(node, value)
-                    for value, (node, dtype) in zip(values, self._types)]
+            there = self.device.startswith("cuda")
+            return [value if type(value) is np.ndarray and value.dtype == dtype
+                    or there and getattr(value, "on_device", False) and value.dtype == dtype
+                    else as_feed(node, value) for value, (node, dtype) in zip(values, self._types)]
         raise self._wrong_feeds(args, feeds)
 
     def _wrong_feeds(self, args: Sequence[Any], feeds: Mapping[str, Any]) -> FeedError:
@@ -378,9 +381,9 @@ class Program:
 
     def _target(self) -> Target | CudaTarget:
         """What the device's code is generated for."""
-        if self.device == "cuda":
+        if self.device in ("cuda", "cuda-tf32"):
             from graphflow.compiler.cuda_target import host_cuda_target
-            return host_cuda_target()
+            return replace(host_cuda_target(), tf32=self.device == "cuda-tf32")
         from graphflow.compiler.target import host_target
         return host_target()
 
@@ -542,5 +545,5 @@ def _null_program(program: Program) -> Any:
     return NullProgram(program.plan, program.threads or default_threads(), lambda number: locations[number])
 
 
-_RUNNERS = {"cpu": _cpu_program, "cuda": _cuda_program, "null": _null_program,
+_RUNNERS = {"cpu": _cpu_program, "cuda": _cuda_program, "cuda-tf32": _cuda_program, "null": _null_program,
             "reference": lambda program: ReferenceProgram(program.traced, program.store)}

@@ -3,10 +3,12 @@
 Parameters, optimizer state and working memory stay on the device. A call copies its feeds into pinned memory
 and from there to the device on a stream of its own, so that the copies of one step overlap the kernels of the
 step before; there are two sets of feeds and outputs (`Slot`) for that, used in turn. Results are fetched when
-they are read.
+they are read. `run_steps` copies the feeds of all its steps first.
 
 A plan with a loop whose end, or a branch whose side, is decided by a value runs launch by launch instead, as
-the host has to look at the value. Checks are looked at before the first state is written, which costs a wait.
+the host has to look at the value. Checks are looked at before the first state is written. Those that look at
+feeds alone (labels, indices) run on the stream of copies, ahead of the step before; others cost a wait for
+what comes before them.
 """
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ import math
 import struct
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,8 +25,8 @@ import numpy as np
 
 from graphflow.compiler.plan.bind import bind, buffer_bytes
 from graphflow.compiler.plan.dims import evaluate
+from graphflow.compiler.plan.errors import FeedError
 from graphflow.compiler.plan.schema import (
-    ALIGNMENT,
     GPU_ELEMENTS,
     Branch,
     Buffer,
@@ -34,129 +37,36 @@ from graphflow.compiler.plan.schema import (
     Plan,
     Repeat,
 )
-from graphflow.runtime.cuda_device import CapturedGraph, Gpu
+from graphflow.runtime.cuda_arrays import DeviceArray, Slot
+from graphflow.runtime.cuda_checks import FeedChecks
+from graphflow.runtime.cuda_device import Gpu
 from graphflow.runtime.cuda_states import CudaStates
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
+from graphflow.runtime.steps import Interrupts, Stack, failed, interrupted
 from graphflow.runtime.store import Store
 
 MAX_BINDINGS = 16
 """How many bindings (one for each combination of feed shapes) a program remembers."""
 MOST_BLOCKS = 65_535
+STEPS_AHEAD = 64
+"""So many steps of `run_steps` may be on the stream before the host waits for them, and looks at Ctrl-C."""
 
 
-class Result(np.lib.mixins.NDArrayOperatorsMixin):
-    """An output on the device. It is an array wherever one is needed, and fetched then: np.asarray, float(),
-    arithmetic, indexing and any attribute of an array."""
+@dataclass(frozen=True)
+class Call:
+    """A kernel with how it is launched; `values` are the arguments, packed as `format` says."""
 
-    def __init__(self, slot: Slot, place: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self._slot: Slot | None = slot
-        self._place, self._value = place, np.empty(0)
-        self.shape, self.dtype = shape, dtype
+    handle: Any
+    blocks: int
+    threads: int
+    format: str
+    values: list[int]
 
-    def fetch(self) -> np.ndarray:
-        """The value; waits for the step that makes it."""
-        if self._slot is not None:
-            self._value = self._slot.read(self._place, self.shape, self.dtype)
-            self._slot = None
-        return self._value
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self.fetch(), dtype)
-
-    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        values = [x.fetch() if isinstance(x, Result) else x for x in inputs]
-        return getattr(ufunc, method)(*values, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return getattr(self.fetch(), name)
-
-    def __float__(self) -> float:
-        return float(self.fetch())
-
-    def __int__(self) -> int:
-        return int(self.fetch())
-
-    def __bool__(self) -> bool:
-        return bool(self.fetch())
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.fetch()[key]
-
-    def __format__(self, spec: str) -> str:
-        return format(self.fetch()[()], spec)
-
-    def __repr__(self) -> str:
-        return repr(self.fetch())
-
-
-class Slot:
-    """Device memory for the feeds and outputs of one call at a time, and what replays the call."""
-
-    def __init__(self, program: CudaProgram, sizes: Mapping[str, int]) -> None:
-        self.gpu = gpu = program.gpu
-        offset, self._offsets = 0, {}
-        for id, size in sizes.items():
-            self._offsets[id] = offset
-            offset += -(-size // ALIGNMENT) * ALIGNMENT
-        self._verdicts, self._checks = offset, len(program.checks)
-        self._block = gpu.allocate(offset + self._checks, f"feeds and outputs of {program.plan.name}")
-        feeds = sum(-(-sizes[id] // ALIGNMENT) * ALIGNMENT for id in program.plan.feeds)
-        self._pinned = gpu.driver.pagelocked_empty(max(feeds, 1), np.uint8)
-        self.copied, self.done = gpu.driver.Event(), gpu.driver.Event()
-        self.graphs: list[CapturedGraph] = []
-        self.stamp = -1
-        self.results: list[weakref.ref[Result]] = []
-
-    def address(self, id: str) -> int:
-        """Where the feed or output lies."""
-        return int(self._block) + self._offsets[id]
-
-    def verdict(self, number: int) -> int:
-        """Where a check's finding is kept: its own buffer is used again before the host looks."""
-        return int(self._block) + self._verdicts + number
-
-    def verdicts(self) -> np.ndarray:
-        """What each check found, now."""
-        found = np.empty(self._checks, np.uint8)
-        self.gpu.stream.synchronize()
-        self.gpu.driver.memcpy_dtoh(found, self.verdict(0))
-        return found
-
-    def fill(self, feeds: Mapping[str, np.ndarray]) -> None:
-        """Begins to copy the feeds; the GPU's stream will wait for them."""
-        self.finish()
-        end = 0
-        for id, feed in feeds.items():
-            start = self._offsets[id]
-            end = start + feed.nbytes
-            self._pinned[start:end].view(feed.dtype).reshape(feed.shape)[...] = feed
-        if end:
-            self.gpu.driver.memcpy_htod_async(int(self._block), self._pinned[:end], self.gpu.copies)
-        self.copied.record(self.gpu.copies)
-        self.gpu.stream.wait_for_event(self.copied)
-
-    def finish(self) -> None:
-        """Waits for the call before, whose results that somebody still holds are fetched."""
-        for ref in self.results:
-            held = ref()
-            if held is not None:
-                held.fetch()
-        self.results.clear()
-        self.done.synchronize()
-
-    def read(self, place: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """An output, after the call."""
-        value = np.empty(shape, dtype)
-        if value.nbytes:
-            with self.gpu.current():
-                self.done.synchronize()
-                self.gpu.driver.memcpy_dtoh(value.reshape(-1).view(np.uint8), place)
-        return value
+    def launch(self, values: Sequence[int], stream: Any) -> None:
+        """Puts it on the stream with these arguments."""
+        if self.blocks:
+            self.handle._launch_kernel((self.blocks, 1, 1), (self.threads, 1, 1),
+                                       struct.pack(self.format, *values), 0, stream)
 
 
 class Bound:
@@ -174,7 +84,10 @@ class Bound:
         self.shapes = {b.id: tuple(evaluate(d, symbols) for d in b.shape) for b in plan.buffers
                        if b.role in ("feed", "output")}
         sizes = {id: buffer_bytes(program.table[id], symbols) for id in (*plan.feeds, *plan.outputs)}
-        self.slots = [Slot(program, sizes) for _ in range(2)]
+        sizes["verdicts"] = sum(isinstance(item, Check) for item in plan.body)
+        sizes.update(program.checks.sizes(symbols))
+        self.slots = [Slot(program.gpu, sizes, len(plan.feeds), f"feeds and outputs of {plan.name}")
+                      for _ in range(2)]
         self.turn = 0
 
     def next_slot(self) -> Slot:
@@ -189,7 +102,7 @@ class CudaProgram:
     def __init__(self, plan: Plan, code: bytes, store: Store, where: Where = nowhere) -> None:
         self.plan, self.store = plan, store
         self.table = {b.id: b for b in plan.buffers}
-        self.checker = FeedChecker(plan, where)
+        self.checker = FeedChecker(plan, where, (np.ndarray, DeviceArray))
         self.gpu = Gpu.get()
         self.states = CudaStates.of(store, self.gpu)
         self._names = [self.table[id].name for id in plan.states]
@@ -199,9 +112,11 @@ class CudaProgram:
             self._functions = {f.name: (f, self._module.get_function(f.name)) for f in plan.functions}
             self._constants = {b.id: self._constant(b) for b in plan.buffers if b.role == "constant"}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
-        self._captured = _fixed(plan.body)
-        self.checks = [item for item in plan.body if isinstance(item, Check)]
-        self._split = _last_check(plan.body)
+        self.checks = FeedChecks(plan)
+        body = self.checks.rest
+        self._captured, split = _fixed(body), _last_check(body)
+        self._late = [item for item in body if isinstance(item, Check)]
+        self._parts = [part for part in (body[:split], body[split:]) if part]
 
     def _constant(self, b: Buffer) -> Any:
         block = self.gpu.allocate(len(b.data), "a constant")
@@ -209,8 +124,9 @@ class CudaProgram:
             self.gpu.driver.memcpy_htod(block, np.frombuffer(b.data, np.uint8))
         return block
 
-    def run(self, feeds: Sequence[np.ndarray]) -> list[Any]:
-        """One call: the outputs in the plan's order, each fetched when it is read.
+    def run(self, feeds: Sequence[Any]) -> list[Any]:
+        """One call: the outputs in the plan's order, each fetched when it is read. Feeds are arrays of NumPy,
+        or of the device.
 
         FeedError for feeds that do not fit, and for a check of the program that fails; no state has changed
         then. DeviceError where the GPU has not the memory, or a launch fails.
@@ -219,17 +135,100 @@ class CudaProgram:
         with self.store.lock, self.gpu.current():
             bound = self._bound(feeds)
             slot = bound.next_slot()
-            slot.fill({id: feed for id, feed in zip(self.plan.feeds, feeds)})
-            base = self._ready(bound)
-            self._execute(bound, slot, base)
+            slot.finish()
+            slot.fill(dict(zip(self.plan.feeds, feeds)))
+            wrong = self._wrong_feed(bound, slot, 1, lambda step, id: slot.address(id))
+            if wrong is not None:
+                raise self.checker.check_failed(wrong[1])
+            self._execute(bound, slot, self._ready(bound))
             slot.done.record(self.gpu.stream)
             self.states.written(self._written)
-            outputs = [Result(slot, slot.address(id), bound.shapes[id], self.table[id].dtype.numpy)
-                       for id in self.plan.outputs]
+            outputs = [DeviceArray(self.gpu, slot.memory, slot.address(id), bound.shapes[id],
+                                   self.table[id].dtype.numpy, slot.done) for id in self.plan.outputs]
             slot.results = [weakref.ref(r) for r in outputs]
         return outputs
 
-    def _bound(self, feeds: Sequence[np.ndarray]) -> Bound:
+    def run_steps(self, stack: Stack) -> list[Any]:
+        """Many steps: the outputs, stacked on the device. Feeds are sent once, if they are not there.
+
+        FeedError as `run`, KeyboardInterrupt for Ctrl-C between two steps: both say how many steps are done,
+        and the Store is as these left it.
+        """
+        with self.store.lock, self.gpu.current():
+            feeds = [feed if isinstance(feed, DeviceArray) and feed.on_device else
+                     np.asarray(feed, order="C") for feed in stack.feeds]
+            first = [_first(feed) if stacked else feed for feed, stacked in zip(feeds, stack.stacked)]
+            self.checker.check_types(first)
+            bound = self._bound(first)
+            slot = bound.next_slot()
+            slot.finish()
+            sent = {id: self._sent(feed) for id, feed, stacked in zip(self.plan.feeds, feeds, stack.stacked)
+                    if stacked}
+            slot.fill({id: feed for id, feed in zip(self.plan.feeds, feeds) if id not in sent})
+            places = {id: (feed.address, feed.nbytes // stack.steps) for id, feed in sent.items()}
+
+            def feed_at(step: int, id: str) -> int:
+                address, size = places.get(id, (slot.address(id), 0))
+                return address + step * size
+
+            steps, wrong = stack.steps, self._wrong_feed(bound, slot, stack.steps, feed_at)
+            outputs = [self._stacked(bound, id, steps, slot.done) for id in self.plan.outputs]
+            count = steps if wrong is None else wrong[0]
+            done = self._steps(count, bound, slot, self._ready(bound), places, outputs, steps)
+            if wrong is not None:
+                raise failed(self.checker.check_failed(wrong[1]), done, steps)
+        return outputs
+
+    def _sent(self, feed: Any) -> DeviceArray:
+        """The feed on the device, from here on in the stream of copies."""
+        if isinstance(feed, DeviceArray):
+            feed.wait(self.gpu.copies)
+            return feed
+        memory = self.gpu.allocate_for_now(feed.nbytes, f"feeds of {self.plan.name}", self.gpu.copies)
+        if feed.nbytes:
+            self.gpu.driver.memcpy_htod_async(int(memory), feed, self.gpu.copies)
+        return DeviceArray(self.gpu, memory, int(memory), feed.shape, feed.dtype)
+
+    def _stacked(self, bound: Bound, id: str, steps: int, ready: Any) -> DeviceArray:
+        """Room for an output of all steps."""
+        dtype, shape = self.table[id].dtype.numpy, (steps, *bound.shapes[id])
+        memory = self.gpu.allocate_for_now(math.prod(shape) * dtype.itemsize, f"outputs of {self.plan.name}",
+                                           self.gpu.stream)
+        return DeviceArray(self.gpu, memory, int(memory), shape, dtype, ready)
+
+    def _steps(self, count: int, bound: Bound, slot: Slot, base: int, feeds: Mapping[str, tuple[int, int]],
+               outputs: Sequence[DeviceArray], steps: int) -> int:
+        """Runs the first `count` of the steps; the number done. `feeds`: (address of the first step's, bytes
+        of a step's) of those that are stacked."""
+        results = [(slot.address(id), output.address, output.nbytes // steps)
+                   for id, output in zip(self.plan.outputs, outputs)]
+        done = 0
+        with Interrupts() as interrupts:
+            try:
+                while done < count:
+                    for id, (address, size) in feeds.items():
+                        self._copy(slot.address(id), address + done * size, size)
+                    self._execute(bound, slot, base)
+                    for source, address, size in results:
+                        self._copy(address + done * size, source, size)
+                    done += 1
+                    if done % STEPS_AHEAD == 0:
+                        self.gpu.stream.synchronize()
+                    if interrupts.raised:
+                        raise interrupted(self.plan.name, done, steps)
+            except FeedError as error:
+                raise failed(error, done, steps) from None
+            finally:
+                slot.done.record(self.gpu.stream)
+                if done:
+                    self.states.written(self._written)
+        return done
+
+    def _copy(self, target: int, source: int, size: int) -> None:
+        if size:
+            self.gpu.driver.memcpy_dtod_async(target, source, size, self.gpu.stream)
+
+    def _bound(self, feeds: Sequence[Any]) -> Bound:
         key = tuple(feed.shape for feed in feeds)
         bound = self._bindings.get(key)
         if bound is None:
@@ -251,41 +250,73 @@ class CudaProgram:
 
     # -- one call
 
+    def _wrong_feed(self, bound: Bound, slot: Slot, steps: int, feed_at: Callable[[int, str], int]
+                    ) -> tuple[int, int] | None:
+        """(step, number of the check) of the first check of feeds that fails: they run on the stream of
+        copies, with memory of their own. `feed_at`: where a step's feed lies."""
+        checks = self.checks
+        if not checks.codes:
+            return None
+        copies, place = self.gpu.copies, list(checks.codes)
+        flags = np.empty((steps, len(place)), np.uint8)
+        memory = slot.address("verdicts") if steps == 1 else \
+            self.gpu.allocate_for_now(flags.nbytes, f"checks of {self.plan.name}", copies)
+
+        def address(step: int, id: str) -> int:
+            b = self.table[id]
+            if b.role == "view":
+                return address(step, b.base) + evaluate(b.offset, bound.symbols) * b.dtype.bytes
+            if b.role == "constant":
+                return int(self._constants[id])
+            return int(memory) + step * len(place) + place.index(id) if id in place else feed_at(step, id)
+
+        scratch = slot.address("scratch")
+        ready = [[self._call_of(item, partial(address, step), scratch, bound.symbols) for step in (0, 1)]
+                 for item in checks.launches]
+        for step in range(steps):                            # with each, addresses move by the same number
+            for first, second in ready:
+                values = [a + step * (b - a) for a, b in zip(first.values, second.values)]
+                first.launch(values, copies)
+        self.gpu.driver.memcpy_dtoh_async(flags, int(memory), copies)
+        copies.synchronize()
+        found = np.argwhere(flags == 0)
+        return (int(found[0][0]), list(checks.codes.values())[found[0][1]]) if len(found) else None
+
     def _execute(self, bound: Bound, slot: Slot, base: int) -> None:
         """What is before the last check, its verdict, and the rest."""
-        parts = [part for part in (self.plan.body[:self._split], self.plan.body[self._split:]) if part]
         if not self._captured:
-            for part in parts:
+            for part in self._parts:
                 self._items(part, bound, slot, base, dict(bound.symbols))
             return
         if slot.stamp != self.states.version:
             slot.graphs = [self.gpu.capture(partial(self._items, part, bound, slot, base,
-                                                    dict(bound.symbols))) for part in parts]
+                                                    dict(bound.symbols))) for part in self._parts]
             slot.stamp = self.states.version
-        for part, graph in zip(parts, slot.graphs):
+        for part, graph in zip(self._parts, slot.graphs):
             graph.launch()
-            if part is parts[0] and self.checks:
-                for check, held in zip(self.checks, slot.verdicts()):
-                    self._judge(check, held, slot)
+            if part is self._parts[0] and self._late:
+                found = np.empty(len(self._late), np.uint8)
+                self.gpu.stream.synchronize()
+                self.gpu.driver.memcpy_dtoh(found, slot.address("verdicts"))
+                for check, holds in zip(self._late, found):
+                    self._judge(check, holds, slot)
 
     def _items(self, body: Sequence[Item], bound: Bound, slot: Slot, base: int, symbols: dict[str, int]
                ) -> None:
-        """Puts the items on the stream. Of a captured plan, checks are looked at behind the graph."""
+        """Puts the items on the stream. Of a captured plan, checks are looked at behind the graph: what they
+        found is kept, as its memory is used again before."""
         def address(id: str) -> int:
             return self._address(id, bound, slot, base, symbols)
 
         for item in body:
             if isinstance(item, Launch):
-                self._launch(item, address, base, symbols)
+                self._launch(item, address, base, symbols, self.gpu.stream)
             elif isinstance(item, Copy):
-                size = buffer_bytes(self.table[item.source], symbols)
-                if size:
-                    self.gpu.driver.memcpy_dtod_async(address(item.target), address(item.source), size,
-                                                      self.gpu.stream)
+                self._copy(address(item.target), address(item.source),
+                           buffer_bytes(self.table[item.source], symbols))
             elif isinstance(item, Check):
                 if self._captured:
-                    self.gpu.driver.memcpy_dtod_async(slot.verdict(self.checks.index(item)),
-                                                      address(item.buffer), 1, self.gpu.stream)
+                    self._copy(slot.address("verdicts") + self._late.index(item), address(item.buffer), 1)
                 else:
                     self._judge(item, self._flag(address(item.buffer)), slot)
             elif isinstance(item, Branch):
@@ -303,16 +334,19 @@ class CudaProgram:
             self._items(item.body, bound, slot, base, symbols)
             symbols[item.counter] += 1
 
-    def _launch(self, item: Launch, address: Any, base: int, symbols: Mapping[str, int]) -> None:
-        """Scratch lies first in the arena, whose address is `base`."""
-        blocks = min(evaluate(item.tasks, symbols), MOST_BLOCKS)
-        if blocks == 0:
-            return
+    def _launch(self, item: Launch, address: Callable[[str], int], scratch: int, symbols: Mapping[str, int],
+                stream: Any) -> None:
+        """Puts the launch on the stream; scratch lies where the arena begins."""
+        call = self._call_of(item, address, scratch, symbols)
+        call.launch(call.values, stream)
+
+    def _call_of(self, item: Launch, address: Callable[[str], int], scratch: int, symbols: Mapping[str, int]
+                 ) -> Call:
         function, handle = self._functions[item.kernel]
-        pointers = [*(address(id) for id in item.buffers), *([base] if item.scratch != 0 else ())]
-        arguments = struct.pack("P" * len(pointers) + "i" * len(function.symbols), *pointers,
-                                *(symbols[s] for s in function.symbols))
-        handle._launch_kernel((blocks, 1, 1), (function.threads, 1, 1), arguments, 0, self.gpu.stream)
+        pointers = [*(address(id) for id in item.buffers), *([scratch] if item.scratch != 0 else ())]
+        return Call(handle, min(evaluate(item.tasks, symbols), MOST_BLOCKS), function.threads,
+                    "P" * len(pointers) + "i" * len(function.symbols),
+                    [*pointers, *(symbols[s] for s in function.symbols)])
 
     def _address(self, id: str, bound: Bound, slot: Slot, base: int, symbols: Mapping[str, int]) -> int:
         b = self.table[id]
@@ -338,6 +372,11 @@ class CudaProgram:
         if not held:
             slot.done.record(self.gpu.stream)
             raise self.checker.check_failed(item.code)
+
+
+def _first(feed: Any) -> Any:
+    """What a stacked feed's first step is like; of one on the device, its shape and type."""
+    return np.broadcast_to(np.empty((), feed.dtype), feed.shape[1:])
 
 
 def _fixed(body: Sequence[Item]) -> bool:

@@ -17,8 +17,9 @@ from typing import Any
 
 from graphflow.compiler.plan.errors import DeviceError
 
-_THREAD_LOCAL = 1
-"""Capture mode: calls of other threads are none of this capture's business."""
+_RELAXED, _OUT_OF_MEMORY = 2, 2
+"""Capture mode: calls that have nothing to do with this capture are none of its business, such as those of
+the garbage collector. The driver's number of an error."""
 
 
 class Gpu:
@@ -36,6 +37,7 @@ class Gpu:
         self.context = self.device.retain_primary_context()
         self._libcuda = ctypes.CDLL("libcuda.so.1")
         self._owned: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._capturing, self._unwanted = False, list[int]()
         with self.current():
             self.stream, self.copies = driver.Stream(), driver.Stream()
         atexit.register(self.close)
@@ -73,23 +75,43 @@ class Gpu:
 
     def allocate(self, size: int, what: str) -> Any:
         """Device memory; it is freed with the object. Call within `current()`."""
-        try:
+        with self._telling(size, what):
             block = self.driver.mem_alloc(max(size, 1))
+        self._owned.add(block)
+        return block
+
+    def allocate_for_now(self, size: int, what: str, stream: Any) -> StreamMemory:
+        """Device memory from here on in the stream, until, with the object, what is then on the stream of
+        kernels is done. Neither waits for the GPU. Call within `current()`."""
+        address = ctypes.c_ulonglong()
+        with self._telling(size, what):
+            self._call("cuMemAllocAsync", ctypes.byref(address), ctypes.c_size_t(max(size, 1)),
+                       ctypes.c_void_p(stream.handle))
+        block = StreamMemory(self, address.value)
+        self._owned.add(block)
+        return block
+
+    @contextmanager
+    def _telling(self, size: int, what: str) -> Iterator[None]:
+        """Says what there is no memory for."""
+        try:
+            yield
         except self.driver.MemoryError:
             free, total = self.driver.mem_get_info()
             raise DeviceError(f"{what} needs {size:,} bytes on the GPU: {free:,} of its {total:,} are free",
                               hint="use a smaller batch, or a smaller net") from None
-        self._owned.add(block)
-        return block
 
     def capture(self, work: Callable[[], None]) -> CapturedGraph:
         """What `work` launches on the stream, to be replayed with one call. Call within `current()`."""
-        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.stream.handle), _THREAD_LOCAL)
-        graph = ctypes.c_void_p()
+        self._call("cuStreamBeginCapture_v2", ctypes.c_void_p(self.stream.handle), _RELAXED)
+        graph, self._capturing = ctypes.c_void_p(), True
         try:
             work()
         finally:
+            self._capturing = False
             self._call("cuStreamEndCapture", ctypes.c_void_p(self.stream.handle), ctypes.byref(graph))
+            while self._unwanted:
+                self.free_later(self._unwanted.pop())
         executable = ctypes.c_void_p()
         try:
             self._call("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, ctypes.c_ulonglong(0))
@@ -99,12 +121,20 @@ class Gpu:
         self._owned.add(captured)
         return captured
 
+    def free_later(self, address: int) -> None:
+        """Gives memory back when what is now on the stream is done; never as a part of a captured graph."""
+        if self._capturing:
+            self._unwanted.append(address)
+        else:
+            self._call("cuMemFreeAsync", ctypes.c_ulonglong(address), ctypes.c_void_p(self.stream.handle))
+
     def _call(self, function: str, *arguments: Any) -> None:
         code = getattr(self._libcuda, function)(*arguments)
         if code:
             text = ctypes.c_char_p()
             self._libcuda.cuGetErrorString(code, ctypes.byref(text))
-            raise self.driver.LogicError(f"{function} failed: {(text.value or b'?').decode()}")
+            kind = self.driver.MemoryError if code == _OUT_OF_MEMORY else self.driver.LogicError
+            raise kind(f"{function} failed: {(text.value or b'?').decode()}")
 
     def close(self) -> None:
         """Frees what is left on the device, then gives the context back; at the end of the process."""
@@ -139,9 +169,33 @@ class CapturedGraph:
             self._executable = ctypes.c_void_p()
 
     def __del__(self) -> None:
-        if self._executable and Gpu._only is self._gpu:
-            try:
-                with self._gpu.current():
-                    self.free()
-            except DeviceError:
-                pass
+        _free(self, self._gpu, self._executable)
+
+
+class StreamMemory:
+    """Device memory that is given back in the order of the GPU's stream of kernels."""
+
+    def __init__(self, gpu: Gpu, address: int) -> None:
+        self._gpu, self._address = gpu, address
+
+    def __int__(self) -> int:
+        return self._address
+
+    def free(self) -> None:
+        """Gives it back; the context must be current."""
+        if self._address:
+            self._gpu.free_later(self._address)
+            self._address = 0
+
+    def __del__(self) -> None:
+        _free(self, self._gpu, self._address)
+
+
+def _free(thing: Any, gpu: Gpu, held: Any) -> None:
+    """What the garbage collector does with a thing of the device."""
+    if held and Gpu._only is gpu:
+        try:
+            with gpu.current():
+                thing.free()
+        except DeviceError:
+            pass

@@ -107,6 +107,11 @@ def _cuda() -> Device:
     return Device("cuda", lambda: "; ".join([f"NVIDIA GPUs: {count}", *_gpu_names(count)]), reason)
 
 
+def _cuda_tf32() -> Device:
+    return Device("cuda-tf32", lambda: "cuda, with float32 products on tensor cores, of factors rounded to "
+                                       "11 bits", _cuda().unusable)
+
+
 def _cuda_compiler() -> bool:
     """Whether there seems to be one: compiling looks closer."""
     folders = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
@@ -148,4 +153,4 @@ def _gpu_names(count: int) -> list[str]:
 
 
 _PROBES: dict[str, Callable[[], Device]] = {
-    "cpu": _cpu, "cuda": _cuda, "reference": _reference, "null": _null}
+    "cpu": _cpu, "cuda": _cuda, "cuda-tf32": _cuda_tf32, "reference": _reference, "null": _null}

@@ -20,10 +20,11 @@ def nowhere(origin: int) -> Location | None:
 
 
 class FeedChecker:
-    """Checks feeds for one plan. `where` gives the user's lines for the messages."""
+    """Checks feeds for one plan. `where` gives the user's lines for the messages; `arrays`: the types that a
+    feed may have."""
 
-    def __init__(self, plan: Plan, where: Where = nowhere) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, where: Where = nowhere, arrays: tuple[type, ...] = (np.ndarray,)) -> None:
+        self.plan, self._arrays = plan, arrays
         self.where: Where = lambda origin: where(origin) if origin >= 0 else None
         table = {b.id: b for b in plan.buffers}
         self.feeds = [table[id] for id in plan.feeds]
@@ -34,7 +35,7 @@ class FeedChecker:
             names = ", ".join(b.name for b in self.feeds) or "none"
             raise FeedError(f"{self.plan.name} takes {len(self.feeds)} feeds ({names}), got {len(feeds)}")
         for b, feed in zip(self.feeds, feeds):
-            if not isinstance(feed, np.ndarray):
+            if not isinstance(feed, self._arrays):
                 raise self._error(b, f"must be a NumPy array, got {type(feed).__name__}")
             if feed.dtype != b.dtype.numpy:
                 raise self._error(b, f"must be {b.dtype.full_name}, got {feed.dtype}",

@@ -63,7 +63,7 @@ def test_list(capsys: Any) -> None:
 def test_devices(capsys: Any) -> None:
     assert main(["devices"]) == 0
     names = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["cpu", "cuda", "reference", "null"]
+    assert names == ["cpu", "cuda", "cuda-tf32", "reference", "null"]
 
 
 def test_ops(capsys: Any) -> None:

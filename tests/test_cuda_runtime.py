@@ -185,6 +185,118 @@ print("same")
     assert good(code, gpu) == "same\n"
 
 
+# --- many steps in one call, and feeds that are on the device
+
+
+def test_many_steps(gpu: dict[str, str]) -> None:
+    """As calls on the CPU one after the other; what is sent, and when the host waits."""
+    code = """
+def make(device):
+    x, t, rate = gf.input("x", (None, 5)), gf.input("t", (None,), "int64"), gf.input("rate", ())
+    loss = gf.loss.softmax_cross_entropy(gf.nn.dense(x, 4, gf.relu), t)
+    return gf.function([x, t, rate], [loss, x * rate], gf.optim.SGD(rate).minimize(loss), device=device)
+
+xs, ts = rng.standard_normal((6, 3, 5), dtype=np.float32), rng.integers(0, 4, (6, 3))
+there, here = make("cuda"), make("cpu")
+there(xs[0], ts[0], 0.1), here(xs[0], ts[0], 0.1)
+count = lambda name: fake.fake_cuda_calls(name.encode())
+before = {name: count(name) for name in ("cuMemcpyHtoDAsync_v2", "cuGraphLaunch", "cuMemcpyDtoHAsync_v2")}
+found, wanted = there.run(xs, ts, 0.1), here.run(xs, ts, 0.1)
+now = {name: count(name) - number for name, number in before.items()}
+assert now == {"cuMemcpyHtoDAsync_v2": 3, "cuGraphLaunch": 6, "cuMemcpyDtoHAsync_v2": 1}, now
+for a, b in zip(found, wanted):
+    assert a.shape == b.shape and a.on_device
+    close(a, b); assert not a.on_device
+kept = gf.device_array(xs), gf.device_array(ts)
+before = count("cuMemcpyHtoDAsync_v2")
+again = there.run(*kept, np.full(6, 0.1, np.float32), steps=6)
+assert count("cuMemcpyHtoDAsync_v2") == before + 1
+for a, b in zip(again, here.run(xs, ts, 0.1)):
+    close(a, b)
+for name in here.store.names():
+    close(there.store[name], here.store[name])
+ts[4, 1] = 4
+try:
+    there.run(xs, ts, 0.1)
+except gf.FeedError as error:
+    assert "step 4 of 6, counted from 0: feed 't': the labels must lie in 0..3" in str(error), error
+assert there.store["rng.step"] == 17, there.store["rng.step"]
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_results_on_the_device_are_fed_without_the_host(gpu: dict[str, str]) -> None:
+    code = """
+h, x = gf.input("h", (2, 3)), gf.input("x", (2, 3))
+w = gf.parameter((3, 3), gf.init.normal(0.5), name="w")
+cell = gf.function([h, x], gf.tanh(gf.matmul(h, w) + x), device="cuda")
+state, want = np.zeros((2, 3), np.float32), np.zeros((2, 3), np.float32)
+xs = rng.standard_normal((7, 2, 3), dtype=np.float32)
+for x in xs:
+    fetched = fake.fake_cuda_calls(b"cuMemcpyDtoHAsync_v2")
+    state = cell(state, x)
+    assert fake.fake_cuda_calls(b"cuMemcpyDtoHAsync_v2") == fetched, "the state went through the host"
+    want = np.tanh(want @ cell.store["w"] + x)
+    old = state
+close(state, want)
+rows = gf.input("rows", (None, 2, 3))
+total = gf.function([rows], gf.sum(rows, axis=0), device="cuda")
+stacked = cell.run(np.zeros((2, 3), np.float32), xs)
+close(total(stacked), np.tanh(xs).sum(0))
+assert stacked.on_device
+kept = gf.device_array(xs)
+kept.fetch()[...] = 0
+close(kept, xs); close(cell.run(kept, xs), np.tanh(xs @ cell.store["w"] + xs)); close(kept + 1, xs + 1)
+on_cpu = gf.function([rows], rows * 2.0)
+close(on_cpu(kept), 2 * xs)
+try:
+    cell(gf.device_array(np.zeros((2, 3))), x)
+except gf.FeedError as error:
+    assert "must be float32, got float64" in str(error)
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_checks_of_other_values_and_loops_in_many_steps(gpu: dict[str, str]) -> None:
+    """A check that looks at a parameter waits for the step before; a loop that a value ends is no graph."""
+    code = """
+x = gf.input("x", ())
+for device in ("cuda", "cpu"):
+    w = gf.parameter((), 8.0, name="w")
+    p = gf.function([x], gf.check(x * w, w * x > 1.0, "x * w must be above 1"), {w: w * 0.5}, device=device)
+    try:
+        p.run(np.ones(6, np.float32))
+    except gf.FeedError as error:
+        assert "step 3 of 6, counted from 0: x * w must be above 1" in str(error), error
+    assert p.store["w"] == 1.0
+grown = gf.while_loop(lambda v: v < 100.0, lambda v: v * 2.0, x, limit=50)
+there, here = (gf.function([x], grown, device=d) for d in ("cuda", "cpu"))
+xs = np.array([1.0, 3.0, 200.0], np.float32)
+close(there.run(xs), here.run(xs))
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
+def test_ctrl_c_between_steps(gpu: dict[str, str]) -> None:
+    code = """
+import os, signal, threading, time
+x, w = gf.input("x", (), "int64"), gf.parameter((), 0, name="w", dtype="int64")
+count = gf.function([x], w, {w: w + x}, device="cuda")
+count(1)
+threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT))).start()
+try:
+    count.run(1, steps=10_000_000)
+except KeyboardInterrupt as error:
+    done = int(str(error).split()[1])
+assert count.store["w"] == done + 1, (count.store["w"], done)
+print("same")
+"""
+    assert good(code, gpu) == "same\n"
+
+
 # --- what goes wrong
 
 USE = """

@@ -251,7 +251,7 @@ def test_null_program():
 
 def test_devices():
     table = {d.name: d for d in devices()}
-    assert list(table) == ["cpu", "cuda", "reference", "null"]
+    assert list(table) == ["cpu", "cuda", "cuda-tf32", "reference", "null"]
     assert not table["cpu"].unusable and "vectors" in table["cpu"].describe()
     assert "not usable" in table["cuda"].describe()
     with pytest.raises(DeviceError, match="no device 'tpu'"):

@@ -254,6 +254,15 @@ Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
 
 Result cuMemAlloc_v2(Pointer* out, size_t size) { ENTER; return stack.empty() ? NO_CONTEXT : allocate(out, size); }
 Result cuMemFree_v2(Pointer at) { ENTER; return stack.empty() ? NO_CONTEXT : release(at); }
+Result cuMemAllocAsync(Pointer* out, size_t size, void* stream) {
+  ENTER;
+  if (stack.empty()) return NO_CONTEXT;
+  return stream_of(stream)->capturing ? INVALID : allocate(out, size);
+}
+Result cuMemFreeAsync(Pointer at, void* stream) {  // not as a part of a graph, which would free it each time
+  ENTER;
+  return stream_of(stream)->capturing ? INVALID : release(at);
+}
 Result cuMemGetInfo_v2(size_t* left, size_t* total) {
   *total = (size_t)setting("FAKE_CUDA_MEMORY", 1ll << 30);
   *left = *total - allocated;
