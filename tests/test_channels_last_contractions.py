@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from native_code import targets
 from support import graph_of
-from test_direct import input_gradient, operands, windows
+from test_direct import contractions, input_gradient, operands, windows
 
 from graphflow.compiler.driver import Compilation
+from graphflow.compiler.emit.direct import direct
 from graphflow.compiler.emit.pool import pool_object
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling
 from graphflow.compiler.ir.builder import Builder
@@ -112,3 +113,33 @@ def test_weights_of_1x1_between_rows_and_channels_last(case: tuple[Any, ...], ta
     close(found[:, :, 0, 0], expected, size, dy[:, 0].size)
     # Vectors along the gradient's channels: nothing is transposed.
     assert all(t.n_total == dy.shape[1] and t.b != "transpose" for t in tilings)
+
+
+# Places that are cut into rows of 112, of 96 and of 31; more outputs than a row of tiles has.
+PLACES: tuple[tuple[Any, ...], ...] = (
+    (3, 192, 96, 28, 28, (1, 1), 0, 1),
+    (4, 33, 16, 12, 16, (1, 1), 0, 1),
+    (1, 40, 176, 29, 31, (1, 1), 0, 1),
+)
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+@pytest.mark.parametrize("case", PLACES, ids=str)
+def test_1x1_from_rows_to_channels_last(case: tuple[Any, ...], target: Target) -> None:
+    """With a layout that the product of channels-last images asks for; a bias and a function behind it."""
+    x, w, _, _ = operands(case)
+    outs = case[2]
+    b = Builder()
+    shapes = (symbol("N"), *x.shape[1:]), w.shape, (outs, 1, 1), (outs, outs, 1, 1)
+    feeds = [b.input(name=name, dtype=F32, shape=shape)
+             for name, shape in zip(("x", "w", "bias", "one"), shapes)]
+    y = b.conv(feeds[0], feeds[1])
+    out = b.conv(b.relu(b.add(y, b.broadcast_to(feeds[2], shape=y.shape))), feeds[3])
+    bias = np.linspace(-9, 9, outs).astype(np.float32).reshape(-1, 1, 1)
+    ways = [direct(k, target) for k in contractions(graph_of(feeds, [out]), target)]
+    assert [how.last for how in ways if how is not None and how.flat] == [True]
+    arrays = [x, w, bias, np.eye(outs, dtype=np.float32).reshape(outs, outs, 1, 1)]
+    found, _ = computed(b, feeds, out, arrays, target)
+    expected, size = (np.einsum("nchw,oc->nohw", f(x.astype(float)), f(w[:, :, 0, 0].astype(float))) + f(bias)
+                      for f in (np.array, np.abs))
+    close(found, np.maximum(expected, 0), size, w[0].size + 1)

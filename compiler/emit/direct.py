@@ -8,6 +8,10 @@ convolution without stride as well.
 
 Where the output channels lie next to each other in memory, vectors run along them: a tile is `mr` places x
 `nv` vectors of channels, and a function of its own, which runs before, lays the weights side by side.
+
+A convolution by 1 x 1 of images in rows to such channels is one as well: its places are cut into rows of a
+good length, which are copied to scratch. So memory is read in long runs, and what the next task reads is
+asked for ahead.
 """
 
 from __future__ import annotations
@@ -41,6 +45,10 @@ _LIGHT_NS = 0.35
 """Stores that take less time than this are done from registers, by straight code."""
 _UNFOLD = 3.0
 """Cycles to unfold a vector."""
+_GOOD_ROW, _LONGEST_ROW = 112, 256
+"""Places of a row, where any number would do."""
+_DEEP = 32
+"""Channels from which on it pays to copy images that are multiplied by 1 x 1."""
 _VARIANT = 0.02
 """What one more form of the micro-kernel costs, as a share of the time."""
 
@@ -49,7 +57,9 @@ _VARIANT = 0.02
 class Direct:
     """How a contraction is computed so. `batch`: its batch axes; `image`: the unfolded image; `out`, `outs`:
     the variable and extent of the output channels; `last`: they lie next to each other. mr, nv: the
-    micro-kernel, output channels x vectors of places, or places x vectors of output channels."""
+    micro-kernel, output channels x vectors of places, or places x vectors of output channels. `flat`: the
+    variable of all places, where the contraction has no other; else "" (and y and x of `image` are its
+    variables)."""
 
     batch: tuple[tuple[str, DimLike], ...]
     image: Unfolded
@@ -58,6 +68,7 @@ class Direct:
     last: bool
     mr: int
     nv: int
+    flat: str = ""
 
     @property
     def bands(self) -> int:
@@ -89,6 +100,8 @@ def applies(kernel: ContractionKernel, target: Target) -> Direct | None:
     """How the kernel is computed so, if it can be."""
     c = kernel.contraction
     axes = len(c.m), len(c.n), len(c.k)
+    if axes == (1, 1, 1):
+        return _pointwise(kernel, target)
     if kernel.indirect or axes not in ((1, 2, 3), (1, 2, 2)) or c.a.dtype != dtypes.F32:
         return None
     (channel, channels), (ty, py), (tx, px) = (("channel", 1), *c.k)[-3:]
@@ -112,6 +125,32 @@ def applies(kernel: ContractionKernel, target: Target) -> Direct | None:
     mr, nv = (_micro_kernel_of_outs(outs // lanes, image.band * width, target) if last else
               _micro_kernel(outs, -(-image.band * width // lanes), target))
     return Direct(c.batch, image, out, outs, last, mr, nv)
+
+
+def _pointwise(kernel: ContractionKernel, target: Target) -> Direct | None:
+    """How a convolution by 1 x 1 of images in rows to channels that lie next to each other is computed."""
+    c = kernel.contraction
+    ((out, outs),), ((place, places),), ((channel, channels),) = c.m, c.n, c.k
+    offset, lanes = load_offset(kernel, c.b), target.vector_bytes // 4
+    if kernel.indirect or c.a.dtype != dtypes.F32 or offset is None or not isinstance(places, int):
+        return None
+    if not isinstance(outs, int) or not isinstance(channels, int) or min(outs, places, channels) <= 0:
+        return None
+    if not is_direct(kernel, c.a, (*c.m, *c.k)) or place in names_of(c.a) or out in names_of(c.b):
+        return None
+    if coefficient(offset, place) != 1 or coefficient(offset, channel) in (None, 0, 1) or outs % lanes:
+        return None
+    width = min((w for w in range(lanes, _LONGEST_ROW + 1) if places % w == 0),
+                key=lambda w: abs(w - _GOOD_ROW), default=0)
+    if not width or any(coefficient(s.index[-1], out) != 1 for s in c.stores):
+        return None
+    image = unfolded(("row ", places // width), ("column of row ", width), (channel, channels),
+                     (("tap y ", 1), ("tap x ", 1)), (1, 1), lanes, target.l2 // 2,
+                     _enough_rows(outs * channels * width / lanes))
+    if image is None:
+        return None
+    mr, nv = _micro_kernel_of_outs(outs // lanes, image.band * width, target)
+    return Direct(c.batch, image, out, outs, True, mr, nv, place)
 
 
 def _enough_rows(row_cycles: float) -> int:
@@ -152,6 +191,8 @@ def pays(kernel: ContractionKernel, d: Direct) -> bool:
     """Whether loads and stores walk along x, else elements would be gathered and scattered one by one, and
     the products are many for each element that is unfolded."""
     c, u = kernel.contraction, d.image
+    if d.flat:
+        return u.channels >= _DEEP
     offset = load_offset(kernel, c.b.value if isinstance(c.b, Guarded) else c.b)
     if offset is None or coefficient(offset, u.x) not in (1, 2, 3, 4):
         return False
@@ -232,6 +273,8 @@ class _Emission(DirectEmitter):
         _, begin, end, _ = b.params
         self.scratch(d.parts(), d.weights())
         node = e.nodes.of(self.c.b)
+        if d.flat:
+            node = e.nodes.substitute(node, {d.flat: symbol(u.y) * u.width + symbol(u.x)})
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
             flat = task.index
@@ -381,12 +424,17 @@ class _AlongOuts(_Emission):
     def _tile(self, first: Value, mr: int) -> None:
         e, b, d, u = self.e, self.b, self.d, self.d.image
         nv, (py, px) = d.nv, u.places
+        ahead = None                        # an element of the next task's rows, for each channel and tile
+        if d.flat:
+            ahead = e.nodes.substitute(e.nodes.of(self.c.b), {d.flat: symbol("column") + u.band * u.width})
 
         def products(sums: list[Value], tap: DimLike) -> list[Value]:
             weight = ((symbol(u.channel) * py + symbol(u.taps[0])) * px + tap) * d.outs + symbol("m start")
             right = [b.load(self.type, e.address("weights ", weight + v * u.lanes), align=4 * u.lanes)
                      for v in range(nv)]
             at, out = self._image(tap), []
+            if ahead is not None:
+                e.prefetch(ahead.data[0], e.offset(ahead.data[0], ahead.data[1]))
             for r in range(mr):
                 left = b.splat(b.load(FLOAT, e.address("unfolded ", at + r)), u.lanes)
                 out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
