@@ -7,6 +7,7 @@
     steps    the nine training steps at their batch size and at 8 times that, all engines in turn
     ops      products of matrices, and what memory bounds, against a copy of as much memory
     kernels  the time of every kernel of graphflow's steps, launched one by one: what holds a step back
+    once     a few training steps of each workload, nothing timed: for compute-sanitizer
     compile  the text of each step through nvcc for sm_90: registers, spills, seconds (needs no GPU)
 
 Batches lie on the device for all engines but graphflow-fed, which is given NumPy arrays. Time is taken
@@ -386,6 +387,20 @@ def op_table(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+# --- for a tool that watches
+
+def once(args: argparse.Namespace, report: Report) -> None:
+    """Every workload's step, as often as others warm up; ends the process where one fails."""
+    for name in args.workloads:
+        work = (SMALL if args.small else WORKLOADS)[name]
+        for engine in (e for e in args.engines if e.startswith("graphflow")):
+            found, row = started(engine, work, args.peers)
+            if found is None:
+                raise SystemExit(f"{engine} on {name}: {row['failure']}")
+            losses = ", ".join(f"{loss:.6f}" for loss in row["losses"])
+            print(f"{name} with {engine}: losses {losses}", flush=True)
+
+
 # --- what nvcc makes of it
 
 def compile_all(args: argparse.Namespace, report: Report) -> None:
@@ -412,7 +427,7 @@ def compile_all(args: argparse.Namespace, report: Report) -> None:
               f"spilled: {', '.join(n for n, _ in row['spilled']) or 'nothing'}", flush=True)
 
 
-PARTS = {"steps": steps, "ops": ops, "kernels": kernels, "compile": compile_all}
+PARTS = {"steps": steps, "ops": ops, "kernels": kernels, "once": once, "compile": compile_all}
 
 
 def main() -> int:

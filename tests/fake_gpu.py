@@ -21,12 +21,14 @@ MISSING = ("there is no PyCUDA" if importlib.util.find_spec("pycuda") is None el
 
 
 def install(folder: Path) -> dict[str, str]:
-    """Builds the driver and puts the stand-in for nvcc into the folder; the environment that uses both."""
+    """Builds the driver and puts stand-ins for nvcc and compute-sanitizer (it just runs its command) into the
+    folder; the environment that uses them."""
     subprocess.run(["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1",
                     str(FOLDER / "driver.cpp"), "-o", str(folder / "libcuda.so.1"), "-ldl"], check=True)
-    nvcc = folder / "nvcc"
-    nvcc.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{FOLDER / "nvcc.py"}" "$@"\n')
-    nvcc.chmod(0o755)
+    for name, text in (("nvcc", f'exec "{sys.executable}" "{FOLDER / "nvcc.py"}" "$@"'),
+                       ("compute-sanitizer", 'while [ "${1#--}" != "$1" ]; do shift 2; done\nexec "$@"')):
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
     return {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "GRAPHFLOW_CACHE": str(folder / "cache"),
             "LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}",
             "GRAPHFLOW_FAKE_GPU": "1"}
