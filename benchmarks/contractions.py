@@ -15,7 +15,7 @@ os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import numpy as np
 
 from graphflow.compiler.emit.builder import Module
-from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_tasks
+from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_shared, kernel_tasks
 from graphflow.compiler.emit.object import compile_object
 from graphflow.compiler.kernel.text import parse_kernel
 from graphflow.compiler.target import host_target
@@ -42,9 +42,9 @@ def generated(form: str, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callabl
     calls = [*module.before.values(), ("c", tasks)]
     library = load_object(compile_object(module.text(), target), "c", [name for name, _ in calls])
     steps = [(library.function(name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3), n) for name, n in calls]
-    size = kernel_scratch(kernel, target)
-    assert isinstance(size, int)
-    scratch = np.zeros(size + 64, np.uint8)
+    size, shared = kernel_scratch(kernel, target), kernel_shared(kernel, target)
+    assert isinstance(size, int) and isinstance(shared, int)
+    scratch = np.zeros(shared + size + 64, np.uint8)
     aligned = -(-scratch.ctypes.data // 64) * 64
     slots = (ctypes.c_int64 * 5)(*(x.ctypes.data for x in (a, b, y)), aligned, size)
     held = (slots, scratch)

@@ -35,11 +35,12 @@ class CpuBackend:
         """What is done once instead of in every trip of a loop, and which loops are cut along rows."""
         return by_rows(pack_once(program, self.target), self.target)
 
-    def work(self, kernel: Kernel) -> tuple[DimLike, DimLike]:
-        """(tasks, bytes of scratch of each worker) of a launch."""
-        from graphflow.compiler.emit.module import kernel_scratch, kernel_tasks
+    def work(self, kernel: Kernel) -> tuple[DimLike, DimLike, DimLike]:
+        """(tasks, bytes of scratch of each worker, and of what they share) of a launch."""
+        from graphflow.compiler.emit.module import kernel_scratch, kernel_shared, kernel_tasks
 
-        return kernel_tasks(kernel, self.target), kernel_scratch(kernel, self.target)
+        tasks, own, shared = (f(kernel, self.target) for f in (kernel_tasks, kernel_scratch, kernel_shared))
+        return tasks, own, shared
 
     def functions(self, program: KernelProgram) -> tuple[Function, ...]:
         """None: the entry knows how to call its kernels."""
@@ -85,11 +86,11 @@ class CudaBackend:
         """Nothing is packed."""
         return program
 
-    def work(self, kernel: Kernel) -> tuple[DimLike, DimLike]:
-        """(blocks, bytes of scratch that they share) of a launch."""
+    def work(self, kernel: Kernel) -> tuple[DimLike, DimLike, DimLike]:
+        """(blocks, bytes of scratch, 0) of a launch."""
         from graphflow.compiler.emit.cuda import cuda_blocks, cuda_scratch
 
-        return cuda_blocks(kernel), cuda_scratch(kernel)
+        return cuda_blocks(kernel), cuda_scratch(kernel), 0
 
     def functions(self, program: KernelProgram) -> tuple[Function, ...]:
         """How each kernel is launched."""

@@ -100,8 +100,8 @@ def _tile(program: KernelProgram, context: Context) -> KernelProgram:
     def sized(item: Item) -> Item:
         if not isinstance(item, Launch):
             return item
-        tasks, scratch = work[item.kernel]
-        return replace(item, tasks=tasks, scratch=scratch)
+        tasks, scratch, shared = work[item.kernel]
+        return replace(item, tasks=tasks, scratch=scratch, shared=shared)
 
     body = map_items(program.plan.body, sized)
     return replace(program, plan=replace(program.plan, body=body, functions=backend.functions(program)))

@@ -120,14 +120,15 @@ def _trial(kernel: ContractionKernel, tiles: Sequence[Mapping[str, int]], argume
            symbols: Mapping[str, int], target: Target) -> Trial:
     """One module with a function for each tile."""
     from graphflow.compiler.emit.builder import Module
-    from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_tasks
+    from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_shared, kernel_tasks
     from graphflow.compiler.emit.object import compile_object
 
     module, variants = Module(), []
     for i, tile in enumerate(tiles):
         variant = _tiled(kernel, tile, f"{kernel.name}.{i}")
         emit_kernel(module, variant, target)
-        tasks, scratch = (evaluate(size(variant, target), symbols) for size in (kernel_tasks, kernel_scratch))
-        variants.append(Variant(variant.name, tasks, scratch, module.before.get(variant.name)))
+        tasks, scratch, shared = (evaluate(size(variant, target), symbols)
+                                  for size in (kernel_tasks, kernel_scratch, kernel_shared))
+        variants.append(Variant(variant.name, tasks, scratch, shared, module.before.get(variant.name)))
     return Trial(kernel.name, compile_object(module.text(), target), tuple(arguments),
                  tuple(symbols.values()), tuple(variants))

@@ -4,7 +4,7 @@ from __future__ import annotations
 import ctypes
 import time
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,27 +28,27 @@ CHUNK_SECONDS, CHUNK_STEPS = 0.05, 1024
 class Context(ctypes.Structure):
     """What the native entry ``i64 NAME(Context *)`` is given."""
     _fields_ = [("buffers", ctypes.c_void_p), ("symbols", ctypes.c_void_p), ("threads", ctypes.c_int64),
-                ("parallel", ctypes.c_void_p), ("scratch", ctypes.c_void_p),
-                ("scratch_bytes_per_worker", ctypes.c_int64)]
+                ("parallel", ctypes.c_void_p), ("scratch", ctypes.c_void_p)]
 
 
 class Bound:
     """A binding with its context: ready to run once the addresses of feeds and outputs are filled in.
 
-    `table`: the address of each of the plan's buffers. `outputs`: (place in the table, shape, NumPy dtype).
-    `stamp`: the versions of Store and arena for which the addresses hold.
+    `table`: the address of each of the plan's buffers; `scratch`: of each launch's scratch. `outputs`: (place
+    in the table, shape, NumPy dtype). `stamp`: the versions of Store and arena for which the addresses hold.
     """
 
     def __init__(self, binding: Binding, plan: Plan, stamp: tuple[int, int]) -> None:
         self.binding, self.stamp = binding, stamp
         self.table = (ctypes.c_void_p * max(len(plan.buffers), 1))()
+        self.scratch = (ctypes.c_void_p * max(len(binding.scratch), 1))()
         self._symbols = (ctypes.c_int64 * max(len(plan.symbols), 1))(*binding.symbols.values())
         place = {b.id: i for i, b in enumerate(plan.buffers)}
         outputs = [(place[id], plan.buffers[place[id]]) for id in plan.outputs]
         self.outputs = [(i, tuple(evaluate(d, binding.symbols) for d in b.shape), b.dtype.numpy)
                         for i, b in outputs]
         self.context = Context(ctypes.addressof(self.table), ctypes.addressof(self._symbols), binding.threads,
-                               None, None, binding.scratch_per_worker)
+                               None, ctypes.addressof(self.scratch))
         self.pointer = ctypes.addressof(self.context)
 
 
@@ -203,11 +203,12 @@ class CpuProgram:
     def _fill_addresses(self, bound: Bound) -> None:
         arena = self.store.arena
         arena.reserve(bound.binding.arena_bytes)
-        self.place(bound, bound.binding.offsets, arena.address, arena.address)
+        self.place(bound, bound.binding.offsets, bound.binding.scratch, arena.address)
         bound.stamp = (self.store.version, arena.version)
 
-    def place(self, bound: Bound, offsets: Any, base: int, scratch: int) -> None:
-        """Fills in the addresses of arena buffers (`base` plus its offset), states, constants and scratch."""
+    def place(self, bound: Bound, offsets: Mapping[str, int], scratch: Sequence[int], base: int) -> None:
+        """Fills in the addresses of arena buffers and of launches' scratch (`base` plus its offset), of
+        states and constants."""
         for i, b in enumerate(self.plan.buffers):
             if b.role == "arena":
                 bound.table[i] = base + offsets[b.id]
@@ -216,7 +217,8 @@ class CpuProgram:
             elif b.role == "constant":
                 bound.table[i] = address_of(self._constants[b.id])
         bound.context.parallel = self._parallel
-        bound.context.scratch = scratch
+        for i, offset in enumerate(scratch):
+            bound.scratch[i] = base + offset
 
     def execute(self, bound: Bound) -> int:
         """Calls the entry: 0, or the number of the check that failed plus 1."""

@@ -27,8 +27,8 @@ POISONS = (0xA5, 0x5A)
 class Measurement:
     """What one call touched. `planned_bytes` is the plan's peak; `first` and `end` bound the bytes of the
     arena that the call wrote when it ran in an arena of just that size. `overruns` says who wrote where
-    nothing is his; `never_written` maps buffers (and "scratch") to how many of their bytes the call left
-    alone."""
+    nothing is his; `never_written` maps buffers, and "scratch" with the number of a launch, to how many of
+    their bytes the call left alone."""
     planned_bytes: int
     first: int
     end: int
@@ -45,7 +45,7 @@ class Measurement:
 class _Layout:
     """Offsets in a block of `bytes`; `spans` are the pieces (name -> start, end) that may be written."""
     offsets: Mapping[str, int]
-    scratch: int
+    scratch: Sequence[int]
     bytes: int
     spans: Mapping[str, tuple[int, int]]
 
@@ -91,22 +91,23 @@ def run_guarded(program: CpuProgram, feeds: Sequence[np.ndarray]) -> list[np.nda
 
 
 def _tight(binding: Binding) -> _Layout:
-    return _Layout({id: MARGIN + at for id, at in binding.offsets.items()}, MARGIN,
-                   binding.peak_bytes + 2 * MARGIN, {})
+    return _Layout({id: MARGIN + at for id, at in binding.offsets.items()},
+                   [MARGIN + at for at in binding.scratch], binding.peak_bytes + 2 * MARGIN, {})
 
 
 def _spread(program: CpuProgram, binding: Binding) -> _Layout:
     """Every buffer in a place of its own (those that take over memory still do), canaries in between."""
     offsets: dict[str, int] = {}
     spans: dict[str, tuple[int, int]] = {}
+    scratch = [0] * len(binding.scratch)
     at = CANARY
-    for block in blocks_of(program.plan, binding.symbols):
+    for block in blocks_of(program.plan, binding.symbols, binding.threads):
         offsets.update(dict.fromkeys(block.buffers, at))
-        spans["/".join(block.buffers)] = (at, at + block.bytes)
+        if not block.buffers:
+            scratch[block.launch] = at
+        spans["/".join(block.buffers) or f"scratch {block.launch}"] = (at, at + block.bytes)
         at += align(block.bytes) + CANARY
-    if binding.scratch_bytes:
-        spans["scratch"] = (at, at + binding.scratch_bytes)
-    return _Layout(offsets, at, at + align(binding.scratch_bytes) + CANARY, spans)
+    return _Layout(offsets, scratch, at, spans)
 
 
 def _touched(program: CpuProgram, feeds: Sequence[np.ndarray], binding: Binding,
@@ -136,7 +137,7 @@ def _call(program: CpuProgram, feeds: Sequence[np.ndarray], binding: Binding, la
     block[...] = poison
     bound = Bound(binding, program.plan, (-1, -1))
     base = address_of(block)
-    program.place(bound, layout.offsets, base, base + layout.scratch)
+    program.place(bound, layout.offsets, layout.scratch, base)
     copies = program.fill_feeds(bound.table, feeds)
     guarded = []
     sizes = {i: buffer_bytes(program.plan.buffers[i], binding.symbols) for i, _, _ in bound.outputs}

@@ -24,7 +24,7 @@ def time_variants(trial: Trial, threads: int) -> Sequence[Sequence[float]]:
     library = load_object(trial.code, trial.name, names)
     arrays = [_array(a, i) for i, a in enumerate(trial.arguments)]
     kept = [(array, array.copy()) for a, array in zip(trial.arguments, arrays) if a.mode == "rw"]
-    area = aligned_bytes(max(v.scratch for v in trial.variants) * threads, "scratch")
+    area = aligned_bytes(max(v.shared + v.scratch * threads for v in trial.variants), "scratch")
     calls = [_call(v, library, [*map(address_of, arrays), *trial.symbols, address_of(area), v.scratch],
                    threads) for v in trial.variants]
     rounds: list[list[float]] = []

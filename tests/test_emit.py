@@ -14,7 +14,13 @@ import pytest
 from native_code import fenced, targets
 
 from graphflow.compiler.emit.builder import Module
-from graphflow.compiler.emit.module import emit_kernel, emit_module, kernel_scratch, kernel_tasks
+from graphflow.compiler.emit.module import (
+    emit_kernel,
+    emit_module,
+    kernel_scratch,
+    kernel_shared,
+    kernel_tasks,
+)
 from graphflow.compiler.emit.object import compile_object
 from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
@@ -46,8 +52,9 @@ def run(
     call = library.function(kernel.name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3)
     tasks = evaluate(kernel_tasks(kernel, target), symbols)
     scratch = evaluate(kernel_scratch(kernel, target), symbols)
-    assert scratch % 64 == 0
-    area = np.full(scratch * workers + 64, 255, np.uint8)  # NaN as floats
+    shared = evaluate(kernel_shared(kernel, target), symbols)
+    assert scratch % 64 == shared % 64 == 0
+    area = np.full(shared + scratch * workers + 64, 255, np.uint8)  # NaN as floats
     held = {a.name: fenced(arrays[a.name], at_end) for a in kernel.arguments}
     slots = [
         *(held[a.name].ctypes.data for a in kernel.arguments),

@@ -15,7 +15,7 @@ from native_code import fenced, targets
 
 from graphflow.compiler.emit.blocked import BLOCKED, blocked
 from graphflow.compiler.emit.builder import Module
-from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_tasks
+from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_shared, kernel_tasks
 from graphflow.compiler.emit.object import compile_object
 from graphflow.compiler.emit.thin import THIN, thin
 from graphflow.compiler.kernel.form import ContractionKernel
@@ -71,8 +71,9 @@ def run(kernel: ContractionKernel, arrays: Mapping[str, np.ndarray], target: Tar
     steps = [*module.before.values(), (kernel.name, evaluate(kernel_tasks(kernel, target), symbols))]
     library = load_object(compile_object(module.text(), target), "c", [name for name, _ in steps])
     scratch = evaluate(kernel_scratch(kernel, target), symbols)
-    assert scratch % 64 == 0
-    area = fenced(np.full(scratch * workers // 4 + 16, np.nan, np.float32), True)
+    shared = evaluate(kernel_shared(kernel, target), symbols)
+    assert scratch % 64 == shared % 64 == 0
+    area = fenced(np.full((shared + scratch * workers) // 4 + 16, np.nan, np.float32), True)
     place = -(-area.ctypes.data // 64) * 64
     held = {a.name: fenced(arrays[a.name], at_end) for a in kernel.arguments}
     slots = [*(held[a.name].ctypes.data for a in kernel.arguments), *(symbols[s] for s in kernel.symbols),

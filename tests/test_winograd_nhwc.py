@@ -15,7 +15,7 @@ from support import graph_of, native_program
 from graphflow.compiler.driver import Compilation
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.candidates import candidates
-from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_tasks
+from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_shared, kernel_tasks
 from graphflow.compiler.emit.object import compile_object
 from graphflow.compiler.emit.winograd_nhwc import winograd_nhwc
 from graphflow.compiler.interpret import interpret
@@ -98,8 +98,9 @@ def compiled(kernel: ContractionKernel, target: Target) -> Callable[..., np.ndar
     def run(arrays: list[np.ndarray], shape: tuple[int, ...], workers: int = 1, **symbols: int
             ) -> np.ndarray:
         tasks = evaluate(kernel_tasks(kernel, target), symbols)
-        size = evaluate(kernel_scratch(kernel, target), symbols)
-        memory = np.full(workers * size // 4 + 64, POISON, np.float32)
+        size, shared = (evaluate(f(kernel, target), symbols) for f in (kernel_scratch, kernel_shared))
+        whole = (shared + workers * size) // 4
+        memory = np.full(whole + 64, POISON, np.float32)
         first = -memory.ctypes.data % 64 // 4
         result = np.full(shape, np.nan, np.float32)
         addresses = [a.ctypes.data for a in (*arrays, result)]
@@ -110,7 +111,7 @@ def compiled(kernel: ContractionKernel, target: Target) -> Callable[..., np.ndar
             for worker in reversed(range(workers)):
                 call(ctypes.addressof(held), count * worker // workers, count * (worker + 1) // workers,
                      worker)
-        assert (memory[:first] == POISON).all() and (memory[first + workers * size // 4:] == POISON).all()
+        assert (memory[:first] == POISON).all() and (memory[first + whole:] == POISON).all()
         return result
 
     return run

@@ -172,8 +172,13 @@ def blocked_tasks(how: Blocked) -> DimLike:
 
 
 def blocked_scratch(how: Blocked) -> DimLike:
-    """Bytes of scratch for each worker; packed b, which they share, is counted for each."""
-    return how.shared() + sum(how.parts())
+    """Bytes of scratch that each worker needs."""
+    return sum(how.parts())
+
+
+def blocked_shared(how: Blocked) -> DimLike:
+    """Bytes of packed b."""
+    return how.shared()
 
 
 def emit_blocked(module: Module, kernel: ContractionKernel, target: Target, how: Blocked) -> None:

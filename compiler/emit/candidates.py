@@ -12,7 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from graphflow.compiler.emit.blocked import blocked, blocked_scratch, blocked_tasks, emit_blocked
+from graphflow.compiler.emit.blocked import (
+    blocked,
+    blocked_scratch,
+    blocked_shared,
+    blocked_tasks,
+    emit_blocked,
+)
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.contraction_rows import (
     emit_row_contraction,
@@ -20,7 +26,13 @@ from graphflow.compiler.emit.contraction_rows import (
     row_scratch,
     row_tasks,
 )
-from graphflow.compiler.emit.direct import direct, direct_scratch, direct_tasks, emit_direct
+from graphflow.compiler.emit.direct import (
+    direct,
+    direct_scratch,
+    direct_shared,
+    direct_tasks,
+    emit_direct,
+)
 from graphflow.compiler.emit.direct_weights import (
     direct_weights,
     direct_weights_scratch,
@@ -30,10 +42,17 @@ from graphflow.compiler.emit.direct_weights import (
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.thin import emit_thin, thin, thin_scratch, thin_tasks
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
-from graphflow.compiler.emit.winograd import emit_winograd, winograd, winograd_scratch, winograd_tasks
+from graphflow.compiler.emit.winograd import (
+    emit_winograd,
+    winograd,
+    winograd_scratch,
+    winograd_shared,
+    winograd_tasks,
+)
 from graphflow.compiler.emit.winograd_nhwc import (
     winograd_nhwc,
     winograd_nhwc_scratch,
+    winograd_nhwc_shared,
     winograd_nhwc_tasks,
 )
 from graphflow.compiler.emit.winograd_nhwc_code import emit_winograd_nhwc
@@ -47,6 +66,7 @@ from graphflow.compiler.emit.winograd_turned import (
     emit_winograd_turned,
     winograd_turned,
     winograd_turned_scratch,
+    winograd_turned_shared,
     winograd_turned_tasks,
 )
 from graphflow.compiler.emit.winograd_weights import (
@@ -71,28 +91,31 @@ DIRECT = 0
 
 class Algorithm(NamedTuple):
     """One emitter of contractions. `numbers`: those by which a kernel's tile may name it. `choose`, `tasks`,
-    `scratch` and `emit`: how it would compute a kernel; then, from that, the number of tasks, the bytes of
-    scratch for each worker, and the code."""
+    `scratch`, `emit` and `shared`: how it would compute a kernel; then, from that, the number of tasks, the
+    bytes of scratch for each worker, the code, and the bytes of scratch that all workers share."""
 
     numbers: tuple[int, ...]
     choose: Callable[[ContractionKernel, Target], Any]
     tasks: Callable[[Any], DimLike]
     scratch: Callable[[Any], DimLike]
     emit: Callable[[Module, ContractionKernel, Target, Any], None]
+    shared: Callable[[Any], DimLike] = lambda how: 0
 
 
 ALGORITHMS = (
     Algorithm((), row_contraction, row_tasks, row_scratch, emit_row_contraction),
-    Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc),
-    Algorithm((2,), winograd_turned, winograd_turned_tasks, winograd_turned_scratch, emit_winograd_turned),
-    Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd),
+    Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc,
+              winograd_nhwc_shared),
+    Algorithm((2,), winograd_turned, winograd_turned_tasks, winograd_turned_scratch, emit_winograd_turned,
+              winograd_turned_shared),
+    Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd, winograd_shared),
     Algorithm((2, 4, 5), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,
               emit_winograd_nhwc_weights),
     Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
               emit_winograd_weights),
     Algorithm((1,), direct_weights, direct_weights_tasks, direct_weights_scratch, emit_direct_weights),
-    Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct),
-    Algorithm((3,), blocked, blocked_tasks, blocked_scratch, emit_blocked),
+    Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct, direct_shared),
+    Algorithm((3,), blocked, blocked_tasks, blocked_scratch, emit_blocked, blocked_shared),
     Algorithm((6,), thin, thin_tasks, thin_scratch, emit_thin),
 )
 """Every algorithm but the direct one; the first that gives an answer is taken. 1: the definition of a

@@ -209,8 +209,13 @@ def direct_tasks(d: Direct) -> DimLike:
 
 
 def direct_scratch(d: Direct) -> int:
-    """Bytes of scratch for each worker; what they share is counted for each."""
-    return 4 * sum((*d.weights().values(), *d.parts().values()))
+    """Bytes of scratch that each worker needs."""
+    return 4 * sum(d.parts().values())
+
+
+def direct_shared(d: Direct) -> int:
+    """Bytes of scratch that all workers share."""
+    return 4 * sum(d.weights().values())
 
 
 def emit_direct(module: Module, kernel: ContractionKernel, target: Target, d: Direct) -> None:

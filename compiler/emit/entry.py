@@ -1,14 +1,14 @@
 """The entry of a program: ``i64 NAME(ptr ctx)`` runs the plan's body in order.
 
-`ctx` is { ptr *buffers, i64 *symbols, i64 threads, ptr parallel, ptr scratch, i64 scratch_bytes_per_worker
-}. The result is 0, or the code of the check that failed plus 1.
+`ctx` is { ptr *buffers, i64 *symbols, i64 threads, ptr parallel, ptr *scratch }; `scratch` has an address for
+each launch. The result is 0, or the code of the check that failed plus 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import groupby
+from itertools import count, groupby
 
 import numpy as np
 
@@ -29,8 +29,9 @@ from graphflow.compiler.emit.indices import Indices
 from graphflow.compiler.emit.nodes import Nodes
 from graphflow.compiler.emit.scopes import Scopes
 from graphflow.compiler.kernel.program import KernelProgram
-from graphflow.compiler.plan.dims import product, symbols_of
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbols_of
 from graphflow.compiler.plan.schema import (
+    ALIGNMENT,
     Branch,
     Check,
     Copy,
@@ -60,14 +61,14 @@ class Entry:
 
     in_tables = True
 
-    def __init__(self, b: Builder, program: KernelProgram, ctx: Value | None = None,
-                 tables: dict[tuple[int, ...], Value] | None = None):
+    def __init__(self, b: Builder, program: KernelProgram, ctx: Value | None = None):
         self.b, self.program, self.plan = b, program, program.plan
         self.ctx = ctx = ctx or b.params[0]
-        self.tables: dict[tuple[int, ...], Value] = {} if tables is None else tables
+        self.tables: dict[tuple[int, ...], Value] = {}
+        self.numbers = count()                    # of the launches, in the order of the text
         self.records: list[tuple[Value, ...]] = []
-        self.buffers, self.symbols, self.threads, self.parallel, self.scratch, self.scratch_bytes = (
-            b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR, I64))
+        self.buffers, self.symbols, self.threads, self.parallel, self.scratch = (
+            b.load(type, b.gep(ctx, i, I64)) for i, type in enumerate((PTR, PTR, I64, PTR, PTR))
         )
         self.dims = Indices(b, Scopes(b), Nodes({}))
         for i, name in enumerate(self.plan.symbols):
@@ -82,7 +83,8 @@ class Entry:
     def emit(self) -> None:
         """The whole body, then the result 0."""
         b, module, name = self.b, self.b.module, self.plan.name
-        sizes = dict.fromkeys(item.tasks for item in launches(self.plan.body) if self._is_plain(item))
+        sizes = dict.fromkeys(size for item in launches(self.plan.body) if self._is_plain(item)
+                              for size in (item.tasks, _own_scratch(item)))
         self.amounts = {size: i for i, size in enumerate(sizes)}
         self.sizes = b.alloca(I64, max(len(sizes), 1), align=8)
         for i, size in enumerate(sizes):
@@ -155,7 +157,7 @@ class Entry:
         used = symbols_of(*(self.table[id].offset for launch in launches(item.body) for id in launch.buffers))
         counters = sorted(used - {*self.plan.symbols, item.counter})
         function = b.module.function(name, TASK_PARAMS, internal=True)
-        _RowLoop(function, self.program, counters, self.tables).emit_loop(item)
+        _RowLoop(function, self, counters).emit_loop(item)
         b.store(self.ctx, self.args, align=8)
         for i, counter in enumerate(counters, 1):
             b.store(self.dims.scopes.bound(counter), b.gep(self.args, i, I64), align=8)
@@ -212,10 +214,11 @@ class Entry:
             table, count = self._places(item)
             before, parts = b.module.before.get(item.kernel, ("", 0))
             functions = [Value(PTR, f"@{item.kernel}"), Value(PTR, f"@{before}" if before else "null")]
-            numbers = (parts, count, self.amounts[item.tasks])
+            numbers = (parts, count, self.amounts[item.tasks], self.amounts[_own_scratch(item)],
+                       next(self.numbers))
             self.records.append((*functions, table, *(constant(I64, n) for n in numbers)))
-        operands = [self.args, self.buffers, self.symbols, self.sizes, self.scratch, self.scratch_bytes,
-                    self.parallel, self.threads, constant(I64, first), constant(I64, len(self.records))]
+        operands = [self.args, self.buffers, self.symbols, self.sizes, self.scratch, self.parallel,
+                    self.threads, constant(I64, first), constant(I64, len(self.records))]
         b.call(f"{self.plan.name}.run_all", VOID, operands, declare=False)
 
     def _launch(self, item: Launch) -> None:
@@ -233,8 +236,9 @@ class Entry:
         is, which is the address of a view and the counter of a loop."""
         b, symbols = self.b, self.program.kernels[item.kernel].symbols
         table, count = self._places(item)
-        operands = [self.args, self.buffers, self.symbols, table, constant(I64, count), self.scratch,
-                    self.scratch_bytes]
+        scratch = b.load(PTR, b.gep(self.scratch, next(self.numbers), I64))
+        operands = [self.args, self.buffers, self.symbols, table, constant(I64, count), scratch,
+                    self.dims.scalar(_own_scratch(item))]
         b.call(f"{self.plan.name}.fill", VOID, operands, declare=False)
         moving = [(i, self._address(id)) for i, id in enumerate(item.buffers) if self._moves(id)]
         moving += [(i, self.dims.scopes.bound(name)) for i, name in enumerate(symbols, len(item.buffers))
@@ -276,9 +280,9 @@ class _RowLoop(Entry):
 
     in_tables = False
 
-    def __init__(self, b: Builder, program: KernelProgram, counters: Sequence[str],
-                 tables: dict[tuple[int, ...], Value]):
-        super().__init__(b, program, b.load(PTR, b.params[0]), tables)
+    def __init__(self, b: Builder, outer: Entry, counters: Sequence[str]):
+        super().__init__(b, outer.program, b.load(PTR, b.params[0]))
+        self.tables, self.numbers = outer.tables, outer.numbers
         for i, counter in enumerate(counters, 1):
             self.dims.scopes.bind(counter, b.load(I64, b.gep(b.params[0], i, I64)))
 
@@ -304,8 +308,8 @@ class _RowLoop(Entry):
 
 def _emit_fill(module: Module, name: str) -> None:
     """Adds the function that fills a launch's arguments: for each of the `places`, the address of that
-    buffer or the value of symbol ~place, and then the scratch. A call instead of loads and stores at every
-    launch keeps the entry of a deep net small."""
+    buffer or the value of symbol ~place, then the address of the scratch and the bytes of each worker. A call
+    instead of loads and stores at every launch keeps the entry of a deep net small."""
     b = module.function(name, [("args", PTR), ("buffers", PTR), ("symbols", PTR), ("places", PTR),
                                ("count", I64), ("scratch", PTR), ("bytes", I64)], internal=True)
     args, buffers, symbols, places, count, scratch, size = b.params
@@ -320,6 +324,11 @@ def _emit_fill(module: Module, name: str) -> None:
     b.ret()
 
 
+def _own_scratch(item: Launch) -> DimLike:
+    """Bytes from one worker's scratch to the next one's."""
+    return ceildiv(item.scratch, ALIGNMENT) * ALIGNMENT
+
+
 def _records(name: str, records: Sequence[Sequence[Value]]) -> str:
     """A constant array of records of one form; their fields are addresses and numbers."""
     form = "{ " + ", ".join(str(value.type) for value in records[0]) + " }" if records else "i64"
@@ -329,20 +338,21 @@ def _records(name: str, records: Sequence[Sequence[Value]]) -> str:
 
 def _emit_run_all(module: Module, program: str) -> None:
     """Adds the function that runs the launches [first, last) of the table: for each the kernel, what is done
-    before, its places, and three numbers: the parts of what is done before, the arguments, and at which place
-    of `sizes` its number of tasks is."""
+    before, its places, and five numbers: the parts of what is done before, the arguments, at which places of
+    `sizes` its number of tasks is and the bytes of scratch of each worker, and its own number."""
     b = module.function(f"{program}.run_all", [
-        ("args", PTR), ("buffers", PTR), ("symbols", PTR), ("sizes", PTR), ("scratch", PTR), ("bytes", I64),
+        ("args", PTR), ("buffers", PTR), ("symbols", PTR), ("sizes", PTR), ("scratch", PTR),
         ("parallel", PTR), ("threads", I64), ("first", I64), ("last", I64)], internal=True)
-    args, buffers, symbols, sizes, scratch, size, parallel, threads, first, last = b.params
-    types = (PTR, PTR, PTR, I64, I64, I64)
+    args, buffers, symbols, sizes, scratch, parallel, threads, first, last = b.params
+    types = (PTR, PTR, PTR, I64, I64, I64, I64, I64)
     with b.loop(first, last) as loop:
         start = b.mul(loop.index, len(types))
-        kernel, before, places, parts, count, amount = (
+        kernel, before, places, parts, count, amount, own, number = (
             b.load(type, b.gep(Value(PTR, f"@{program}.launches"), b.add(start, i), I64))
             for i, type in enumerate(types))
-        b.call(f"{program}.fill", VOID, [args, buffers, symbols, places, count, scratch, size], declare=False)
-        tasks = b.load(I64, b.gep(sizes, amount, I64))
+        tasks, size = (b.load(I64, b.gep(sizes, at, I64)) for at in (amount, own))
+        area = b.load(PTR, b.gep(scratch, number, I64))
+        b.call(f"{program}.fill", VOID, [args, buffers, symbols, places, count, area, size], declare=False)
         operands = [kernel, before, parts, args, tasks, parallel, threads]
         b.call(f"{program}.run", VOID, operands, declare=False)
         loop.next()

@@ -15,7 +15,7 @@ from graphflow.compiler.emit.entry import describe, emit_entry
 from graphflow.compiler.emit.loops import cut, emit_loop_kernel
 from graphflow.compiler.emit.routines import emit_routine, routine_scratch, routine_tasks
 from graphflow.compiler.emit.tiling import contraction_scratch, contraction_tasks
-from graphflow.compiler.kernel.form import Kernel, LoopKernel, RoutineKernel
+from graphflow.compiler.kernel.form import ContractionKernel, Kernel, LoopKernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike
 from graphflow.compiler.plan.schema import launches
@@ -71,3 +71,9 @@ def kernel_scratch(kernel: Kernel, target: Target) -> DimLike:
         algorithm, how = found
         return algorithm.scratch(how)
     return contraction_scratch(kernel, target)
+
+
+def kernel_shared(kernel: Kernel, target: Target) -> DimLike:
+    """Bytes of scratch that all workers share, in front of their own."""
+    found = special(kernel, target) if isinstance(kernel, ContractionKernel) else None
+    return found[0].shared(found[1]) if found is not None else 0

@@ -155,8 +155,13 @@ def winograd_tasks(w: Winograd) -> DimLike:
 
 
 def winograd_scratch(w: Winograd) -> int:
-    """Bytes of scratch for each worker; what they share is counted for each."""
-    return 4 * sum((*w.weights().values(), *w.parts().values()))
+    """Bytes of scratch that each worker needs."""
+    return 4 * sum(w.parts().values())
+
+
+def winograd_shared(w: Winograd) -> int:
+    """Bytes of scratch that all workers share."""
+    return 4 * sum(w.weights().values())
 
 
 def emit_winograd(module: Module, kernel: ContractionKernel, target: Target, w: Winograd) -> None:

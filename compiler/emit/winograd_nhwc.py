@@ -296,5 +296,10 @@ def winograd_nhwc_tasks(w: WinogradNhwc) -> DimLike:
 
 
 def winograd_nhwc_scratch(w: WinogradNhwc) -> int:
-    """Bytes of scratch for each worker; what they share is counted for each."""
-    return 4 * sum((*w.weights().values(), *w.parts().values()))
+    """Bytes of scratch that each worker needs."""
+    return 4 * sum(w.parts().values())
+
+
+def winograd_nhwc_shared(w: WinogradNhwc) -> int:
+    """Bytes of scratch that all workers share."""
+    return 4 * sum(w.weights().values())

@@ -20,7 +20,13 @@ from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.tiling import rows_of_tile
-from graphflow.compiler.emit.winograd import PanelEmitter, WeightsEmitter, Winograd, applies
+from graphflow.compiler.emit.winograd import (
+    PanelEmitter,
+    WeightsEmitter,
+    Winograd,
+    applies,
+    winograd_shared,
+)
 from graphflow.compiler.emit.winograd_matrices import transposed
 from graphflow.compiler.emit.winograd_tiles import TILES_OF_2, padded
 from graphflow.compiler.kernel.form import ContractionKernel, Guarded, Load
@@ -112,7 +118,8 @@ def _applies(kernel: ContractionKernel, target: Target) -> WinogradTurned | None
     nr = lanes if -(-rows // 2) * -(-columns // 2) % 2 else 2 * lanes
     mr = min(rows_of_tile(form.outs, nr, lanes, target), form.outs)
     found = WinogradTurned(replace(form, flip=False, mr=mr, nr=nr), rows, columns, (down, across))
-    return found if winograd_turned_scratch(found) <= target.l2 else None
+    size = winograd_turned_scratch(found) + winograd_turned_shared(found)
+    return found if size <= target.l2 else None
 
 
 def _pays(t: WinogradTurned) -> bool:
@@ -134,8 +141,13 @@ def winograd_turned_tasks(t: WinogradTurned) -> DimLike:
 
 
 def winograd_turned_scratch(t: WinogradTurned) -> int:
-    """Bytes of scratch for each worker; what they share is counted for each."""
-    return 4 * sum((*t.form.weights().values(), *t.parts().values()))
+    """Bytes of scratch that each worker needs."""
+    return 4 * sum(t.parts().values())
+
+
+def winograd_turned_shared(t: WinogradTurned) -> int:
+    """Bytes of scratch that all workers share."""
+    return winograd_shared(t.form)
 
 
 def emit_winograd_turned(module: Module, kernel: ContractionKernel, target: Target, t: WinogradTurned

@@ -18,9 +18,10 @@ from graphflow.compiler.plan.schema import (
     Check,
     Copy,
     Item,
+    Launch,
     Plan,
     Repeat,
-    launches,
+    places,
 )
 
 MAX_BYTES = 1 << 48
@@ -31,30 +32,30 @@ MAX_BYTES = 1 << 48
 class Binding:
     """Where everything lies for given symbols and threads: sizes in bytes, offsets from the arena's start.
 
-    `offsets` has every arena buffer (one that takes over another has the same offset). Worker w's scratch
-    starts at ``w * scratch_per_worker``, before all buffers; `scratch_bytes` is what all of them take
-    together, where a launch of fewer tasks than threads keeps fewer workers busy. `peak_bytes` is the end of
-    the last byte the plan reserves; `arena_bytes` the same rounded up to the alignment: what to allocate.
-    `live_peak_bytes` is the least that any packing could reach: the largest sum of what is alive at once,
-    scratch included.
+    `offsets` has every arena buffer (one that takes over another has the same offset). `scratch`: for each
+    launch, in the order of the text, where its scratch lies, 0 if it has none: first what its workers share,
+    then a piece for each of them, of a whole number of ALIGNMENTs. `peak_bytes` is the end of the last byte
+    the plan reserves; `arena_bytes` the same rounded up to the alignment: what to allocate. `live_peak_bytes`
+    is the least that any packing could reach: the largest sum of what is alive at once, scratch included.
     """
     symbols: Mapping[str, int]
     threads: int
     offsets: Mapping[str, int]
+    scratch: tuple[int, ...]
     arena_bytes: int
     peak_bytes: int
     live_peak_bytes: int
-    scratch_per_worker: int
-    scratch_bytes: int
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of the arena, alive from `first` to `last` (inclusive); `buffers` share it, one by one."""
+    """A piece of the arena, alive from `first` to `last` (inclusive): `buffers` that share it, one by one, or
+    the scratch of the `launch` of that number."""
     buffers: tuple[str, ...]
     bytes: int
     first: int
     last: int
+    launch: int = -1
 
 
 def align(size: int) -> int:
@@ -83,26 +84,19 @@ def bind(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> Binding:
     """
     if any(b.role == "view" for b in plan.buffers):
         _Views(plan, symbols).body(plan.body, {})
-    blocks = blocks_of(plan, symbols)
-    live = _live_bytes(blocks)
-    lower = max(live, default=0)
-    best: dict[int, int] = {}
-    best_end = -1
-    for key in _ORDERS:
-        placed = _place(blocks, sorted(range(len(blocks)), key=lambda i: (key(blocks[i]), i)))
-        end = max((placed[i] + blocks[i].bytes for i in placed), default=0)
-        if best_end < 0 or end < best_end:
-            best, best_end = placed, end
-        if align(best_end) <= lower:
-            break
-    per_worker = align(scratch_bytes(plan, symbols))
-    scratch = _all_scratch(plan, symbols, threads, per_worker)
-    start = align(scratch)            # scratch lies first: how much of it a call uses, its shapes decide
-    peak = start + best_end if best_end else scratch
-    offsets = {id: start + best[i] for i, block in enumerate(blocks) for id in block.buffers}
-    return Binding(symbols=dict(symbols), threads=threads, offsets=offsets, arena_bytes=align(peak),
-                   peak_bytes=peak, live_peak_bytes=lower + scratch,
-                   scratch_per_worker=per_worker, scratch_bytes=scratch)
+    blocks, first = blocks_of(plan, symbols, threads), 0
+    if plan.functions:                             # a GPU's kernels have theirs where the arena begins
+        first = align(max((block.bytes for block in blocks if not block.buffers), default=0))
+        blocks = [block for block in blocks if block.buffers]
+    lower = max(_live_bytes(blocks), default=0)
+    placed = _pack(blocks, lower)
+    peak = first + max((placed[i] + block.bytes for i, block in enumerate(blocks)), default=0)
+    offsets = {id: first + placed[i] for i, block in enumerate(blocks) for id in block.buffers}
+    at = {block.launch: placed[i] for i, block in enumerate(blocks) if block.launch >= 0}
+    count = sum(isinstance(place.item, Launch) for place in places(plan.body))
+    return Binding(symbols=dict(symbols), threads=threads, offsets=offsets,
+                   scratch=tuple(at.get(number, 0) for number in range(count)), arena_bytes=align(peak),
+                   peak_bytes=peak, live_peak_bytes=first + lower)
 
 
 class _Views:
@@ -143,26 +137,36 @@ class _Views:
                                 f"{view.base!r} has {whole}")
 
 
-def scratch_bytes(plan: Plan, symbols: Mapping[str, int]) -> int:
-    """The bytes that one worker needs: the most that any launch asks for."""
-    return max((evaluate(item.scratch, symbols) for item in launches(plan.body)), default=0)
+def scratch_bytes(item: Launch, symbols: Mapping[str, int], threads: int) -> int:
+    """The bytes of a launch's scratch: what is shared, and a piece for each of the workers that it keeps
+    busy."""
+    busy = min(threads, evaluate(item.tasks, symbols))
+    shared, own = evaluate(item.shared, symbols), evaluate(item.scratch, symbols)
+    return align(shared) + (busy - 1) * align(own) + own if busy > 0 else 0
 
 
-def _all_scratch(plan: Plan, symbols: Mapping[str, int], threads: int, per_worker: int) -> int:
-    """The extent of all workers' scratch: the last busy worker of a launch needs only what that launch asks
-    for."""
-    ends = [0]
-    for item in launches(plan.body):
-        busy, own = min(threads, evaluate(item.tasks, symbols)), evaluate(item.scratch, symbols)
-        if busy > 0 and own:
-            ends.append((busy - 1) * per_worker + own)
-    return max(ends)
+def _scratch_lives(plan: Plan) -> list[tuple[int, int, Launch]]:
+    """For each launch the positions between which its scratch is alive: its own, but in a loop that is cut
+    along its rows, where every thread is at another step, the whole loop's."""
+    found = places(plan.body)
+    cut = {(place.position, place.last) for place in found
+           if isinstance(place.item, Repeat) and place.item.rows != 0}
+    out = []
+    for position, last, item, loops in found:
+        if isinstance(item, Launch):
+            out.append((*(loops[-1] if loops and loops[-1] in cut else (position, last)), item))
+    return out
 
 
-def blocks_of(plan: Plan, symbols: Mapping[str, int]) -> list[Block]:
-    """The arena's blocks: a buffer and those that take over its memory are one."""
-    return [Block(tuple(b.id for b in group), max(buffer_bytes(b, symbols) for b in group),
-                  group[0].first, group[-1].last) for group in _sharing(plan)]
+def blocks_of(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> list[Block]:
+    """The arena's blocks: a buffer and those that take over its memory are one; the scratch of a launch."""
+    out = [Block(tuple(b.id for b in group), max(buffer_bytes(b, symbols) for b in group),
+                 group[0].first, group[-1].last) for group in _sharing(plan)]
+    for number, (first, last, item) in enumerate(_scratch_lives(plan)):
+        size = scratch_bytes(item, symbols, threads)
+        if size:
+            out.append(Block((), size, first, last, number))
+    return out
 
 
 def _sharing(plan: Plan) -> list[list[Buffer]]:
@@ -175,6 +179,28 @@ def _sharing(plan: Plan) -> list[list[Buffer]]:
     return list({id(group): group for group in groups.values()}.values())
 
 
+def _pack(blocks: Sequence[Block], lower: int) -> dict[int, int]:
+    """Block number -> offset: the best of several orders, and of those in which the block that ended last,
+    again and again, comes first. None can do better than `lower`."""
+    def end(placed: Mapping[int, int]) -> int:
+        return max((placed[i] + block.bytes for i, block in enumerate(blocks)), default=0)
+
+    tried: list[dict[int, int]] = []
+    for key in _ORDERS:
+        if not tried or align(end(tried[-1])) > lower:
+            tried.append(_place(blocks, sorted(range(len(blocks)), key=lambda i: (key(blocks[i]), i))))
+    best = last = min(tried, key=end)
+    for _ in range(min(_ATTEMPTS, _MOST // max(len(blocks), 1))):
+        if align(end(best)) <= lower:
+            break
+        top = max(last, key=lambda i: last[i] + blocks[i].bytes)
+        last = _place(blocks, [top, *(i for i in last if i != top)])
+        best = min(best, last, key=end)
+    return best
+
+
+_ATTEMPTS, _MOST = 50, 20_000
+"""After the orders, so many more are tried, as long as they place no more than so many blocks."""
 _ORDERS: tuple[Callable[[Block], tuple[int, ...]], ...] = (
     lambda b: (-b.bytes, b.first),
     lambda b: (-b.bytes * (b.last - b.first + 1), b.first),
@@ -228,19 +254,24 @@ def _live_bytes(blocks: Sequence[Block]) -> list[int]:
 def peak_formula(plan: Plan, threads: int = 1) -> list[DimLike]:
     """The peak as a formula: for all values of the symbols it is the largest of these expressions, in bytes.
 
-    They are the sums of what is alive at each point of the body (rounding up to the alignment left out) plus
-    the scratch of `threads` workers; those that another one is never below are dropped.
+    They are the sums of what is alive at each point of the body, the scratch of `threads` workers included
+    (rounding up to the alignment left out); those that another one is never below are dropped.
     """
     change: dict[int, DimLike] = {}
+
+    def live(first: int, last: int, size: DimLike) -> None:
+        change[first] = change.get(first, 0) + size
+        change[last + 1] = change.get(last + 1, 0) - size
+
     for group in _sharing(plan):
-        size = product(group[0].shape) * group[0].dtype.bytes
-        change[group[0].first] = change.get(group[0].first, 0) + size
-        change[group[-1].last + 1] = change.get(group[-1].last + 1, 0) - size
+        live(group[0].first, group[-1].last, product(group[0].shape) * group[0].dtype.bytes)
+    for first, last, item in _scratch_lives(plan):
+        busy = min(threads, item.tasks) if isinstance(item.tasks, int) else threads
+        live(first, last, item.shared + item.scratch * busy)
     sums: list[DimLike] = [0]
     for position in sorted(change):
         sums.append(sums[-1] + change[position])
-    scratch = _largest([0, *(item.scratch * threads for item in launches(plan.body))])
-    return _largest(live + extra for live in _largest(sums) for extra in scratch)
+    return _largest(sums)
 
 
 def _largest(sizes: Iterable[DimLike]) -> list[DimLike]:
@@ -259,10 +290,11 @@ def _never_below(a: DimLike, b: DimLike) -> bool:
 
 @dataclass(frozen=True)
 class PeakReport:
-    """Who is alive where the most is: `position` in the body, and (buffer, bytes), largest first."""
+    """Who is alive where the most is: `position` in the body, (buffer, bytes), largest first, and the bytes
+    of scratch."""
     position: int
     live: tuple[tuple[Buffer, int], ...]
-    scratch_per_worker: int
+    scratch: int
 
     @property
     def live_bytes(self) -> int:
@@ -270,16 +302,18 @@ class PeakReport:
         return sum(size for _, size in self.live)
 
 
-def explain_peak(plan: Plan, symbols: Mapping[str, int]) -> PeakReport:
+def explain_peak(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> PeakReport:
     """The buffers alive at the point of the body where the most bytes are (the first of several)."""
-    live = _live_bytes(blocks_of(plan, symbols))
+    blocks = blocks_of(plan, symbols, threads)
+    live = _live_bytes(blocks)
     position = live.index(max(live)) if live else 0
     found = [(b, buffer_bytes(b, symbols)) for b in plan.buffers
              if b.role == "arena" and b.first <= position <= b.last]
     taken_over = {b.alias for b, _ in found if b.alias}
     found = [(b, size) for b, size in found if b.id not in taken_over]
     found.sort(key=lambda pair: (-pair[1], pair[0].id))
-    return PeakReport(position, tuple(found), scratch_bytes(plan, symbols))
+    return PeakReport(position, tuple(found),
+                      sum(x.bytes for x in blocks if not x.buffers and x.first <= position <= x.last))
 
 
 def solve_symbols(shapes: Sequence[tuple[Sequence[DimLike], Sequence[int]]]) -> dict[str, int]:

@@ -104,6 +104,8 @@ def _item_line(position: int, item: Launch | Copy | Check, origins: bool) -> str
     line += f" tasks {dim_text(item.tasks)}"
     if item.scratch != 0:
         line += f" scratch {dim_text(item.scratch)}"
+    if item.shared != 0:
+        line += f" shared {dim_text(item.shared)}"
     if item.after:
         line += f" after [{', '.join(map(str, item.after))}]"
     return line + _at(item.origins, origins)
@@ -269,9 +271,9 @@ class _Parser:
         writes = s.sequence("[", s.name, "]")
         s.expect("tasks")
         tasks = s.dim()
-        scratch = s.dim() if s.accept("scratch") else 0
+        scratch, shared = (s.dim() if s.accept(word) else 0 for word in ("scratch", "shared"))
         after = s.sequence("[", s.integer, "]") if s.accept("after") else ()
-        return Launch(kernel, buffers, tasks, scratch, after, self._origins(), writes)
+        return Launch(kernel, buffers, tasks, scratch, after, self._origins(), writes, shared)
 
     def _message(self) -> Message:
         text = self.s.string()

@@ -55,9 +55,9 @@ class Buffer:
 @dataclass(frozen=True)
 class Launch:
     """Runs `kernel` (a function of the object code) on `buffers`, in `tasks` independent pieces.
-    `scratch`: bytes that each worker needs. `after`: positions of launches that read an old state value
-    that this one overwrites. `writes`: those of the buffers that it writes (`memory` fills it in from the
-    kernel)."""
+    `scratch`: bytes that each worker needs; `shared`: bytes that all of them share. `after`: positions of
+    launches that read an old state value that this one overwrites. `writes`: those of the buffers that it
+    writes (`memory` fills it in from the kernel)."""
     kernel: str
     buffers: tuple[str, ...]
     tasks: DimLike
@@ -65,6 +65,7 @@ class Launch:
     after: tuple[int, ...] = ()
     origins: tuple[int, ...] = ()
     writes: tuple[str, ...] = ()
+    shared: DimLike = 0
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from graphflow.compiler.plan.dtypes import DType
 @dataclass(frozen=True)
 class Variant:
     """A function of the object code that computes the kernel: its name, the number of its tasks, the bytes of
-    scratch that each worker needs, and the function that runs before it with the number of its tasks, if
-    there is one."""
+    scratch that each worker needs, and of what they share, and the function that runs before it with the
+    number of its tasks, if there is one."""
 
     name: str
     tasks: int
     scratch: int
+    shared: int = 0
     before: tuple[str, int] | None = None
 
 

@@ -238,8 +238,8 @@ class _Validator:
         _require(bool(item.writes), f"{who} writes nothing")
         self.write(who, position, item.writes, written)
         self.use(who, position, item.buffers, written)
-        self.known(who, item.tasks, item.scratch)
-        for what, d in (("tasks", item.tasks), ("scratch", item.scratch)):
+        self.known(who, item.tasks, item.scratch, item.shared)
+        for what, d in (("tasks", item.tasks), ("scratch", item.scratch), ("scratch", item.shared)):
             _require(isinstance(d, Dim) or 0 <= d <= MAX_BYTES, f"{who} has absurd {what}: {d}")
         for other in item.after:
             _require(0 <= other < position, f"{who} must run after item {other}, which is not before it")
