@@ -23,8 +23,8 @@ OPTIONS = ("-fmad=false", "-std=c++17")
 
 @dataclass(frozen=True)
 class CudaTarget:
-    """A GPU architecture, such as "sm_90". `tf32`: products of float32 are computed on tensor cores, which take
-    10 bits of each factor's fraction; else they are exact as on a CPU."""
+    """A GPU architecture, such as "sm_90". `tf32`: products of float32 are computed on tensor cores, which
+    take 10 bits of each factor's fraction; else they are exact as on a CPU."""
 
     architecture: str
     tf32: bool = False
@@ -56,7 +56,10 @@ def host_cuda_target() -> CudaTarget:
 
 
 def nvcc() -> str | None:
-    """The path of nvcc: on the PATH, or where CUDA_HOME or the usual folder says."""
+    """The path of nvcc: on the PATH, or where CUDA_HOME or the usual folder says. None also where there is no
+    gcc, without which it does nothing."""
+    if not shutil.which(os.environ.get("NVCC_CCBIN", "gcc")):
+        return None
     folders = [os.environ.get("CUDA_HOME", ""), "/usr/local/cuda"]
     return shutil.which("nvcc") or next((found for f in folders if f and (
         found := shutil.which("nvcc", path=str(Path(f) / "bin")))), None)
@@ -122,7 +125,9 @@ def compile_cubin(text: str, target: CudaTarget) -> tuple[bytes, str]:
 def _by_nvrtc(library: ctypes.CDLL, text: str, target: CudaTarget) -> tuple[bytes, str]:
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     library.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"kernels.cu", 0, None, None)
-    options = [o.encode() for o in (*OPTIONS, f"-arch={target.architecture}", "--ptxas-options=-v")]
+    # Generic lambdas count as functions of the host otherwise, which this compiler refuses.
+    options = [o.encode() for o in (*OPTIONS, "-default-device", f"-arch={target.architecture}",
+                                    "--ptxas-options=-v")]
     code = library.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
 
     def read(what: str) -> bytes:
