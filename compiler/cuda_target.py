@@ -139,7 +139,8 @@ def _by_nvrtc(library: ctypes.CDLL, text: str, target: CudaTarget) -> tuple[byte
     try:
         log = read("ProgramLog").rstrip(b"\0").decode()
         if code:
-            raise CompilerError(f"NVRTC refuses the generated code:\n{log[:3000]}", stage="emit")
+            faults = re.sub(r"ptxas( info|  +\.).*\n?", "", log)
+            raise CompilerError(f"NVRTC refuses the generated code:\n{faults[:3000]}", stage="emit")
         return read("CUBIN"), log
     finally:
         library.nvrtcDestroyProgram(ctypes.byref(program))

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from graphflow.compiler.backend import Backend, backend_of
 from graphflow.compiler.cache import cache_key, program_cache
-from graphflow.compiler.cuda_target import CudaTarget
+from graphflow.compiler.cuda_target import CudaTarget, compiler_version
 from graphflow.compiler.emit.object import give_memory_back
 from graphflow.compiler.ir.check import check_graph
 from graphflow.compiler.ir.graph import Graph, walk
@@ -357,7 +357,8 @@ def compile_program(graph: Graph, target: Target | CudaTarget | None = None, tun
     compilation = Compilation(graph, target, tuning=tuning)
     locations = tuple(n.origins[0] if n.origins else None for n in graph.nodes())
     cache = program_cache()
-    key = cache_key(print_graph(graph, origins=False), target.key(), emitter_version(),
+    translator = compiler_version() if isinstance(target, CudaTarget) else ""
+    key = cache_key(print_graph(graph, origins=False), target.key(), emitter_version(), translator,
                     tuning.key() if tuning else "")
     found = cache.get(key)
     if found is not None:

@@ -43,7 +43,7 @@ def test_every_kernel_compiles(make: object, no_toolkit: None) -> None:
     assert "#include" not in compilation.text("emit"), "NVRTC has no headers"
     for f in plan.functions:
         assert 0 < f.registers * f.threads <= 65536, f
-        assert f.spilled <= 128, f                            # nvcc's spill nothing; this one differs a little
+        assert f.spilled <= 128, f                            # nvcc's spill nothing, its are a little other
         assert f.name.encode() in code
 
 
