@@ -11,6 +11,7 @@ from test_direct import contractions, input_gradient, operands, windows
 
 from graphflow.compiler.driver import Compilation
 from graphflow.compiler.emit.direct import direct
+from graphflow.compiler.emit.pointwise_weights import pointwise_weights
 from graphflow.compiler.emit.pool import pool_object
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling
 from graphflow.compiler.ir.builder import Builder
@@ -113,6 +114,30 @@ def test_weights_of_1x1_between_rows_and_channels_last(case: tuple[Any, ...], ta
     close(found[:, :, 0, 0], expected, size, dy[:, 0].size)
     # Vectors along the gradient's channels: nothing is transposed.
     assert all(t.n_total == dy.shape[1] and t.b != "transpose" for t in tilings)
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+@pytest.mark.parametrize("case", [(5, 45, 48, 12, 9, (1, 1), 0, 1), (3, 192, 16, 28, 28, (1, 1), 0, 1)],
+                         ids=str)
+def test_weights_of_1x1_in_pieces(case: tuple[Any, ...], target: Target) -> None:
+    """Each image is read once, by the task of its piece, the last of which may be short; an update follows.
+    The layout is that of a convolution's images."""
+    x, w, _, _ = operands(case)
+    outs = case[2]
+    one = np.eye(outs, dtype=np.float32).reshape(outs, outs, 1, 1)
+    b = Builder()
+    shapes = (symbol("N"), *x.shape[1:]), w.shape, one.shape
+    fx, fw, fo = (b.input(name=name, dtype=F32, shape=shape)
+                  for name, shape in zip(("x", "w", "one"), shapes))
+    dy = b.conv_input_grad(b.conv(b.conv(fx, fw), fo), fo, spatial=x.shape[2:])
+    out = b.sub(fw, b.mul(b.conv_weight_grad(fx, dy, kernel=(1, 1)), 0.5))
+    kernels = contractions(graph_of([fx, fw, fo], [out]), target)
+    assert any(pointwise_weights(k, target) for k in kernels)
+    found, _ = computed(b, [fx, fw, fo], out, [x, w, one], target)
+    wide, weights = x.astype(float), w[:, :, 0, 0].astype(float)
+    expected, size = (np.einsum("nchw,nohw->oc", f(wide), np.einsum("nchw,oc->nohw", f(wide), f(weights)))
+                      for f in (np.array, np.abs))
+    close(found[:, :, 0, 0], weights - expected / 2, size + np.abs(weights), x[:, 0].size + x.shape[1])
 
 
 # Places that are cut into rows of 112, of 96 and of 31; more outputs than a row of tiles has.

@@ -40,6 +40,12 @@ from graphflow.compiler.emit.direct_weights import (
     emit_direct_weights,
 )
 from graphflow.compiler.emit.operands import algorithm_asked
+from graphflow.compiler.emit.pointwise_weights import (
+    emit_pointwise_weights,
+    pointwise_weights,
+    pointwise_weights_scratch,
+    pointwise_weights_tasks,
+)
 from graphflow.compiler.emit.thin import emit_thin, thin, thin_scratch, thin_tasks
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
 from graphflow.compiler.emit.winograd import (
@@ -113,6 +119,8 @@ ALGORITHMS = (
               emit_winograd_nhwc_weights),
     Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
               emit_winograd_weights),
+    Algorithm((1,), pointwise_weights, pointwise_weights_tasks, pointwise_weights_scratch,
+              emit_pointwise_weights),
     Algorithm((1,), direct_weights, direct_weights_tasks, direct_weights_scratch, emit_direct_weights),
     Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct, direct_shared),
     Algorithm((3,), blocked, blocked_tasks, blocked_scratch, emit_blocked, blocked_shared),

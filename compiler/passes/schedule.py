@@ -27,6 +27,8 @@ PIECE = 2048
 how many elements (times 8) one piece of a split reduction does."""
 MAX_PARTIALS = 1 << 20
 TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
+MOST_WEIGHTS = 1 << 16
+"""As many sums as stay in the second cache beside images."""
 CHANNELS = 96
 """About the channels, on either side, of a task of a gradient for weights that sums over tiles."""
 
@@ -110,6 +112,8 @@ def split(node: Node) -> int:
         tiles = batch * -(-m // TILE_M) * -(-n // TILE_N)
         if _sums_over_tiles(anchor):
             return _images_apiece(anchor)
+        if _between_rows_and_channels(anchor):
+            return _images_read_once(anchor)
         enough = tiles >= ENOUGH_TILES and not _of_few_channels(anchor)
         if not parts.k or k < 2 * PIECE or enough or column_groups(node) > 1:
             return 0
@@ -147,7 +151,7 @@ def _images_of_piece(node: Node, shape: Sequence[DimLike], axes: Sequence[int]) 
 
 
 def _sums_over_tiles(anchor: Node) -> bool:
-    """Whether this is a gradient for weights of the kind that `emit/winograd_weights.py` is for: its tasks
+    """Whether this is a gradient for weights of the kind that Winograd's algorithms are for: their tasks
     have all output channels, and 32 input channels or more."""
     geometry = (anchor.attrs.get(name) for name in ("stride", "dilation", "groups"))
     return (anchor.op == "conv_weight_grad" and anchor.attrs["kernel"] in ((3, 3), (5, 5))
@@ -179,6 +183,28 @@ def _images_apiece(anchor: Node) -> int:
     worth = -(-7 * typical(product(anchor.types[0].shape)) // (2 * places * (outs + channels)))
     shared = -(-images * blocks // ENOUGH_TILES) if isinstance(images, int) else 1
     piece = _power_of_two(max(PIECE // 2 // places, worth, shared))
+    return piece if piece < typical(images) else 0
+
+
+def _between_rows_and_channels(anchor: Node) -> bool:
+    """Whether this is a gradient for weights of the kind that `emit/pointwise_weights.py` is for."""
+    if anchor.op != "conv_weight_grad" or anchor.attrs["kernel"] != (1, 1):
+        return False
+    geometry = (anchor.attrs.get(name) for name in ("stride", "dilation", "groups"))
+    images, above = (v.type for v in anchor.inputs)
+    few = product(anchor.types[0].shape)
+    return (not images.layout and above.layout == CHANNELS_LAST and above.dtype == F32
+            and isinstance(few, int) and 0 < few <= MOST_WEIGHTS and all(_ones(g) for g in geometry))
+
+
+def _images_read_once(anchor: Node) -> int:
+    """The images of a piece of such a gradient, which a task reads once: so many that the sums of a piece are
+    small beside them."""
+    outs, channels = (typical(d) for d in anchor.types[0].shape[:2])
+    places = typical(product(anchor.inputs[1].shape[2:]))
+    images = anchor.inputs[0].shape[0]
+    shared = -(-images // ENOUGH_TILES) if isinstance(images, int) else 1
+    piece = _power_of_two(max(shared, -(-16 * outs * channels // max(places * (outs + channels), 1))))
     return piece if piece < typical(images) else 0
 
 
