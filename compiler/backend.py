@@ -26,6 +26,7 @@ class CpuBackend:
 
     target: Target
     ending = "ll"
+    widen = False                            # halves in float32 are computed with more quickly than halves
 
     def lay_out(self, graph: Graph) -> Graph:
         """Images that are kept channels-last."""
@@ -77,6 +78,7 @@ class CudaBackend:
 
     target: CudaTarget
     ending = "cu"
+    widen = True                             # half the memory to move, and tensor cores take halves
 
     def lay_out(self, graph: Graph) -> Graph:
         """Images stay as they are."""
@@ -90,13 +92,13 @@ class CudaBackend:
         """(blocks, bytes of scratch, 0) of a launch."""
         from graphflow.compiler.emit.cuda import cuda_blocks, cuda_scratch
 
-        return cuda_blocks(kernel), cuda_scratch(kernel), 0
+        return cuda_blocks(kernel, self.target), cuda_scratch(kernel, self.target), 0
 
     def functions(self, program: KernelProgram) -> tuple[Function, ...]:
         """How each kernel is launched."""
         from graphflow.compiler.emit.cuda import cuda_function
 
-        return tuple(map(cuda_function, program.kernels.values()))
+        return tuple(cuda_function(kernel, self.target) for kernel in program.kernels.values())
 
     def check(self, kernel: Kernel, stage: str) -> None:
         """CUDA kernels are computed in one way."""
@@ -105,7 +107,7 @@ class CudaBackend:
         """The translation unit."""
         from graphflow.compiler.emit.cuda import emit_cuda
 
-        return emit_cuda(program)
+        return emit_cuda(program, self.target)
 
     def machine_code(self, plan: Plan, text: str) -> tuple[Plan, bytes]:
         """The plan, with what the assembler reports of each kernel, and the cubin."""

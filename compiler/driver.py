@@ -82,7 +82,7 @@ class Stage(NamedTuple):
 
 def _fuse(graph: Graph, context: Context) -> Graph:
     context.refusals.clear()
-    return fuse(graph, context.refusals)
+    return fuse(graph, context.refusals, context.backend.widen)
 
 
 def _schedule(graph: Graph, context: Context) -> Graph:

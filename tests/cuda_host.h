@@ -82,6 +82,7 @@ static int state[MOST];
 static unsigned parity[MOST];
 static unsigned long long slots[2][MOST];  // in turn, as a lane may write again before all have read
 static int current;
+static bool falling_order;
 static const char* fault;
 static const std::function<void()>* kernel;
 
@@ -95,7 +96,20 @@ static void fiber() {
   for (;;) wait_at(DONE);
 }
 
+// Copies to shared memory that a thread has begun, by group.
+struct Begun { void* to; const void* from; int bytes; bool holds; int group; };
+static std::vector<Begun> begun[MOST];
+static int ended[MOST];
+
+static void arrive(const Begun& copy) {
+  if (copy.holds) memcpy(copy.to, copy.from, copy.bytes);
+  else memset(copy.to, 0, copy.bytes);
+}
+
 static void start(int thread) {
+  if (!begun[thread].empty()) fault = "copies that nothing waited for";
+  begun[thread].clear();
+  ended[thread] = 0;
   void** top = (void**)(((uintptr_t)memory.data() + (size_t)(thread + 1) * STACK & ~(uintptr_t)15) - 8);
   *top = nullptr;                          // the return address, aligned as after a call; it is never used
   *--top = (void*)fiber;
@@ -137,8 +151,17 @@ static void run_block(int threads, bool falling) {
   }
 }
 
+// Where a pack lies, which must be aligned to its size.
+template <class Pack> static Pack* aligned(Pack* at) {
+  static typename std::remove_const<Pack>::type nowhere;
+  if ((uintptr_t)at % alignof(Pack) == 0) return at;
+  fault = "a pack that is not aligned";
+  return &nowhere;
+}
+
 static const char* launch(int blocks, int threads, bool falling, const std::function<void()>& body) {
   kernel = &body;
+  falling_order = falling;
   fault = nullptr;
   memory.resize((size_t)MOST * STACK);
   gridDim = {(unsigned)blocks, 1, 1};
@@ -172,4 +195,89 @@ template <class T> static T __shfl_xor_sync(unsigned mask, T value, int step) {
   wait_at(AT_SHUFFLE);
   memcpy(&value, &slot[lane / WARP * WARP + (lane % WARP ^ step)], sizeof value);
   return value;
+}
+
+// Copies to shared memory arrive as late as they may, or, where threads run in falling order, at once.
+template <int COUNT, class T> static void gf_copy(T* to, const T* from, bool holds) {
+  using namespace host;
+  const Begun copy = {to, from, COUNT * (int)sizeof(T), holds, ended[current]};
+  if ((uintptr_t)to % copy.bytes) fault = "a copy to a place that is not aligned";
+  if (falling_order) arrive(copy);
+  else begun[current].push_back(copy);
+}
+static void gf_copies_end() { host::ended[host::current]++; }
+template <int COUNT> static void gf_copies_wait() {
+  using namespace host;
+  std::vector<Begun> left;
+  for (const Begun& copy : begun[current])
+    if (copy.group < ended[current] - COUNT) arrive(copy);
+    else left.push_back(copy);
+  begun[current].swap(left);
+}
+
+// Tensor cores, by the layouts that the PTX manual gives: what each lane of a warp brings is put where all see it.
+namespace host {
+struct Brought { const unsigned short* from; unsigned rows[4], columns[2]; };
+static Brought brought[2][MOST];
+
+static Brought* meet_with(const Brought& mine) {  // the warp's
+  Brought* all = brought[parity[current]++ % 2];
+  all[current] = mine;
+  wait_at(AT_SHUFFLE);
+  return all + current / WARP * WARP;
+}
+
+static float widened(unsigned bits, int kind) {  // 0: tf32, 1: bf16, 2: f16
+  if (kind < 2) return __int_as_float((int)(kind ? bits << 16 : bits));
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  const float size = exponent == 31 ? (fraction ? NAN : INFINITY)
+                     : exponent ? ldexpf(1024 + fraction, exponent - 25) : ldexpf(fraction, -24);
+  return bits & 0x8000 ? -size : size;
+}
+
+// Element x (along k) of a fragment's row or column `number`, whose registers hold two halves or a word each.
+static float element(const Brought* warp, bool row, int number, int x, int kind) {
+  const int wide = kind ? 2 : 1, high = x / (4 * wide), lane = number % 8 * 4 + x / wide % 4;
+  const unsigned bits = row ? warp[lane].rows[high * 2 + number / 8] : warp[lane].columns[high];
+  return widened(kind ? bits >> x % 2 * 16 & 0xffff : bits, kind);
+}
+
+static void multiply(float* sums, const unsigned* rows, const unsigned* columns, int kind) {
+  Brought mine = {};
+  memcpy(mine.rows, rows, sizeof mine.rows);
+  memcpy(mine.columns, columns, sizeof mine.columns);
+  const Brought* warp = meet_with(mine);
+  const int lane = current % WARP;
+  for (int i = 0; i < 4; i++)
+    for (int x = 0; x < (kind ? 16 : 8); x++)
+      sums[i] = fmaf(element(warp, true, lane / 4 + i / 2 * 8, x, kind),
+                     element(warp, false, lane % 4 * 2 + i % 2, x, kind), sums[i]);
+}
+
+static void matrices(unsigned* to, const unsigned short* from, bool turned) {
+  if ((uintptr_t)from % 16) fault = "a row of a matrix that is not aligned";
+  const Brought* warp = meet_with({from, {}, {}});
+  const int row = current % WARP / 4, column = current % WARP % 4 * 2;
+  for (int i = 0; i < 4; i++) {
+    const unsigned short* const rows[2] = {warp[i * 8 + (turned ? column : row)].from,
+                                           warp[i * 8 + (turned ? column + 1 : row)].from};
+    to[i] = rows[0][turned ? row : column] | (unsigned)rows[1][turned ? row : column + 1] << 16;
+  }
+}
+}  // namespace host
+
+static void gf_mma_f16(float* sums, const unsigned* rows, const unsigned* columns) {
+  host::multiply(sums, rows, columns, 2);
+}
+static void gf_mma_bf16(float* sums, const unsigned* rows, const unsigned* columns) {
+  host::multiply(sums, rows, columns, 1);
+}
+static void gf_mma_tf32(float* sums, const unsigned* rows, const unsigned* columns) {
+  host::multiply(sums, rows, columns, 0);
+}
+static void gf_matrices(unsigned* to, const unsigned short* from) { host::matrices(to, from, false); }
+static void gf_matrices_turned(unsigned* to, const unsigned short* from) { host::matrices(to, from, true); }
+static unsigned gf_tf32(float x) {  // to the nearest, ties away from zero
+  const unsigned bits = (unsigned)__float_as_int(x);
+  return x == x && fabsf(x) != INFINITY ? (bits + 0x1000u) & 0xffffe000u : bits;
 }

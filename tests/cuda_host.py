@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -88,7 +89,8 @@ class HostKernels:
     def _compile(kernels: Mapping[str, Kernel], path: Path) -> Path:
         program = KernelProgram(Plan("piece", "none", (), (), (), (), (), (), ()), kernels)
         launchers = "".join(launcher(k) for k in kernels.values())
-        path.write_text(f'#include "{HEADER}"\n{emit_cuda(program)}\n{launchers}')
+        text = re.sub(r"\*(\((?:const )?gf_pack<T, N>\*\)\w+)", r"*host::aligned(\1)", emit_cuda(program))
+        path.write_text(f'#include "{HEADER}"\n{text}\n{launchers}')
         command = [
             COMPILER,
             "-std=c++17",

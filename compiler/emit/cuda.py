@@ -16,6 +16,8 @@ from graphflow.compiler.emit.cuda_contraction import (
     contraction_text,
 )
 from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_scratch, loop_text, loop_threads
+from graphflow.compiler.emit.cuda_mma import TENSOR_HELPERS
+from graphflow.compiler.emit.cuda_operands import COPY_HELPERS
 from graphflow.compiler.emit.cuda_routines import routine_blocks, routine_text
 from graphflow.compiler.emit.cuda_text import HELPERS, THREADS
 from graphflow.compiler.kernel.form import Apply, ContractionKernel, Kernel, Reduce, RoutineKernel
@@ -75,7 +77,7 @@ def cuda_scratch(kernel: Kernel, target: CudaTarget = ANY) -> DimLike:
 def _helpers(text: str) -> list[str]:
     """The helpers that the text uses, and those that they use."""
     used: list[str] = []
-    for name, helper in reversed(HELPERS.items()):
+    for name, helper in reversed({**HELPERS, **COPY_HELPERS, **TENSOR_HELPERS}.items()):
         if re.search(rf"\b{name}\b", text):
             used.append(helper + "\n")
             text += helper

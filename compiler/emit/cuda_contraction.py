@@ -1,273 +1,322 @@
 """CUDA C for contractions: acc(b, m, n) = sum over k of a(b, m, k) * b(b, k, n), then the kernel's stores.
 
-A block of threads computes a tile of `rows` x `columns` sums, which its threads keep in registers, `up` x
-`along` each. For a run of `depth` k's both operands are evaluated, whatever their expressions are (padding,
-strides, gathers, prologues), into shared memory as [k][row] and [k][column]; while the block multiplies one
-run, its threads load the next into registers. So matmul, convolution and both of its gradients are this one
-text with other index expressions: implicit matrix products.
+A block of threads computes a tile of sums, which its threads keep in registers. Both operands go through shared
+memory (`cuda_operands`), a run of k's at a time, into one of several places that are filled in turn; while the
+block multiplies one run, the next are on their way. So matmul, convolution and both of its gradients are this
+one text with other index expressions: implicit matrix products. What multiplies is the fma of each thread
+(`FmaSums`) or a tensor core (`cuda_mma`).
 
-The sums of a tile are in the order of k, one fma after the other, so every run gives the same bits, and the
-same as any other tile size. Threads that load walk along the axis that lies in neighbouring elements.
+Where there are few tiles and many k's, several blocks share a tile, each for a part of k; the last that is done
+adds the parts. `cuda_tiles` chooses all this from shapes alone, so every run gives the same bits.
 """
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
 
 from graphflow.compiler.cuda_target import ANY, CudaTarget
-from graphflow.compiler.emit.cost import UNKNOWN
-from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, apply, c_name, literal, signature, used_locals
-from graphflow.compiler.emit.operands import Axes, coefficient, load_offset
-from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guarded, Load
-from graphflow.compiler.kernel.walk import subexpressions
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+from graphflow.compiler.emit.cuda_mma import TensorSums
+from graphflow.compiler.emit.cuda_operands import Operand, axis_values, declare_axes, side_by_side
+from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, apply, c_name, signature, used_locals
+from graphflow.compiler.emit.cuda_tiles import WARP, BlockTile, Work, half_of, work
+from graphflow.compiler.emit.operands import load_offset
+from graphflow.compiler.kernel.form import ContractionKernel, Load, Store
+from graphflow.compiler.plan.dims import DimLike, product
+from graphflow.compiler.plan.dtypes import DType
 
-GROUP = 4
-"""Neighbouring sums of a thread, along either side: shared memory is read 16 bytes at a time."""
-_ENOUGH, _MOST_SUMS = 128, 128
-"""Tiles that keep the multiprocessors of a large device busy; sums of a thread that stay in registers."""
-
-
-@dataclass(frozen=True)
-class BlockTile:
-    """The sums of a block and those of a thread; `depth`: how many k's are in shared memory at a time (twice:
-    the run in use and the next)."""
-
-    rows: int
-    columns: int
-    up: int
-    along: int
-    depth: int
-
-    @property
-    def threads(self) -> int:
-        """Threads of a block."""
-        return self.rows // self.up * (self.columns // self.along)
-
-
-TILES = (
-    BlockTile(128, 128, 8, 8, 8),
-    BlockTile(64, 64, 4, 4, 16),
-    BlockTile(128, 16, 4, 4, 8),
-    BlockTile(16, 128, 4, 4, 8),
-    BlockTile(32, 32, 4, 4, 8),
-)
-"""The larger, the fewer loads for a product; but few tiles leave multiprocessors idle."""
+_BAND = 16
+"""Rows of tiles whose blocks run together, so that they share the columns that they read."""
 
 
 def block_tile(kernel: ContractionKernel, target: CudaTarget = ANY) -> BlockTile:
-    """The first tile of the table of which there are enough, and which is not mostly beyond the edges; if
-    there is none, the one that does the least work for nothing."""
-    c = kernel.contraction
-    batch, m, n = (_guess(product(x for _, x in axes)) for axes in (c.batch, c.m, c.n))
-    fitting = [t for t in TILES if t.up * t.along * len(c.accumulators) <= _MOST_SUMS]
-
-    def tiles(t: BlockTile) -> int:
-        return batch * -(-m // t.rows) * -(-n // t.columns)
-
-    def work(t: BlockTile) -> int:
-        return tiles(t) * t.rows * t.columns
-
-    least = min(work(t) for t in fitting)
-    return next((t for t in fitting if tiles(t) >= _ENOUGH and work(t) <= 1.25 * least),
-                min(fitting, key=work))
+    """The tile of each block."""
+    return work(kernel, target).tile
 
 
 def contraction_blocks(kernel: ContractionKernel, target: CudaTarget = ANY) -> DimLike:
-    """The number of tiles, which is the number of blocks to launch."""
-    c, t = kernel.contraction, block_tile(kernel)
-    m, n = (product(x for _, x in axes) for axes in (c.m, c.n))
-    return product(x for _, x in c.batch) * ceildiv(m, t.rows) * ceildiv(n, t.columns)
+    """The number of blocks to launch: tiles by parts of k."""
+    found = work(kernel, target)
+    return found.tiles * found.parts
 
 
 def contraction_scratch(kernel: ContractionKernel, target: CudaTarget = ANY) -> DimLike:
     """Bytes that the blocks of a launch share for what they hand to each other."""
-    return 0
-
-
-def _guess(d: DimLike) -> int:
-    return d if isinstance(d, int) else UNKNOWN
+    return work(kernel, target).scratch
 
 
 def contraction_text(kernel: ContractionKernel, target: CudaTarget = ANY) -> str:
     """The ``__global__`` function."""
-    return _Contraction(kernel).text()
+    return _Contraction(work(kernel, target)).text()
+
+
+class FmaSums:
+    """The sums of a thread: neighbouring rows and columns by fours, so that shared memory is read 16 bytes at a
+    time. Neighbouring lanes read the same rows, those two apart the same columns, which the hardware merges."""
+
+    neighbours = 4
+
+    def __init__(self, tile: BlockTile, dtype: DType, groups: int):
+        self.tile, self.dtype, self.groups = tile, dtype, groups
+        self.rows, self.runs = tile.up, tile.along // 4      # rows, and runs of neighbours in each
+        self.count = tile.up * tile.along * groups
+
+    def declare(self, w: Writer) -> None:
+        """Where the thread is: its first row and column."""
+        high = "lane >> 1 & 1 | lane >> 2 & 6", "lane & 1 | lane >> 1 & 2"
+        low = "lane >> 1 & 1 | lane >> 2 & 2", "lane & 1 | lane >> 1 & 2 | lane >> 2 & 4"
+        for name, bits in zip(("row", "column"), high if self.tile.down == 8 else low):
+            bits = " | ".join(f"({x})" for x in bits.split(" | "))
+            w.line(f"const int {name} = warp_{name} + ({bits}) * 4;")
+
+    def row(self, i: str) -> str:
+        """Row number i of the thread."""
+        return f"row + {i} / 4 * {4 * self.tile.down} + {i} % 4"
+
+    def column(self, j: str) -> str:
+        """The first column of run number j."""
+        return f"column + {j} * {4 * WARP // self.tile.down}"
+
+    def number(self, i: str, j: str, group: int) -> str:
+        """Which of the sums is the first of row i, run j."""
+        return f"{i} * {self.tile.along * self.groups} + {j} * 4 + {group * self.tile.along}"
+
+    def multiply(self, w: Writer, left: Operand, right: Operand) -> None:
+        """Adds the products of a run."""
+        t, type = self.tile, C_TYPES[self.dtype]
+        depth = t.depth // t.slices
+        w.line("#pragma unroll")
+        w.open(f"for (int d = 0; d < {depth}; d++)")
+        w.line(f"const int depth = {f'slice * {depth} + ' if t.slices > 1 else ''}d;")
+        w.line(f"{type} rows[{t.up}], columns[{t.along * self.groups}];")
+        w.line("#pragma unroll")
+        w.line(f"for (int i = 0; i < {t.up}; i++) rows[i] = left[stage][depth][{self.row('i')}];")
+        across = f"{self.column(f'(j % {t.along} / 4)')} + j % 4 + j / {t.along} * {t.columns}"
+        w.line("#pragma unroll")
+        w.line(f"for (int j = 0; j < {t.along * self.groups}; j++) columns[j] = right[stage][depth][{across}];")
+        w.line("#pragma unroll")
+        w.open(f"for (int i = 0; i < {self.count}; i++)")
+        wide = t.along * self.groups
+        factors = [f"rows[i / {wide}]", f"columns[i % {wide}]", "sums[i]"]
+        w.line(f"sums[i] = {apply('fma', factors, self.dtype, self.dtype)};")
+        w.close()
+        w.close()
 
 
 class _Contraction(Writer):
     """Writes one kernel."""
 
-    def __init__(self, kernel: ContractionKernel):
+    def __init__(self, found: Work):
+        kernel, tile = found.kernel, found.tile
         c = kernel.contraction
         stored = [*kernel.indirect.values(), *(s.value for s in c.stores)]
         super().__init__(kernel.arguments, kernel.indirect, used_locals(stored, c.lets))
-        self.kernel, self.c, self.tile = kernel, c, block_tile(kernel)
-        self.dtype = c.a.dtype
-        self.type = C_TYPES[self.dtype]
-        self.groups = len(c.accumulators)
+        self.work, self.kernel, self.c, self.tile = found, kernel, c, tile
+        self.dtype, self.type = c.a.dtype, C_TYPES[c.a.dtype]
+        a, b = (half_of(e) if tile.units == "half" else e for e in (c.a, c.b))
+        assert a is not None and b is not None
+        self.operands = Operand(kernel, tile, True, a), Operand(kernel, tile, False, b)
+        kind = FmaSums if tile.units == "fma" else TensorSums
+        self.sums = kind(tile, a.dtype, len(c.accumulators))
 
     def text(self) -> str:
         """The ``__global__`` function."""
-        t = self.tile
+        t, parts = self.tile, self.work.parts
         extents = (*self.c.batch, *self.c.m, *self.c.n)
+        done = ""
         if all(extent != 0 for _, extent in extents):        # else there is nothing to do
             self._tiles()
-        lines = [f"// Launch with {t.threads} threads a block, one block per tile of {t.rows} x {t.columns}.",
-                 signature(self.kernel, t.threads, contraction_scratch(self.kernel)), "{", *self.lines, "}"]
-        return "\n".join(lines) + "\n"
+            if parts > 1:
+                done = f"static __device__ int {self.kernel.name}_done[{self.work.tiles}];\n"
+        form = f"one block per tile of {t.rows} x {t.columns}{f' and part of {parts}' if parts > 1 else ''}"
+        head = signature(self.kernel, t.threads, self.work.scratch)
+        return "\n".join([f"// Launch with {t.threads} threads a block, {form}.", done + head, "{",
+                          *self.lines, "}"]) + "\n"
 
     def _tiles(self) -> None:
-        t = self.tile
-        for name, width in (("left", t.rows), ("right", t.columns * self.groups)):
-            self.line(f"__shared__ __align__(16) {self.type} {name}[2][{t.depth}][{width}];")
+        t, parts = self.tile, self.work.parts
+        left, right = self.operands
+        gathered = (t.slices - 1) * self.sums.count * t.threads // t.slices * self.dtype.bytes
+        self.line(f"__shared__ __align__(16) char shared[{max(left.bytes + right.bytes, gathered)}];")
+        left.declare(self, 0)
+        right.declare(self, left.bytes)
+        if t.slices > 1:
+            self.line(f"auto& gathered = *({self.type}(*)[{t.slices - 1}][{self.sums.count}]"
+                      f"[{t.threads // t.slices}])shared;")
         for name, axes in (("M", self.c.m), ("N", self.c.n), ("K", self.c.k)):
             self.line(f"const idx {name} = {self.dim(product(x for _, x in axes))};")
         self.line(f"const idx down = (M + {t.rows - 1}) / {t.rows}, across = "
                   f"(N + {t.columns - 1}) / {t.columns};")
         self.line(f"const idx tiles = {self.dim(product(x for _, x in self.c.batch))} * down * across;")
-        across = t.columns // t.along
-        self.line(f"const int thread = threadIdx.x, row = thread / {across} * {min(GROUP, t.up)}, "
-                  f"column = thread % {across} * {min(GROUP, t.along)};")
-        self.open("for (idx tile = blockIdx.x; tile < tiles; tile += gridDim.x)")
-        self.line(f"const idx first_row = tile / across % down * {t.rows}, "
-                  f"first_column = tile % across * {t.columns};")
-        self._axes(self.c.batch, "(tile / across / down)")
+        self.line(f"const unsigned thread = threadIdx.x, lane = thread % {WARP};")
+        if t.slices > 1:
+            self.line(f"const int slice = thread / {WARP * t.warps}, in_slice = thread % {WARP * t.warps};")
+        across = t.columns // t.warp_columns
+        self.line(f"const int warp = thread / {WARP} % {t.warps}, warp_row = warp / {across} * {t.warp_rows}, "
+                  f"warp_column = warp % {across} * {t.warp_columns};")
+        self.sums.declare(self)
+        if parts > 1:
+            self.open(f"for (idx task = blockIdx.x; task < tiles * {parts}; task += gridDim.x)")
+            self.line("const idx tile = task % tiles;")
+        else:
+            self.open("for (idx tile = blockIdx.x; tile < tiles; tile += gridDim.x)")
+        self._place()
+        declare_axes(self, self.c.batch, "(tile / across / down)")
         self._products()
+        self._add_slices()
+        self._add_parts()
         self._store()
         self.close()
 
-    def _axes(self, axes: Axes, flat: str) -> None:
-        """Declares the variables of axes from their flattened index."""
-        rest = flat
-        for number, (name, extent) in reversed(list(enumerate(axes))):
-            self.line(f"const idx {c_name(name)} = {f'{rest} % {self.dim(extent)}' if number else rest};")
-            rest = f"({rest} / {self.dim(extent)})"
-
-    # -- loading
+    def _place(self) -> None:
+        """The tile's first row and column. Tiles that run at a time are about as many down as across."""
+        t = self.tile
+        self.line("const idx place = tile % (down * across), band = place / "
+                  f"({_BAND} * across) * {_BAND};")
+        self.line(f"const idx high = down - band < {_BAND} ? down - band : {_BAND}, rest = place - band * across;")
+        self.line(f"const idx first_row = (band + rest % high) * {t.rows}, "
+                  f"first_column = rest / high * {t.columns};")
 
     def _products(self) -> None:
         """The sums of each thread."""
-        t = self.tile
-        sides = [("left", t.rows, self.c.m, self.c.a, "row", "M"),
-                 ("right", t.columns * self.groups, self.c.n, self.c.b, "column", "N")]
-        for name, width, *_ in sides:
-            self.line(f"{self.type} next_{name}[{self._share(width)}];")
-        self.open("auto load = [&](idx first_k)")
-        for side in sides:
-            self._load(*side)
+        t, parts = self.tile, self.work.parts
+        copied = [x for x in self.operands if x.plain is not None]
+        others = [x for x in self.operands if x.plain is None]
+        for operand in self.operands:
+            operand.begin(self)
+        self.line(f"const idx all_runs = (K + {t.depth - 1}) / {t.depth};")
+        if parts > 1:
+            self.line(f"const idx part = task / tiles, share = all_runs / {parts}, more = all_runs % {parts};")
+            self.line("const idx run_0 = part * share + (part < more ? part : more);")
+            self.line("const idx runs = run_0 + share + (part < more);")
+        else:
+            self.line("const idx run_0 = 0, runs = all_runs;")
+        self.open("auto fetch = [&](idx run, int stage)")
+        self.line(f"const idx first_k = run * {t.depth};")
+        for operand in self.operands:
+            operand.fetch(self)
         self.close(";")
-        self.open("auto keep = [&](int stage)")
-        for name, width, axes, e, *_ in sides:
-            self._each(name, width, axes, e)
-            self.line(f"{name}[stage][depth][at] = next_{name}[i];")
-            self.close()
-        self.close(";")
-        self.line(f"{self.type} sums[{t.up}][{t.along * self.groups}] = {{}};")
-        for statement in ("load(0);", "keep(0);", "__syncthreads();", "int stage = 0;"):
-            self.line(statement)
-        self.open(f"for (idx k = 0; k < K; k += {t.depth})")
-        self.line(f"if (k + {t.depth} < K) load(k + {t.depth});")
-        self._multiply()
-        self.line("stage ^= 1;")
-        self.line(f"if (k + {t.depth} < K) keep(stage);")
+        if others:
+            self.open("auto keep = [&](int stage)")
+            for operand in others:
+                operand.keep(self)
+            self.close(";")
+        self.line(f"{self.type} sums[{self.sums.count}] = {{}};")
+        self.line("__syncthreads();")                        # the tile before is done with shared memory
+        self.line("#pragma unroll")
+        self.open(f"for (int i = 0; i < {t.stages - 1}; i++)")
+        self._fetch("run_0 + i", "i", bool(copied), bool(others))
+        self.close()
+        self.line("int stage = 0;")
+        self.open("for (idx run = run_0; run < runs; run++)")
+        if copied:
+            self.line(f"gf_copies_wait<{t.stages - 2}>();")
         self.line("__syncthreads();")
+        ahead = t.stages - 1
+        self.line(f"const int free = stage == 0 ? {ahead} : stage - 1;")
+        self._fetch(f"run + {ahead}", "free", bool(copied), False)
+        self.sums.multiply(self, *self.operands)
+        if others:
+            self.line(f"if (run + {ahead} < runs) keep(free);")
+        self.line(f"stage = stage == {ahead} ? 0 : stage + 1;")
         self.close()
 
-    def _share(self, width: int) -> int:
-        """How many elements of an operand's run each thread loads."""
-        return -(-width * self.tile.depth // self.tile.threads)
+    def _fetch(self, run: str, stage: str, copied: bool, keep: bool) -> None:
+        self.line(f"if ({run} < runs) {'{ ' if keep else ''}fetch({run}, {stage});"
+                  f"{f' keep({stage}); }}' if keep else ''}")
+        if copied:
+            self.line("gf_copies_end();")
 
-    def _each(self, name: str, width: int, axes: Axes, e: Expr) -> None:
-        """Opens the loop over a thread's share of an operand; `at` and `depth` are its place in the run."""
+    def _add_slices(self) -> None:
+        """The sums of all slices, in the first."""
         t = self.tile
-        threads, size = t.threads, width * t.depth
-        self.line("#pragma unroll")
-        self.open(f"for (int i = 0; i < {self._share(width)}; i++)")
-        self.line(f"const int e = thread + i * {threads};")
-        if size % threads:
-            self.line(f"if (e >= {size}) break;")
-        if self._along_k(e, axes):
-            self.line(f"const int at = e / {t.depth}, depth = e % {t.depth};")
-        else:
-            self.line(f"const int at = e % {width}, depth = e / {width};")
-
-    def _along_k(self, e: Expr, axes: Axes) -> bool:
-        """Whether neighbouring elements of the operand lie along k rather than along its own axis."""
-        loads = [x for x in subexpressions(e.value if isinstance(e, Guarded) else e) if isinstance(x, Load)]
-        steps = [load_offset(self.kernel, x) for x in loads]
-        along_k, own = (bool(names) and any(coefficient(s, names[-1][0]) == 1 for s in steps if s is not None)
-                        for names in (self.c.k, axes))
-        return along_k and not own
-
-    def _load(self, name: str, width: int, axes: Axes, e: Expr, at: str, total: str) -> None:
-        """Evaluates an operand into registers; beyond the edges it is zero."""
-        self._each(name, width, axes, e)
-        place = "at"
-        if width > self.tile.columns and name == "right":    # the columns of a group, then those of the next
-            place = f"at % {self.tile.columns}"
-            self.line(f"const idx {c_name(self.c.groups[0][0])} = at / {self.tile.columns};")
-        self.line(f"const idx own = first_{at} + {place}, k = first_k + depth;")
-        self.line(f"{self.type} value = {literal(0, self.dtype)};")
-        self.open(f"if (own < {total} && k < K)")
-        self._axes(axes, "own")
-        self._axes(self.c.k, "k")
-        self.line(f"value = {self.expr(e)};")
+        if t.slices == 1:
+            return
+        self.line("__syncthreads();")                        # all are done with the operands
+        self._each_sum("if (slice > 0) ", "gathered[slice - 1][i][in_slice] = sums[i];")
+        self.line("__syncthreads();")
+        self.open("if (slice == 0)")
+        self.open(f"for (int s = 0; s < {t.slices - 1}; s++)")
+        self._each_sum("", "sums[i] += gathered[s][i][in_slice];")
         self.close()
-        self.line(f"next_{name}[i] = value;")
         self.close()
 
-    # -- multiplying
-
-    def _multiply(self) -> None:
-        t = self.tile
+    def _each_sum(self, condition: str, statement: str) -> None:
+        if condition:
+            self.open(condition.rstrip())
         self.line("#pragma unroll")
-        self.open(f"for (int depth = 0; depth < {t.depth}; depth++)")
-        along = t.along * self.groups
-        parts = ("left", t.up, t.up, "row", t.rows), ("right", along, t.along, "column", t.columns)
-        for name, count, own, first, width in parts:
-            place = self._place(first, "i" if count == own else f"i % {own}", own, width)
-            place += "" if count == own else f" + i / {own} * {width}"
-            self.line(f"{self.type} {name}_part[{count}];")
-            self.line("#pragma unroll")
-            self.line(f"for (int i = 0; i < {count}; i++) {name}_part[i] = {name}[stage][depth][{place}];")
-        self.line("#pragma unroll")
-        self.open(f"for (int i = 0; i < {t.up}; i++)")
-        self.line("#pragma unroll")
-        self.open(f"for (int j = 0; j < {along}; j++)")
-        factors, total = ["left_part[i]", "right_part[j]"], "sums[i][j]"
-        if self.dtype.is_float:
-            value = apply("fma", [*factors, total], self.dtype, self.dtype)
-        else:
-            value = apply("mul", factors, self.dtype, self.dtype)
-            value = apply("add", [value, total], self.dtype, self.dtype)
-        self.line(f"{total} = {value};")
-        for _ in range(3):
+        self.line(f"for (int i = 0; i < {self.sums.count}; i++) {statement}")
+        if condition:
             self.close()
 
-    @staticmethod
-    def _place(first: str, i: str, count: int, width: int) -> str:
-        """Where sum i of a thread lies in the tile: groups of neighbours, the groups far apart, so that the
-        threads of a warp read neighbouring groups."""
-        if count <= GROUP:
-            return f"{first} + {i}"
-        return f"{first} + ({i}) / {GROUP} * {width // (count // GROUP)} + ({i}) % {GROUP}"
+    def _add_parts(self) -> None:
+        """The sums of all parts, in the block that is done last."""
+        t, parts, count = self.tile, self.work.parts, self.sums.count
+        if parts == 1:
+            return
+        first, threads = ("if (slice == 0)", t.threads // t.slices) if t.slices > 1 else ("", t.threads)
+        own = "in_slice" if t.slices > 1 else "thread"
+        self.line(f"{self.type}* const partial = ({self.type}*)scratch + (i64)tile * {parts * count * threads} "
+                  f"+ {own};")
+        self._each_sum(first, f"partial[(part * {count} + i) * {threads}] = sums[i];")
+        self.line(f"if (!gf_last_block(&{self.kernel.name}_done[tile], {parts})) continue;")
+        self.open(first) if first else None
+        self._each_sum("", f"sums[i] = partial[i * {threads}];")
+        self.line(f"#pragma unroll {4 if count <= 16 else 1}")
+        self.open(f"for (int p = 1; p < {parts}; p++)")
+        self._each_sum("", f"sums[i] += partial[(p * {count} + i) * {threads}];")
+        self.close()
+        self.close() if first else None
 
     # -- results
 
     def _store(self) -> None:
         """The kernel's stores for each sum of the thread."""
-        t = self.tile
-        for i, count, name, width, total, axes in (("i", t.up, "row", t.rows, "M", self.c.m),
-                                                   ("j", t.along, "column", t.columns, "N", self.c.n)):
+        sums = self.sums
+        if self.tile.slices > 1:
+            self.open("if (slice == 0)")
+        for i, count, place, name, total, axes in (
+                ("i", sums.rows, sums.row("i"), "row", "M", self.c.m),
+                ("j", sums.runs, sums.column("j"), "column", "N", self.c.n)):
             self.line("#pragma unroll")
             self.open(f"for (int {i} = 0; {i} < {count}; {i}++)")
-            self.line(f"const idx own_{name} = first_{name} + {self._place(name, i, count, width)};")
+            self.line(f"const idx own_{name} = first_{name} + {place};")
             self.line(f"if (own_{name} >= {total}) continue;")
-            self._axes(axes, f"own_{name}")
+            if name == "row":
+                declare_axes(self, axes, f"own_{name}")
+        packed = [s for s in self.c.stores if self._packed(s)]
+        for s in packed:
+            self.line(f"gf_pack<{C_TYPES[s.value.dtype]}, {sums.neighbours}> out_{s.arg};")
+        self.line("#pragma unroll")
+        self.open(f"for (int more = 0; more < {sums.neighbours}; more++)")
+        if self._last() % sums.neighbours:
+            self.line("if (own_column + more >= N) continue;")
+        body = len(self.lines)
         for g, name in enumerate(self.c.accumulators):
-            self.line(f"const {self.type} {c_name(name)} = sums[i][j{f' + {g * t.along}' if g else ''}];")
+            self.line(f"const {self.type} {c_name(name)} = sums[{sums.number('i', 'j', g)} + more];")
         for let in self.c.lets:
             self.let(let)
         for s in self.c.stores:
-            self.line(f"{self.element(s.arg, s.index)} = {self.expr(s.value)};")
+            target = f"out_{s.arg}.at[more]" if s in packed else self.element(s.arg, s.index)
+            self.line(f"{target} = {self.expr(s.value)};")
+        written = "\n".join(self.lines[body:])
+        for name, value in axis_values(self, self.c.n, "(own_column + more)"):
+            if re.search(rf"\b{name}\b", written):           # nvcc warns of a value without a use
+                self.lines.insert(body, f"{'  ' * self.depth}const idx {name} = {value};")
         self.close()
-        self.close()
+        if packed:
+            declare_axes(self, self.c.n, "own_column")
+        for s in packed:
+            self.line(f"{C_TYPES[s.value.dtype]}* const to_{s.arg} = &{self.element(s.arg, s.index)};")
+            self.line(f"gf_store(to_{s.arg}, out_{s.arg}, (size_t)to_{s.arg} % sizeof(out_{s.arg}) == 0);")
+        for _ in range(3 if self.tile.slices > 1 else 2):
+            self.close()
+
+    def _last(self) -> int:
+        """The extent of the last column axis; 1 where it is not known."""
+        extent = self.c.n[-1][1] if self.c.n else 1
+        return extent if isinstance(extent, int) else 1
+
+    def _packed(self, s: Store) -> bool:
+        """Whether neighbouring sums of a thread lie side by side in what is stored."""
+        at = load_offset(self.kernel, Load(s.arg, s.index, s.value.dtype))
+        stored = [x.arg for x in self.c.stores].count(s.arg)
+        return at is not None and stored == 1 and side_by_side(at, self.c.n, self.sums.neighbours)

@@ -15,9 +15,10 @@ from graphflow.compiler.plan.errors import Location
 Refusals = list[tuple[tuple[Location, ...], str]]
 
 
-def fuse(graph: Graph, refusals: Refusals | None = None) -> Graph:
+def fuse(graph: Graph, refusals: Refusals | None = None, widen: bool = False) -> Graph:
     """The graph with all work done by `fused` nodes, in the bodies of loops and branches first. A loop or a
-    branch is a kernel of its own, of kind "control". Appends what was refused, and why."""
+    branch is a kernel of its own, of kind "control". Appends what was refused, and why. `widen`: see
+    `fusion_of`."""
     refused: Refusals = [] if refusals is None else refusals
     b = Builder()
     private: dict[Value, Value] = {}
@@ -30,12 +31,12 @@ def fuse(graph: Graph, refusals: Refusals | None = None) -> Graph:
             originals.add(original)
             return original.results
         inputs = copied(inputs, originals)
-        node = in_bodies(node, lambda body: fuse(body, refused))
+        node = in_bodies(node, lambda body: fuse(body, refused, widen))
         if OPS[node.op].kind in ("control", "routine"):
             inputs = [_private(v, private) for v in inputs]
         return b.copy(node, inputs).results
 
-    fusion = fusion_of(rebuild(graph, make, b))
+    fusion = fusion_of(rebuild(graph, make, b), widen)
     refused += fusion.refusals
     return assemble(fusion)
 

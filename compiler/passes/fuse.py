@@ -36,6 +36,7 @@ from graphflow.compiler.passes.access import (
 from graphflow.compiler.passes.parts import is_in_parts
 from graphflow.compiler.passes.precedence import Precedence
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
+from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.errors import Location
 
 TYPICAL_SIZE = 128
@@ -79,14 +80,15 @@ class Fusion:
     order: Precedence[Group] = field(default_factory=Precedence)
 
 
-def fusion_of(graph: Graph) -> Fusion:
-    """Decides the groups."""
+def fusion_of(graph: Graph, widen: bool = False) -> Fusion:
+    """Decides the groups. `widen`: whoever reads a half that was cast to float32 reads the half itself."""
     roots = dict.fromkeys([*graph.outputs.values(), *(v for n in graph.effects for v in n.inputs)])
     asked = {v.node for v in roots}
     # routines and reshapes that copy read whole buffers: a view of one is made first
     asked |= {v.node for n in graph.nodes() if _reads_whole(n) for v in n.inputs}
     asked |= {n for conv in graph.nodes() if conv.op in CONVOLUTIONS for v in conv.inputs for n in _parts(v)}
-    free = {n for n in graph.nodes() if is_view(n) and n not in asked and has_index_map(n)}
+    free = {n for n in graph.nodes() if (is_view(n) or widen and _widens(n)) and n not in asked
+            and has_index_map(n)}
     work = [n for n in graph.nodes() if (is_view(n) or OPS[n.op].kind not in ("leaf", "effect"))
             and n not in free]
     parts = {n for n in work if n in asked and is_in_parts(n)}
@@ -143,6 +145,10 @@ def _parts(v: Value) -> list[Node]:
 def is_view(node: Node) -> bool:
     """Whether the op computes nothing: a view, or a literal."""
     return OPS[node.op].kind == "view" or (OPS[node.op].kind == "leaf" and OPS[node.op].lowering is not None)
+
+
+def _widens(node: Node) -> bool:
+    return node.op == "cast" and node.inputs[0].dtype.is_half and node.types[0].dtype is F32
 
 
 def _reads_whole(node: Node) -> bool:

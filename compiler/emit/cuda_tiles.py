@@ -1,0 +1,244 @@
+"""Which tile a block of a GPU computes of a contraction, in which units, and into how many parts its sums are
+cut: one table and one estimate of time, of shapes and element types alone, so that a program has the same bits
+on every run and every GPU.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from graphflow.compiler.cuda_target import CudaTarget
+from graphflow.compiler.emit.cost import UNKNOWN
+from graphflow.compiler.emit.operands import coefficient, load_offset, names_of
+from graphflow.compiler.kernel.form import Apply, Const, ContractionKernel, Expr, Guarded, Load
+from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, symbols_of
+from graphflow.compiler.plan.dtypes import F32, DType
+
+WARP = 32
+
+
+@dataclass(frozen=True)
+class BlockTile:
+    """The sums of a block and of one of its warps. `depth`: how many k's of both operands are in shared memory
+    at a time, in each of `stages` places that are filled in turn. `slices`: groups of warps that each take a
+    share of every run's k's. `units`: "fma", of which a warp is `down` rows of lanes, or the tensor cores'
+    "half" and "tf32"."""
+
+    units: str
+    rows: int
+    columns: int
+    warp_rows: int
+    warp_columns: int
+    depth: int
+    stages: int
+    slices: int = 1
+    down: int = 8
+
+    @property
+    def warps(self) -> int:
+        """Warps that share the sums, in each slice."""
+        return self.rows // self.warp_rows * (self.columns // self.warp_columns)
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        return WARP * self.warps * self.slices
+
+    @property
+    def up(self) -> int:
+        """Sums of a thread along the rows."""
+        return self.warp_rows // self.down
+
+    @property
+    def along(self) -> int:
+        """Sums of a thread along the columns, of each group."""
+        return self.warp_columns // (WARP // self.down)
+
+    @property
+    def sums(self) -> int:
+        """Sums of a thread, of each group."""
+        return self.warp_rows * self.warp_columns // WARP
+
+
+TILES = (
+    BlockTile("fma", 128, 128, 64, 32, 16, 2),
+    BlockTile("fma", 64, 64, 32, 32, 16, 3, slices=2, down=4),
+    BlockTile("fma", 128, 32, 32, 32, 16, 3, slices=2, down=4),
+    BlockTile("fma", 32, 128, 32, 32, 16, 3, slices=2, down=4),
+    BlockTile("fma", 128, 16, 64, 16, 32, 2, slices=4),
+    BlockTile("fma", 16, 128, 16, 64, 32, 2, slices=4, down=4),
+    BlockTile("fma", 32, 32, 32, 16, 32, 3, slices=4),
+    BlockTile("fma", 16, 32, 16, 32, 64, 2, slices=8, down=4),
+    BlockTile("fma", 32, 16, 32, 16, 64, 2, slices=8),
+    BlockTile("half", 128, 128, 64, 32, 32, 2),
+    BlockTile("half", 64, 64, 32, 32, 32, 4),
+    BlockTile("half", 128, 32, 32, 32, 32, 3),
+    BlockTile("half", 32, 128, 32, 32, 32, 3),
+    BlockTile("half", 32, 32, 16, 16, 64, 4),
+    BlockTile("tf32", 128, 128, 64, 32, 16, 2),
+    BlockTile("tf32", 64, 64, 32, 32, 32, 2),
+    BlockTile("tf32", 128, 32, 32, 32, 16, 3),
+    BlockTile("tf32", 32, 128, 32, 32, 16, 3),
+    BlockTile("tf32", 32, 32, 16, 16, 32, 4),
+)
+"""The larger, the fewer loads for a product; but few tiles leave multiprocessors idle."""
+
+_PROCESSORS, _MOST_THREADS, _SHARED, _REGISTERS = 132, 2048, 227 << 10, 1 << 16
+"""Of a large GPU, and what each of its multiprocessors has."""
+_MULTIPLIES = {"fma": 128, "half": 1280, "tf32": 640}
+"""What a multiprocessor multiplies in a cycle."""
+_LATENCY, _START, _L2_BYTES, _FINISH_BYTES = 900, 2500, 32, 48
+"""Cycles from a load's issue to its value in shared memory, and of a kernel's start; bytes of a cycle from the
+second-level cache, and of what a block alone adds up."""
+_PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+_LEAST_RUNS, _MOST_SUMS, _MOST_SHARED = 4, 128, 48 << 10
+"""Runs of k's of a part; sums of a thread that stay in registers; bytes that a kernel declares."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A contraction with its axes as a GPU takes them, the tile of its blocks, and the number of parts of k."""
+
+    kernel: ContractionKernel
+    tile: BlockTile
+    parts: int
+
+    @property
+    def tiles(self) -> DimLike:
+        """How many tiles there are."""
+        c = self.kernel.contraction
+        m, n = (product(x for _, x in axes) for axes in (c.m, c.n))
+        return product(x for _, x in c.batch) * ceildiv(m, self.tile.rows) * ceildiv(n, self.tile.columns)
+
+    @property
+    def scratch(self) -> DimLike:
+        """Bytes of the parts' sums."""
+        c, t = self.kernel.contraction, self.tile
+        size = t.rows * t.columns * len(c.accumulators) * c.a.dtype.bytes
+        return self.tiles * self.parts * size if self.parts > 1 else 0
+
+
+def work(kernel: ContractionKernel, target: CudaTarget) -> Work:
+    """What takes the least time by the estimate; the first of equals. A kernel's own tile names another:
+    `algorithm` is its number in TILES, `kc` the k's of each part."""
+    kernel = _arranged(kernel)
+    units, c = _units(kernel, target), kernel.contraction
+    groups, size = len(c.accumulators), c.a.dtype.bytes
+    if c.tile:
+        part = c.tile.get("kc", 2**30)
+        return Work(kernel, _scaled(TILES[c.tile["algorithm"]], size), -(-_extent(kernel, "k") // part))
+    tiles = [_scaled(t, size) for t in TILES if t.units == units]
+    fitting = [t for t in tiles if t.sums * groups * size <= _MOST_SUMS * 4
+               and _shared(t, groups, size) <= _MOST_SHARED] or tiles[-1:]
+    static = all(isinstance(x, int) for _, x in (*c.batch, *c.m, *c.n))
+    found = [(_cycles(kernel, t, parts), i, t, parts) for i, t in enumerate(fitting)
+             for parts in (_PARTS if static else _PARTS[:1])
+             if parts == 1 or _runs(kernel, t) >= parts * _LEAST_RUNS]
+    _, _, tile, parts = min(found, key=lambda x: x[:2])
+    return Work(kernel, tile, parts)
+
+
+def half_of(e: Expr) -> Expr | None:
+    """The operand in its half, where it is a half that was cast to float32; else None."""
+    if isinstance(e, Apply) and e.function == "cast" and e.args[0].dtype.is_half and e.dtype is F32:
+        return e.args[0]
+    if isinstance(e, Guarded) and isinstance(e.fill, Const) and e.fill.value == 0:
+        value = half_of(e.value)
+        return None if value is None else Guarded(e.guards, value, Const(0.0, value.dtype))
+    return None
+
+
+def half_type(kernel: ContractionKernel) -> DType | None:
+    """The half that both operands are; None if they are not."""
+    a, b = half_of(kernel.contraction.a), half_of(kernel.contraction.b)
+    return a.dtype if a is not None and b is not None and a.dtype is b.dtype else None
+
+
+def _units(kernel: ContractionKernel, target: CudaTarget) -> str:
+    """What multiplies."""
+    if int(target.architecture.removeprefix("sm_").rstrip("af")) < 80:
+        return "fma"
+    if half_type(kernel) is not None:
+        return "half"
+    return "tf32" if target.tf32 and kernel.contraction.a.dtype is F32 else "fma"
+
+
+def _arranged(kernel: ContractionKernel) -> ContractionKernel:
+    """With the operands exchanged where the results lie side by side along m, and with batch axes that only one
+    operand uses moved to m or n."""
+    c = kernel.contraction
+    if kernel.indirect or c.groups:
+        return kernel
+    if c.m and c.n:
+        places = [load_offset(kernel, Load(s.arg, s.index, s.value.dtype)) for s in c.stores]
+        if all(at is not None and coefficient(at, c.m[-1][0]) == 1 != coefficient(at, c.n[-1][0])
+               for at in places):
+            c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
+    in_a, in_b = names_of(c.a), names_of(c.b)
+    to_n = tuple(axis for axis in c.batch if axis[0] not in in_a)
+    to_m = tuple(axis for axis in c.batch if axis[0] not in in_b and axis not in to_n)
+    batch = tuple(axis for axis in c.batch if axis not in (*to_m, *to_n))
+    return replace(kernel, contraction=replace(c, batch=batch, m=(*to_m, *c.m), n=(*to_n, *c.n)))
+
+
+def _scaled(t: BlockTile, size: int) -> BlockTile:
+    """With fewer k's at a time of elements wider than a word."""
+    return replace(t, depth=t.depth * 4 // max(size, 4))
+
+
+def padding(t: BlockTile, along_k: bool) -> int:
+    """Elements behind each row of an operand in shared memory, so that what a warp reads or writes at a time
+    lies in different banks."""
+    return {"fma": 4, "half": 8, "tf32": 4 if along_k else 8}[t.units]
+
+
+def _shared(t: BlockTile, groups: int, size: int) -> int:
+    """Bytes of shared memory of a block, at most."""
+    wide = t.rows + t.columns * groups
+    if t.units == "half":
+        size = 2
+    runs = max((wide + 2 * padding(t, False)) * t.depth, wide * (t.depth + padding(t, True)))
+    return max(t.stages * runs, (t.slices - 1) * t.rows * t.columns * groups) * size + 16
+
+
+def _guess(d: DimLike) -> int:
+    """The extent, or for one with symbols what it is with those that count as UNKNOWN."""
+    if isinstance(d, int):
+        return d
+    return max(1, evaluate(d, dict.fromkeys(symbols_of(d), UNKNOWN)))
+
+
+def _extent(kernel: ContractionKernel, axes: str) -> int:
+    """Of all axes of a kind together."""
+    return _guess(product(x for _, x in getattr(kernel.contraction, axes)))
+
+
+def _runs(kernel: ContractionKernel, t: BlockTile) -> int:
+    return -(-_extent(kernel, "k") // t.depth)
+
+
+def _cycles(kernel: ContractionKernel, t: BlockTile, parts: int) -> float:
+    """About how long the launch takes."""
+    c = kernel.contraction
+    groups, size = len(c.accumulators), c.a.dtype.bytes
+    batch, m, n = (_extent(kernel, axes) for axes in ("batch", "m", "n"))
+    blocks = batch * -(-m // t.rows) * -(-n // t.columns) * parts
+    registers = t.sums * groups * size // 4 + 64
+    resident = max(1, min(_MOST_THREADS // t.threads, _SHARED // _shared(t, groups, size),
+                          _REGISTERS // (t.threads * registers)))
+    at_once = min(resident, -(-blocks // _PROCESSORS))
+    run = _run_cycles(t, groups, size)
+    each = max(_LATENCY / (t.stages - 1) + 100, run * at_once) * -(-_runs(kernel, t) // parts)
+    waves = -(-blocks // (_PROCESSORS * resident))
+    add = t.rows * t.columns * groups * size * parts / _FINISH_BYTES + 2000 if parts > 1 else 0
+    return _START + waves * (each + 1000) + add
+
+
+def _run_cycles(t: BlockTile, groups: int, size: int) -> float:
+    """How long a block alone on a multiprocessor takes for a run of k's, if nothing waits for loads."""
+    columns = t.columns * groups
+    multiply = t.rows * columns * t.depth * max(1, size // 4) / _MULTIPLIES[t.units]
+    if t.units == "fma":                                     # reads of shared memory, 2 cycles for 16 bytes each
+        reads = (t.up + t.along * groups) / 4 * 2 * t.warps * t.depth
+        multiply = max(multiply * 1.1, reads)
+    elements = (t.rows + columns) * t.depth
+    return max(multiply + elements * 0.05, elements * (2 if t.units == "half" else size) / _L2_BYTES)
