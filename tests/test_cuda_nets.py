@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import gzip
 import inspect
+import json
 import re
 import struct
 import subprocess
@@ -203,6 +204,23 @@ def test_example(name: str, data: Path, capsys: pytest.CaptureFixture[str]) -> N
     np.testing.assert_allclose(found, numbers, rtol=2e-3, atol=2e-3)
 
 
+@on_gpu
+def test_the_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It measures, agrees with itself, and a second run measures nothing again."""
+    import gpu
+    options = "--small --workloads logreg --scales 1 --rounds 2 --round-ms 1 --parts steps kernels"
+    engines = ["--engines", "graphflow", "graphflow-fed", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["gpu.py", *options.split(), *engines])
+    assert gpu.main() == 0
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    rows = found["steps"]["logreg x1"]
+    assert rows.keys() == {"graphflow", "graphflow-fed"} and all(len(r["ms"]) == 2 for r in rows.values())
+    assert rows["graphflow"]["losses"] == rows["graphflow-fed"]["losses"]
+    assert len(found["kernels"]["logreg"]) > 3 and "logreg x1" in (tmp_path / "gpu.txt").read_text()
+    before = (tmp_path / "gpu.json").stat().st_mtime_ns
+    assert gpu.main() == 0 and (tmp_path / "gpu.json").stat().st_mtime_ns == before
+
+
 # --- what is left behind
 
 @on_gpu
@@ -233,7 +251,8 @@ def test_a_thousand_programs_leave_nothing_on_the_device() -> None:
 
 PARTS = {"layers": " or ".join(name.split()[0] for name in LAYERS),
          "language": "losses or functions or control or choices or random",
-         "training": "optimizer or autocast or halves or thousand or example", "workloads": "workloads"}
+         "training": "optimizer or autocast or halves or thousand or example or benchmark",
+         "workloads": "workloads"}
 
 
 @pytest.mark.skipif(not NO_GPU, reason="there is a GPU")
