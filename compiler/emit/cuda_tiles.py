@@ -79,6 +79,9 @@ TILES = (
     BlockTile("tf32", 128, 32, 32, 32, 16, 3),
     BlockTile("tf32", 32, 128, 32, 32, 16, 3),
     BlockTile("tf32", 32, 32, 16, 16, 32, 4),
+    BlockTile("fma", 32, 16, 32, 16, 32, 2, slices=4),       # these fit where there are several groups
+    BlockTile("half", 32, 32, 16, 16, 32, 2),
+    BlockTile("tf32", 32, 32, 16, 16, 16, 2),
 )
 """The larger, the fewer loads for a product; but few tiles leave multiprocessors idle."""
 
