@@ -48,13 +48,16 @@ from graphflow.compiler.emit.pointwise_weights import (
 )
 from graphflow.compiler.emit.thin import emit_thin, thin, thin_scratch, thin_tasks
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, rows_of_tile
-from graphflow.compiler.emit.winograd import (
-    emit_winograd,
-    winograd,
-    winograd_scratch,
-    winograd_shared,
-    winograd_tasks,
+from graphflow.compiler.emit.winograd_images import (
+    winograd_images,
+    winograd_images_scratch,
+    winograd_images_shared,
+    winograd_images_tasks,
+    winograd_images_weights,
+    winograd_images_weights_scratch,
+    winograd_images_weights_tasks,
 )
+from graphflow.compiler.emit.winograd_images_code import emit_winograd_images, emit_winograd_images_weights
 from graphflow.compiler.emit.winograd_nhwc import (
     winograd_nhwc,
     winograd_nhwc_scratch,
@@ -67,19 +70,6 @@ from graphflow.compiler.emit.winograd_nhwc_weights import (
     winograd_nhwc_weights,
     winograd_nhwc_weights_scratch,
     winograd_nhwc_weights_tasks,
-)
-from graphflow.compiler.emit.winograd_turned import (
-    emit_winograd_turned,
-    winograd_turned,
-    winograd_turned_scratch,
-    winograd_turned_shared,
-    winograd_turned_tasks,
-)
-from graphflow.compiler.emit.winograd_weights import (
-    emit_winograd_weights,
-    winograd_weights,
-    winograd_weights_scratch,
-    winograd_weights_tasks,
 )
 from graphflow.compiler.kernel.form import ContractionKernel, Kernel
 from graphflow.compiler.kernel.text import print_kernel
@@ -112,13 +102,12 @@ ALGORITHMS = (
     Algorithm((), row_contraction, row_tasks, row_scratch, emit_row_contraction),
     Algorithm((2, 4), winograd_nhwc, winograd_nhwc_tasks, winograd_nhwc_scratch, emit_winograd_nhwc,
               winograd_nhwc_shared),
-    Algorithm((2,), winograd_turned, winograd_turned_tasks, winograd_turned_scratch, emit_winograd_turned,
-              winograd_turned_shared),
-    Algorithm((2,), winograd, winograd_tasks, winograd_scratch, emit_winograd, winograd_shared),
+    Algorithm((2, 4), winograd_images, winograd_images_tasks, winograd_images_scratch, emit_winograd_images,
+              winograd_images_shared),
     Algorithm((2, 4, 5), winograd_nhwc_weights, winograd_nhwc_weights_tasks, winograd_nhwc_weights_scratch,
               emit_winograd_nhwc_weights),
-    Algorithm((2,), winograd_weights, winograd_weights_tasks, winograd_weights_scratch,
-              emit_winograd_weights),
+    Algorithm((2, 4), winograd_images_weights, winograd_images_weights_tasks, winograd_images_weights_scratch,
+              emit_winograd_images_weights),
     Algorithm((1,), pointwise_weights, pointwise_weights_tasks, pointwise_weights_scratch,
               emit_pointwise_weights),
     Algorithm((1,), direct_weights, direct_weights_tasks, direct_weights_scratch, emit_direct_weights),

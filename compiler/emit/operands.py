@@ -18,7 +18,16 @@ from graphflow.compiler.kernel.form import (
     Load,
     Reduce,
 )
-from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, bounds_of, product, substitute, symbol, symbols_of
+from graphflow.compiler.plan.dims import (
+    Dim,
+    DimLike,
+    Symbol,
+    bounds_of,
+    product,
+    substitute,
+    symbol,
+    symbols_of,
+)
 from graphflow.compiler.target import Target
 
 Axes = tuple[tuple[str, DimLike], ...]

@@ -39,13 +39,15 @@ from graphflow.compiler.target import Target
 
 SIZES = {3: (4, 2), 5: (4, 2)}
 """By the places of a kernel along an axis: outputs of a tile along an axis."""
-_MANY = 32
-"""Channels from which tiles of 4 are taken unasked: shorter sums round so little that the transformations'
+_MANY = 288
+"""Terms from which tiles of 4 are taken unasked: shorter sums round so little that the transformations'
 rounding would show."""
-_TURN, _TRANSFORM, _PEAK = 8.0, 8.0, 0.87
+_TURN, _TRANSFORM, _PEAK = 4.0, 4.0, 0.87
 """Cycles to turn a vector; to transform one, for each product; the share of the peak that products reach."""
 _REDUCE = 2.5
 """Cycles to add up the lanes of a sum."""
+_ROOM = 3
+"""A task's scratch may take so many times the second level cache, if no band is small enough for it."""
 _FEWER = 0.75
 """Where there are not so much fewer tiles than the input has, nothing is turned round."""
 
@@ -213,8 +215,8 @@ def winograd_images(kernel: ContractionKernel, target: Target) -> WinogradImages
     """How the kernel is computed so; None where it is no such convolution, its tile names another algorithm,
     or none and another one is faster."""
     asked = algorithm_asked(kernel)
-    found = [w for w in _forms(kernel, target)
-             if asked == w.tiles.size or asked is None and (w.tiles.size == 2 or w.operand.channels >= _MANY)]
+    found = [w for w in _forms(kernel, target) if asked == w.tiles.size or asked is None
+             and (w.tiles.size == 2 or w.operand.channels * w.tiles.side ** 2 >= _MANY)]
     best = min(found, key=_cycles, default=None)
     return best if best is not None and (asked or _cycles(best) < 0.95 * _direct_cycles(best)) else None
 
@@ -274,17 +276,21 @@ def _plane(kernel: ContractionKernel, e: Expr, places: tuple[str, str], taps: tu
 
 
 def _tiled(w: WinogradImages, target: Target) -> WinogradImages | None:
-    """With the register tile, and the largest band that stays in the second level cache; None if there is
-    none."""
-    t = w.tiles
-    bands = (t.down,) if w.turned else dict.fromkeys(-(-t.down // n) for n in range(1, t.down + 1))
-    for band in bands:
-        tiles = replace(t, band=band)
+    """With the register tile, and the largest band that stays in the second level cache; None where all are
+    too large."""
+    found = None
+    for band in (w.tiles.down,) if w.turned else _bands(w.tiles):
+        tiles = replace(w.tiles, band=band)
         mr, nv = _register_tile(w.outs, tiles.count, target)
         found = replace(w, tiles=tiles, mr=mr, nv=nv)
-        if 4 * sum(found.parts().values()) <= target.l2:
+        if winograd_images_scratch(found) <= target.l2:
             return found
-    return None
+    return found if found is not None and winograd_images_scratch(found) <= _ROOM * target.l2 else None
+
+
+def _bands(t: Tiles) -> list[int]:
+    """Rows of tiles in bands of about the same size, the largest first."""
+    return list(dict.fromkeys(-(-t.down // n) for n in range(1, t.down + 1)))
 
 
 def _register_tile(outs: int, tiles: int, target: Target) -> tuple[int, int]:
@@ -370,12 +376,11 @@ def _weight_forms(kernel: ContractionKernel, target: Target) -> Iterator[Winogra
     mr, nr = {4: (2, 2), 8: (2, 4), 16: (4, 4)}[lanes]
     for size in SIZES[side]:
         t = Tiles(image, y, x, height, width, side, size, lanes)
-        forms = (WinogradImagesWeights(c.batch, limit, replace(t, band=band), inputs, gradients, rows, mr, nr)
-                 for band in dict.fromkeys(-(-t.down // n) for n in range(1, t.down + 1))
-                 for rows in (t.window, 4, 2))
-        fits = (w for w in forms if winograd_images_weights_scratch(w) <= 1.5 * target.l2)
-        if (w := next(fits, None)) is not None:
-            yield w
+        forms = [WinogradImagesWeights(c.batch, limit, replace(t, band=band), inputs, gradients, rows, mr, nr)
+                 for band in _bands(t) for rows in (t.window, 4, 2)]
+        found = next((w for w in forms if winograd_images_weights_scratch(w) <= 1.25 * target.l2), forms[-1])
+        if winograd_images_weights_scratch(found) <= _ROOM * target.l2:
+            yield found
 
 
 def _weight_cycles(w: WinogradImagesWeights) -> float:

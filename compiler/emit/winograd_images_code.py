@@ -212,7 +212,8 @@ class _Convolution(_Images):
             turn.next()
             zeros = [constant(wide, 0)] * w.mr
             with e.scopes.loop("k", ZERO, constant(I64, channels), 1, zeros) as loop:
-                right = b.load(wide, e.address("inputs ", (number * channels + k) * self.nr), align=4 * t.lanes)
+                at = e.address("inputs ", (number * channels + k) * self.nr)
+                right = b.load(wide, at, align=4 * t.lanes)
                 base = ((symbol("m tile") * w.products + number) * channels + k) * w.mr
                 lefts = [b.load(FLOAT, e.address("weights ", base + r)) for r in range(w.mr)]
                 loop.next(*(self.multiply(left, right, s) for left, s in zip(lefts, loop.carry)))

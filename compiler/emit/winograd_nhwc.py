@@ -24,11 +24,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from graphflow.compiler.emit.algorithm import padded
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.expr import strides
-from graphflow.compiler.emit.operands import algorithm_asked, coefficient, is_direct, load_offset, names_of
+from graphflow.compiler.emit.operands import (
+    algorithm_asked,
+    coefficient,
+    depends_on_sum,
+    is_direct,
+    load_offset,
+    names_of,
+)
 from graphflow.compiler.emit.winograd_matrices import Matrices, winograd_matrices
-from graphflow.compiler.emit.winograd_tiles import depends_on_sum, padded
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guarded, Store
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, ceildiv, substitute, symbols_of
