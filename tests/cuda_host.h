@@ -73,7 +73,10 @@ enum { SAVED = 6 };
 
 namespace host {
 
-enum { WARP = 32, MOST = 1024, STACK = 1 << 15 };
+#ifndef HOST_THREADS
+#define HOST_THREADS 1024
+#endif
+enum { WARP = 32, MOST = HOST_THREADS, STACK = 1 << 15 };
 enum { RUNNING, AT_WARP, AT_SHUFFLE, AT_BLOCK, DONE };
 static void* scheduler;
 static void* stacks[MOST];                 // where each fiber's stack ends
@@ -163,7 +166,7 @@ static const char* launch(int blocks, int threads, bool falling, const std::func
   kernel = &body;
   falling_order = falling;
   fault = nullptr;
-  memory.resize((size_t)MOST * STACK);
+  if (memory.size() < (size_t)threads * STACK) memory.resize((size_t)threads * STACK);
   gridDim = {(unsigned)blocks, 1, 1};
   blockDim = {(unsigned)threads, 1, 1};
   for (int block = 0; block < blocks && !fault; block++) {
