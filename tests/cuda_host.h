@@ -189,16 +189,31 @@ template <class T> static T atomicAdd(T* at, T value) {
 static inline void __syncwarp() { host::wait_at(host::AT_WARP); }
 static inline void __syncthreads() { host::wait_at(host::AT_BLOCK); }
 
-template <class T> static T __shfl_xor_sync(unsigned mask, T value, int step) {
+// What a lane gets for what all lanes of its warp bring.
+template <class T> static T exchanged(unsigned mask, T value, int lane) {
   using namespace host;
   if (mask != 0xffffffffu) fault = "a shuffle of a part of a warp";
-  const int lane = current;
-  unsigned long long* slot = slots[parity[lane]++ % 2];
-  memcpy(&slot[lane], &value, sizeof value);
+  const int own = current;
+  unsigned long long* slot = slots[parity[own]++ % 2];
+  memcpy(&slot[own], &value, sizeof value);
   wait_at(AT_SHUFFLE);
-  memcpy(&value, &slot[lane / WARP * WARP + (lane % WARP ^ step)], sizeof value);
+  memcpy(&value, &slot[own / WARP * WARP + lane], sizeof value);
   return value;
 }
+template <class T> static T __shfl_xor_sync(unsigned mask, T value, int step) {
+  return exchanged(mask, value, host::current % host::WARP ^ step);
+}
+template <class T> static T __shfl_up_sync(unsigned mask, T value, int step) {
+  const int lane = host::current % host::WARP;
+  return exchanged(mask, value, lane < step ? lane : lane - step);
+}
+template <class T> static T __shfl_sync(unsigned mask, T value, int lane) { return exchanged(mask, value, lane); }
+static unsigned __ballot_sync(unsigned mask, bool holds) {
+  unsigned all = holds ? 1u << host::current % host::WARP : 0;
+  for (int step = 1; step < host::WARP; step *= 2) all |= __shfl_xor_sync(mask, all, step);
+  return all;
+}
+static int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 // Copies to shared memory arrive as late as they may, or, where threads run in falling order, at once.
 template <int COUNT, class T> static void gf_copy(T* to, const T* from, bool holds) {

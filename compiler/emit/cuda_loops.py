@@ -131,13 +131,13 @@ class _Points(Vectors):
             self._under_way()
             for (load, guards), name in zip(self.packs, held.values()):
                 guard = f"if ({' && '.join(guards)}) " if guards else ""
-                self.line(f"{guard}{name.removesuffix('.at[w]')} = {self.fetch(load, var, 'at', 'W')};")
+                self.line(f"{guard}{name.removesuffix('.at[w]')} = {self.fetch(load, var, 'from', 'W')};")
             if several > 1:
                 self.close()
         if several > 1 or not self.packs:
             self._under_way()
         self.held = held
-        self.stored(self.body, var, "at", "W")
+        self.stored(self.body, var, "from", "W")
         self.held = {}
         for _ in range(3 if several > 1 else 2):
             self.close(";" if self.depth == 2 else "")

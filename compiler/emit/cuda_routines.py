@@ -1,63 +1,163 @@
-"""CUDA C for routines: one thread for each row, or, where a row is sorted, for each of its elements.
+"""CUDA C for routines. Which threads go through what depends on where neighbouring elements lie:
 
-A thread writes elements that no other writes, and goes through a row in its order, so the bits are those of
-the other back ends. A result may lie where an operand does (`Routine.takes_over`): an element is read before
-it is written.
+- scatters of slices: a block has 64 slices of the result, each of its warps 8 of them. The block goes
+  through the indices in their order, a piece at a time; a warp lists those that point to its slices, and
+  takes them up;
+- `put_add`: a block for each row, whose threads own elements of the result and go through all indices;
+- running sums: a warp for each row, or a block where rows are long, by scans with a fixed tree. They are
+  those of the CPU but for rounding;
+- where rows lie side by side in memory, and for recurrences: a thread for each row;
+- sorting: a thread for each element, whose place is the number of the elements before it.
+
+A thread writes elements that no other writes, so there are no atomics; but for running sums each element sees
+its operands in the order that the other back ends have, so the bits are theirs. A result may lie where an
+operand does (`Routine.takes_over`): an element is read before it is written.
 """
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, apply, dimension, literal, signature
+from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, apply, dimension, literal, signature
+from graphflow.compiler.emit.cuda_vectors import typical
 from graphflow.compiler.kernel.form import RoutineKernel
 from graphflow.compiler.plan.dims import DimLike, ceildiv
 from graphflow.compiler.plan.dtypes import DType
 
+SLICES, WARP_SLICES, PIECE = 64, 8, 1024
+"""Slices of the result of a block and of a warp, and indices that a block looks at together."""
+LONG_ROW = 1024
+"""A running sum so long is a block's."""
+UNDER_WAY, MOST_ACROSS = 4, 4
+"""Updates that a warp reads before it adds the first, and elements of each that a thread has."""
+
 
 def routine_blocks(kernel: RoutineKernel) -> DimLike:
-    """Blocks for a thread for each row, or for each element that is sorted."""
+    """Blocks for all rows, slices or elements."""
     before, size, behind = kernel.arguments[-1].shape
-    return ceildiv(before * behind * (size if kernel.routine == "argsort" else 1), THREADS)
+    if kernel.routine in ("scatter_add", "scatter_set"):
+        return before * ceildiv(size, SLICES)
+    if kernel.routine == "argsort":
+        return ceildiv(before * size * behind, THREADS)
+    if _side_by_side(kernel):
+        return ceildiv(before * behind, THREADS)
+    by_warp = kernel.routine == "cumulative" and typical(size) < LONG_ROW
+    return ceildiv(before * behind, THREADS // WARP) if by_warp else before * behind
+
+
+def _side_by_side(kernel: RoutineKernel) -> bool:
+    """Whether a thread goes through each row."""
+    behind = kernel.arguments[-1].shape[2]
+    return kernel.routine == "recurrence" or not isinstance(behind, int) or behind >= WARP
 
 
 def routine_text(kernel: RoutineKernel) -> str:
     """The ``__global__`` function."""
     before, size, behind = (dimension(d) for d in kernel.arguments[-1].shape)
-    by_element = kernel.routine == "argsort"
-    rows = f"{before} * {size} * {behind}" if by_element else f"{before} * {behind}"
-    lines = [
-        f"// Launch with {THREADS} threads a block, one thread per {'element' if by_element else 'row'}.",
-        signature(kernel), "{",
-        f"  const idx N = {size}, I = {behind}, rows = {rows};",
-        "  for (idx row = blockIdx.x * (idx)blockDim.x + threadIdx.x; row < rows; "
-        "row += (idx)gridDim.x * blockDim.x) {",
-        *("    " + line for line in ROUTINES[kernel.routine](kernel)),
-        "  }", "}"]
+    what, body = _form(kernel)
+    lines = [f"// Launch with {THREADS} threads a block, {what}.", signature(kernel), "{",
+             f"  const idx O = {before}, N = {size}, I = {behind};",
+             *("  " + line for line in body(kernel)), "}"]
     return "\n".join(lines) + "\n"
 
 
-def _running(kernel: RoutineKernel, first: str, step: str) -> list[str]:
-    """y[n] = step of y[n - 1] (`y`) and the elements at `at`."""
-    kind = C_TYPES[kernel.arguments[-1].dtype]
-    n = "N - 1 - k" if kernel.attrs["reverse"] else "k"
-    return [
+def _form(kernel: RoutineKernel) -> tuple[str, Callable[[RoutineKernel], list[str]]]:
+    if kernel.routine in ("scatter_add", "scatter_set"):
+        return f"{SLICES} slices per block", _slices
+    if kernel.routine == "argsort":
+        return "one thread per element", _argsort
+    if _side_by_side(kernel):
+        return "one thread per row", _thread_per_row
+    if kernel.routine == "put_add":
+        return "one block per row", _put_add
+    return f"one {'warp' if typical(kernel.arguments[-1].shape[1]) < LONG_ROW else 'block'} per row", _scan
+
+
+def _each(what: str, count: str, body: list[str]) -> list[str]:
+    """A grid-stride loop of threads."""
+    return [f"for (idx {what} = blockIdx.x * (idx)blockDim.x + threadIdx.x; {what} < {count}; "
+            f"{what} += (idx)gridDim.x * blockDim.x) {{", *("  " + line for line in body), "}"]
+
+
+# --- a thread for each row
+
+
+def _thread_per_row(kernel: RoutineKernel) -> list[str]:
+    if kernel.routine == "put_add":
+        dtype, count = kernel.arguments[-2].dtype, dimension(kernel.arguments[-2].shape[1])
+        target = "y[start + at * I]"
+        total = apply("add", [target, "updates[from + k * I]"], dtype, dtype)
+        return _each("row", "O * I", [
+            "const idx o = row / I, i = row % I, start = o * N * I + i;",
+            f"const idx count = {count}, from = o * count * I + i;",
+            f"for (idx n = 0; n < N; n++) y[start + n * I] = {literal(0, dtype)};",
+            "for (idx k = 0; k < count; k++) {",
+            "  const idx at = indices[from + k * I];",
+            f"  if (at >= 0 && at < N) {target} = {total};",
+            "}"])
+    first, step = "b[at]", "a[at] * last + b[at]"
+    if kernel.routine == "cumulative":
+        first, step = "x[at]", _combined(kernel, "last", "x[at]")
+    return _each("row", "O * I", [
         "const idx start = row / I * N * I + row % I;",
-        f"{kind} last = 0;",
+        f"{C_TYPES[kernel.arguments[-1].dtype]} last = 0;",
         "for (idx k = 0; k < N; k++) {",
-        f"  const idx at = start + ({n}) * I;",
+        f"  const idx at = start + ({_number(kernel, 'k')}) * I;",
         f"  last = k == 0 ? {first} : {step};",
         "  y[at] = last;",
-        "}"]
+        "}"])
 
 
-def _cumulative(kernel: RoutineKernel) -> list[str]:
+def _number(kernel: RoutineKernel, k: str) -> str:
+    return f"N - 1 - {k}" if kernel.attrs["reverse"] else k
+
+
+def _combined(kernel: RoutineKernel, x: str, y: str) -> str:
     function = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}[kernel.attrs["kind"]]
     dtype = kernel.arguments[0].dtype
-    return _running(kernel, "x[at]", apply(function, ["last", "x[at]"], dtype, dtype))
+    return apply(function, [x, y], dtype, dtype)
 
 
-def _recurrence(kernel: RoutineKernel) -> list[str]:
-    return _running(kernel, "b[at]", "a[at] * last + b[at]")
+# --- running sums
+
+
+def _scan(kernel: RoutineKernel) -> list[str]:
+    """Each thread has every 32nd or 256th element; they are combined within warps, then across the warps of a
+    block, then with all that came before."""
+    by_block = typical(kernel.arguments[-1].shape[1]) >= LONG_ROW
+    kind, team = C_TYPES[kernel.arguments[0].dtype], THREADS if by_block else WARP
+    warps = THREADS // WARP
+    head = ["const int lane = threadIdx.x;", f"__shared__ {kind} totals[{warps}];",
+            "for (idx row = blockIdx.x; row < O * I; row += gridDim.x) {"]
+    across = [f"    if (lane % {WARP} == {WARP - 1}) totals[lane / {WARP}] = own;", "    __syncthreads();",
+              f"    {kind} total = totals[0], before = totals[0];",
+              f"    for (int warp = 1; warp < {warps}; warp++) {{",
+              f"      if (warp < lane / {WARP}) before = {_combined(kernel, 'before', 'totals[warp]')};",
+              f"      total = {_combined(kernel, 'total', 'totals[warp]')};", "    }",
+              "    __syncthreads();",
+              f"    if (lane >= {WARP}) own = {_combined(kernel, 'before', 'own')};"]
+    if not by_block:
+        head = [f"const int lane = threadIdx.x % {WARP}, teams = gridDim.x * blockDim.x / {WARP};",
+                f"for (idx row = (blockIdx.x * (idx)blockDim.x + threadIdx.x) / {WARP}; row < O * I; "
+                "row += teams) {"]
+        across = [f"    const {kind} total = ({kind})__shfl_sync(0xffffffffu, own, {WARP - 1});"]
+    return [*head,
+            "  const idx start = row / I * N * I + row % I;",
+            f"  {kind} last = 0;",
+            f"  for (idx first = 0; first < N; first += {team}) {{",
+            f"    const idx k = first + lane, at = start + ({_number(kernel, 'k')}) * I;",
+            f"    {kind} own = k < N ? x[at] : {literal(0, kernel.arguments[0].dtype)};",
+            f"    for (int step = 1; step < {WARP}; step *= 2) {{",
+            f"      const {kind} other = ({kind})__shfl_up_sync(0xffffffffu, own, step);",
+            f"      if (lane % {WARP} >= step) own = {_combined(kernel, 'other', 'own')};",
+            "    }",
+            *across,
+            f"    if (first > 0) own = {_combined(kernel, 'last', 'own')};",
+            "    if (k < N) y[at] = own;",
+            f"    last = first > 0 ? {_combined(kernel, 'last', 'total')} : total;",
+            "  }", "}"]
+
+
+# --- sorting
 
 
 def _argsort(kernel: RoutineKernel) -> list[str]:
@@ -67,15 +167,15 @@ def _argsort(kernel: RoutineKernel) -> list[str]:
     if kernel.attrs["descending"]:
         ahead, behind = behind, ahead
     kind = C_TYPES[dtype]
-    return [
-        "const idx start = row / (N * I) * N * I + row % I, n = row / I % N;",
+    return _each("element", "O * N * I", [
+        "const idx start = element / (N * I) * N * I + element % I, n = element / I % N;",
         f"const {kind} own = x[start + n * I];",
         "idx place = 0;",
         "for (idx k = 0; k < N; k++) {",
         f"  const {kind} other = x[start + k * I];",
         f"  place += {ahead} || (k < n && !{behind});",
         "}",
-        "y[start + place * I] = n;"]
+        "y[start + place * I] = n;"])
 
 
 def _before(x: str, y: str, dtype: DType) -> str:
@@ -83,27 +183,104 @@ def _before(x: str, y: str, dtype: DType) -> str:
     return f"({x} < {y} || ({x} == {x} && {y} != {y}))" if dtype.is_float else f"({x} < {y})"
 
 
-def _scatter(kernel: RoutineKernel) -> list[str]:
-    """All three: `put_add` has an index for each element."""
-    updates = kernel.arguments[-2]
-    dtype, count = updates.dtype, dimension(updates.shape[1])
-    base = "x[start + n * I]" if kernel.routine == "scatter_set" else literal(0, dtype)
-    index = "indices[from + k * I]" if kernel.routine == "put_add" else "indices[k]"
-    target, value = "y[start + at * I]", "updates[from + k * I]"
-    if kernel.routine != "scatter_set":
-        value = apply("add", [target, value], dtype, dtype)
+# --- scatters
+
+
+def _put_add(kernel: RoutineKernel) -> list[str]:
+    """A block reads a piece of the row's indices and updates into shared memory; each thread takes from it
+    what is for its element."""
+    dtype, count = kernel.arguments[-2].dtype, dimension(kernel.arguments[-2].shape[1])
+    kind, total = C_TYPES[dtype], apply("add", ["total", "values[k]"], dtype, dtype)
     return [
-        "const idx o = row / I, i = row % I, start = o * N * I + i;",
-        f"const idx count = {count}, from = o * count * I + i;",
-        f"for (idx n = 0; n < N; n++) y[start + n * I] = {base};",
-        "for (idx k = 0; k < count; k++) {",
-        f"  const idx at = {index};",
-        f"  if (at >= 0 && at < N) {target} = {value};",
+        f"__shared__ idx places[{PIECE}];",
+        f"__shared__ {kind} values[{PIECE}];",
+        f"const idx count = {count};",
+        "for (idx row = blockIdx.x; row < O * I; row += gridDim.x) {",
+        "  const idx from = row / I * count * I + row % I;",
+        f"  for (idx first = 0; first < N; first += {THREADS}) {{",
+        "    const idx n = first + threadIdx.x;",
+        f"    {kind} total = {literal(0, dtype)};",
+        f"    for (idx piece = 0; piece < count; piece += {PIECE}) {{",
+        f"      const int size = count - piece < {PIECE} ? count - piece : {PIECE};",
+        "      __syncthreads();",
+        f"      for (int k = threadIdx.x; k < size; k += {THREADS}) {{",
+        "        const i64 at = indices[from + (piece + k) * I];",
+        "        places[k] = at >= 0 && at < N ? (idx)at : -1;",
+        "        values[k] = updates[from + (piece + k) * I];",
+        "      }",
+        "      __syncthreads();",
+        "      for (int k = 0; k < size; k++)",
+        f"        if (places[k] == n) total = {total};",
+        "    }",
+        "    if (n < N) y[row / I * N * I + n * I + row % I] = total;",
+        "  }",
         "}"]
 
 
-ROUTINES: dict[str, Callable[[RoutineKernel], list[str]]] = {
-    "cumulative": _cumulative, "recurrence": _recurrence, "argsort": _argsort,
-    "scatter_add": _scatter, "scatter_set": _scatter, "put_add": _scatter,
-}
-"""The body of the loop over rows."""
+def _slices(kernel: RoutineKernel) -> list[str]:
+    updates = kernel.arguments[-2]
+    dtype, adds = updates.dtype, kernel.routine == "scatter_add"
+    kind, behind = C_TYPES[dtype], kernel.arguments[-1].shape[2]
+    across = min(-(-behind // WARP), MOST_ACROSS) if isinstance(behind, int) else MOST_ACROSS
+    base = literal(0, dtype) if adds else "x[start + i]"
+    value = apply("add", ["sums[j]", "next[u][j]"], dtype, dtype) if adds else "next[u][j]"
+    flush = [f"  for (int j = 0; j < {across}; j++)",
+             f"    if (slice >= 0 && i + j * {WARP} < I) y[start + slice * I + i + j * {WARP}] = sums[j];"]
+    fetch = [f"  for (int j = 0; j < {across}; j++)",
+             f"    if (i + j * {WARP} < I) sums[j] = y[start + slice * I + i + j * {WARP}];"]
+    return [
+        f"__shared__ unsigned char slices[{PIECE}];  // that the indices of a piece point to; {SLICES}: none",
+        f"__shared__ unsigned short listed[{THREADS // WARP}][{PIECE}];  // by warp: number, slice",
+        f"const int lane = threadIdx.x % {WARP}, warp = threadIdx.x / {WARP};",
+        f"const idx count = {dimension(updates.shape[1])}, groups = (N + {SLICES - 1}) / {SLICES};",
+        "for (idx group = blockIdx.x; group < O * groups; group += gridDim.x) {",
+        f"  const idx o = group / groups, first = group % groups * {SLICES};",
+        f"  const idx own = first + warp * {WARP_SLICES}, start = (o * N + own) * I;",
+        f"  const idx end = N - own < {WARP_SLICES} ? (N - own) * I : {WARP_SLICES} * I;",
+        "  #pragma unroll 4",
+        f"  for (idx i = lane; i < end; i += {WARP}) y[start + i] = {base};",
+        "  __syncwarp();  // other lanes add to them",
+        f"  for (idx piece = 0; piece < count; piece += {PIECE}) {{",
+        f"    for (int k = threadIdx.x; k < {PIECE}; k += {THREADS}) {{",
+        "      const i64 at = piece + k < count ? (i64)indices[piece + k] : -1;",
+        f"      slices[k] = at >= first && at < N && at < first + {SLICES} ? at - first : {SLICES};",
+        "    }",
+        "    __syncthreads();",
+        "    int many = 0;",
+        f"    for (int k = lane; k < {PIECE}; k += {WARP}) {{",
+        f"      const bool mine = slices[k] / {WARP_SLICES} == warp;",
+        "      const unsigned all = __ballot_sync(0xffffffffu, mine);",
+        "      const int place = many + __popc(all & ((1u << lane) - 1));",
+        f"      if (mine) listed[warp][place] = k * {WARP_SLICES} + slices[k] % {WARP_SLICES};",
+        "      many += __popc(all);",
+        "    }",
+        "    __syncthreads();",
+        f"    for (idx i = lane; i < I && many > 0; i += {WARP * across}) {{",
+        f"      {kind} sums[{across}];",
+        "      int slice = -1;",
+        f"      for (int e = 0; e < many; e += {UNDER_WAY}) {{",
+        f"        {kind} next[{UNDER_WAY}][{across}];",
+        "        #pragma unroll",
+        f"        for (int u = 0; u < {UNDER_WAY}; u++) {{",
+        "          if (e + u >= many) break;",
+        f"          const idx from = (o * count + piece + listed[warp][e + u] / {WARP_SLICES}) * I + i;",
+        f"          for (int j = 0; j < {across}; j++)",
+        f"            if (i + j * {WARP} < I) next[u][j] = updates[from + j * {WARP}];",
+        "        }",
+        "        #pragma unroll",
+        f"        for (int u = 0; u < {UNDER_WAY}; u++) {{",
+        "          if (e + u >= many) break;",
+        f"          const int to = listed[warp][e + u] % {WARP_SLICES};",
+        "          if (to != slice) {",
+        *("          " + line for line in flush),
+        "            slice = to;",
+        *("          " + line for line in fetch),
+        "          }",
+        f"          for (int j = 0; j < {across}; j++) sums[j] = {value};",
+        "        }", "      }",
+        *("    " + line for line in flush),
+        "    }", "  }", "}"]
+
+
+ROUTINES = ("cumulative", "recurrence", "argsort", "scatter_add", "scatter_set", "put_add")
+"""The routines that this writes."""

@@ -9,7 +9,8 @@ team can hold is read once. A kernel that only reduces few rows has several bloc
 it found in scratch, and the last one to arrive combines that. Every order depends on the shapes alone.
 
 A team synchronises before it stores: the plan lets a result take over the memory of an operand (see
-`memory`), and a thread must not overwrite what another has yet to read.
+`memory`), and a thread must not overwrite what another has yet to read. That also keeps the shared memory of
+a reduction from being written for the next row while a thread reads it.
 """
 from __future__ import annotations
 
@@ -294,8 +295,6 @@ class Rows(Vectors):
         written = self._leave() if self.parts > 1 else set()
         self._statements(self.body, written)
         if self.parts == 1:
-            if self.team != WARP:
-                self.line("__syncthreads();")                # before shared memory is written again
             self.close()
 
     def _lane(self) -> str:
@@ -325,7 +324,7 @@ class Rows(Vectors):
             value = self.element(x.arg, x.index)
             self.held[value] = f"{name}[j]" + (".at[w]" if self.width > 1 else "")
             if self.width > 1:
-                value = self.fetch(x, var, "at", str(self.width), ", wide")
+                value = self.fetch(x, var, "from", str(self.width), ", wide")
             self.line(f"{name}[j] = {value};")
         self.close()
 
@@ -359,7 +358,7 @@ class Rows(Vectors):
             if text in self.held or not self.is_pack(x, var):
                 continue
             name = self.fresh("x")
-            value = self.fetch(x, var, "at", str(self.width), ", wide")
+            value = self.fetch(x, var, "from", str(self.width), ", wide")
             self.line(f"{self._type(x)} {name}{'' if guards else f' = {value}'};")
             if guards:
                 self.line(f"if ({' && '.join(guards)}) {name} = {value};")
@@ -391,7 +390,7 @@ class Rows(Vectors):
         if self.width > 1:
             self.line("#pragma unroll")
             self.open(f"for (int w = 0; w < {self.width}; w++)")
-            self.line(f"const idx {self.variable(var)} = at + w;")
+            self.line(f"const idx {self.variable(var)} = from + w;")
         write()
         if self.width > 1:
             self.close()
@@ -517,7 +516,7 @@ class Rows(Vectors):
         guard = "if (own) " if self.across else ""
         self.inside = True
         if self.width > 1:
-            self.stored(body, loops[-1][0], "at", str(self.width), ", wide", guard)
+            self.stored(body, loops[-1][0], "from", str(self.width), ", wide", guard)
         else:
             for s in body:
                 if isinstance(s, Let):

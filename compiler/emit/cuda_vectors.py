@@ -120,7 +120,7 @@ class Vectors(Writer):
 
     # -- a chunk
 
-    def place(self, loops: Loops, chunk: str, width: str, first: str = "at") -> None:
+    def place(self, loops: Loops, chunk: str, width: str, first: str = "from") -> None:
         """Declares the variables of loops for a chunk by its number; `first`: the name of the innermost."""
         rest = chunk
         for number, (var, extent) in reversed(list(enumerate(loops))):

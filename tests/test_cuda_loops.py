@@ -1,0 +1,409 @@
+"""The forms of generated CUDA C for loops and routines, over a simulated block: chunks of neighbouring
+elements, rows that a team holds in registers, reductions that several blocks share, rows of routines."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from cuda_host import COMPILER, HostKernels, lowered, united
+
+import graphflow as gf
+from graphflow.compiler.emit.cuda import emit_cuda
+from graphflow.compiler.kernel.form import Argument, Kernel, RoutineKernel
+from graphflow.compiler.kernel.program import KernelProgram
+from graphflow.compiler.kernel.routines import ROUTINES
+from graphflow.compiler.plan.dtypes import DTYPES
+from graphflow.compiler.plan.schema import Plan
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no g++ on the PATH to compile the text for the CPU"),
+    pytest.mark.xdist_group("cuda loops"),
+]
+N = gf.dim("N")
+Make = Callable[..., Any]
+
+
+class Net(NamedTuple):
+    """A function of feeds, what it must give, sizes to run with, and a part of its text."""
+
+    feeds: tuple[tuple[Any, ...], ...]
+    build: Make
+    oracle: Make
+    sizes: tuple[int, ...]
+    text: str
+    types: tuple[str, ...] = ()
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+    e = np.exp(x - x.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def normalised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+
+
+def layer_norm(x: gf.Tensor) -> gf.Tensor:
+    centred = x - gf.mean(x, -1, keepdims=True)
+    return centred / gf.sqrt(gf.mean(centred * centred, -1, keepdims=True) + 1e-5)
+
+
+def batch_norm(x: gf.Tensor) -> gf.Tensor:
+    centred = x - gf.mean(x, (0, 2), keepdims=True)
+    return centred / gf.sqrt(gf.mean(centred * centred, (0, 2), keepdims=True) + 1e-5)
+
+
+def batch_norm_oracle(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean((0, 2), keepdims=True)) / np.sqrt(x.var((0, 2), keepdims=True) + 1e-5)
+
+
+NETS = {
+    # chunks
+    "flat, with a tail": Net(
+        ((N, 7), (N, 7)), lambda x, y: x * 2 + y, lambda x, y: x * 2 + y, (1, 4, 33), r"points\(gf_width<4>"
+    ),
+    "two chunks under way": Net(((N, 8192),), lambda x: x + 1, lambda x: x + 1, (1, 3), r"x1\[2\]"),
+    "a bias": Net(
+        ((N, 5, 12), (5,)),
+        lambda x, b: gf.relu(x + gf.reshape(b, (1, 5, 1))),
+        lambda x, b: np.maximum(x + b[:, None], 0),
+        (1, 9),
+        r"\(12 / W\)",
+    ),
+    "pairs": Net(
+        ((N, 3, 6), (3,)),
+        lambda x, b: x + gf.reshape(b, (1, 3, 1)),
+        lambda x, b: x + b[:, None],
+        (1, 7),
+        r"gf_width<2>",
+    ),
+    "symbolic rows": Net(
+        ((3, N), (N,)), lambda x, b: x * b, lambda x, b: x * b, (1, 8, 11), r"&& v_N % 4 == 0"
+    ),
+    "doubles": Net(((N, 10),), lambda x: x * x, lambda x: x * x, (1, 5), r"gf_width<2>", ("float64",)),
+    "halves": Net(((N, 24),), lambda x: x + x, lambda x: x + x, (1, 5), r"gf_width<8>", ("float16",)),
+    "bytes and floats": Net(
+        ((N, 24), (N, 24)),
+        lambda m, x: gf.where(m, x, 0.0),
+        lambda m, x: np.where(m, x, 0),
+        (1, 5),
+        r"gf_pack<bool, W>",
+        ("bool", "float32"),
+    ),
+    "shifted": Net(
+        ((N, 20),),
+        lambda x: x[:, 1:17] - x[:, 4:],
+        lambda x: x[:, 1:17] - x[:, 4:],
+        (1, 6),
+        r"(?s)gf_load<W>.*a0\[\(1 \+",
+    ),
+    "an embedding": Net(
+        ((11, 8), (N,)),
+        lambda x, i: gf.gather(x, i),
+        lambda x, i: x[i],
+        (1, 13),
+        r"if \(.*\) x\d = gf_load<W>",
+        ("float32", "int64"),
+    ),
+    "transposed": Net(((N, 36),), lambda x: gf.transpose(x) + 1, lambda x: x.T + 1, (1, 32, 45), r""),
+    # rows in registers
+    "softmax, a warp": Net(((N, 100),), gf.softmax, softmax, (1, 19), r"gf_pack<float, 4> x1\[1\]"),
+    "softmax, odd": Net(((N, 333),), gf.softmax, softmax, (5,), r"float x1\[11\]"),
+    "softmax, a block": Net(((N, 5000),), gf.softmax, softmax, (1, 5), r"bounds__\(256\)(?s:.)*x1\[5\]"),
+    "softmax, long": Net(((N, 50002),), gf.softmax, softmax, (1, 3), r"bounds__\(1024\)"),
+    "softmax, halves": Net(
+        ((N, 64),),
+        lambda x: gf.cast(gf.softmax(gf.cast(x, "float32")), "float16"),
+        lambda x: softmax(x.astype(np.float32)),
+        (3,),
+        r"gf_pack<unsigned short, 8> x1",
+        ("float16",),
+    ),
+    "softmax, symbolic": Net(((6, N),), gf.softmax, softmax, (1, 31, 700), r""),
+    "layer norm": Net(((N, 768),), layer_norm, normalised, (1, 3), r"x1\[6\]"),
+    "batch norm": Net(((N, 3, 28),), batch_norm, batch_norm_oracle, (2, 40), r"bounds__\(1024\)"),
+    "several axes": Net(
+        ((N, 6, 5, 8),),
+        lambda x: x - gf.max(x, (1, 3), keepdims=True),
+        lambda x: x - x.max((1, 3), keepdims=True),
+        (1, 4),
+        r"",
+    ),
+    "less the largest": Net(
+        ((N, 3000),),
+        lambda x: x - gf.max(x, 1, keepdims=True),
+        lambda x: x - x.max(1, keepdims=True),
+        (7,),
+        r"x1\[6\]",
+    ),
+    # reductions by several blocks
+    "everything": Net(
+        ((N, 40),), lambda x: gf.mean(x * x), lambda x: (x * x).mean(), (1, 205, 1000), r"gf_last_block"
+    ),
+    "a few rows": Net(
+        ((3, N), (3, N)),
+        lambda x, y: (gf.sum(x * y, 1), gf.max(x, 1)),
+        lambda x, y: ((x * y).sum(1), x.max(1)),
+        (1, 5000),
+        r"gf_last_block",
+    ),
+    "channels": Net(
+        ((32, 3, 800),), lambda x: gf.sum(x, (0, 2)), lambda x: x.sum((0, 2)), (1,), r"gf_last_block"
+    ),
+    "the largest of few": Net(
+        ((2, N),), lambda x: gf.argmax(x, 1), lambda x: x.argmax(1), (1, 3, 9000), r"gf_last_block"
+    ),
+    "columns": Net(
+        ((N, 37),), lambda x: gf.sum(x, 0), lambda x: x.sum(0), (1, 40, 300, 1000), r"gf_last_block"
+    ),
+    "columns, the largest": Net(
+        ((300, 2, N),), lambda x: gf.argmax(x, 0), lambda x: x.argmax(0), (1, 33), r"own"
+    ),
+    "columns, normalised": Net(
+        ((N, 5),), lambda x: gf.softmax(x, 0), lambda x: softmax(x.T).T, (1, 70), r"if \(own\)"
+    ),
+}
+
+
+@cache
+def programs() -> dict[str, KernelProgram]:
+    """All nets, and steps that update states in place."""
+    out = {}
+    for name, net in NETS.items():
+        types = net.types or ("float32",) * len(net.feeds)
+        feeds = [gf.input(f"x{i}", shape, dtype) for i, (shape, dtype) in enumerate(zip(net.feeds, types))]
+        out[name] = traced(feeds, net.build(*feeds), {})
+    return {**out, **steps()}
+
+
+def traced(feeds: list[gf.Tensor], outputs: Any, updates: dict[gf.Tensor, gf.Tensor]) -> KernelProgram:
+    return lowered(gf.function(feeds, outputs, updates).compilation.result("trace"))
+
+
+def steps() -> dict[str, KernelProgram]:
+    x = gf.input("x", (N, 96))
+    rows, column = gf.parameter((4, 96), 0.0, "rows"), gf.parameter((96,), 0.0, "column")
+    w = gf.constant(np.eye(96, dtype=np.float32) * 2)
+    return {
+        "in place": traced([x], gf.softmax(x @ w) @ w, {}),
+        "updates": traced(
+            [x], gf.sum(x), {rows: rows * 0.5 + gf.max(rows, 1, keepdims=True), column: column - gf.sum(x, 0)}
+        ),
+    }
+
+
+def values(name: str, n: int) -> list[np.ndarray]:
+    net, rng = NETS[name], np.random.default_rng(n)
+    out = []
+    for shape, dtype in zip(net.feeds, net.types or ("float32",) * len(net.feeds)):
+        size = [n if d is N else d for d in shape]
+        made = (
+            rng.standard_normal(size)
+            if "float" in dtype
+            else rng.integers(0, 2 if dtype == "bool" else 11, size)
+        )
+        out.append(made.astype(dtype))
+    return out
+
+
+@pytest.fixture(scope="module")
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> HostKernels:
+    routines = [as_program(routine(case)) for case in ROUTINE_CASES]
+    return HostKernels([*programs().values(), *routines], tmp_path_factory.mktemp("cuda"))
+
+
+def near(found: np.ndarray, expected: Any, what: str) -> None:
+    """To a few roundings of a sum's terms, all of the size of one."""
+    expected = np.asarray(expected)
+    if found.dtype.kind != "f":
+        np.testing.assert_array_equal(found, expected, err_msg=what)
+        return
+    bound = {"float16": 2e-3, "float32": 3e-6, "float64": 1e-14}[found.dtype.name]
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    np.testing.assert_allclose(found, expected, rtol=bound, atol=bound * scale, err_msg=what)
+
+
+def wide(arrays: list[np.ndarray]) -> list[np.ndarray]:
+    return [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_forms(name: str, kernels: HostKernels) -> None:
+    net, program = NETS[name], programs()[name]
+    assert re.search(net.text, emit_cuda(program)), emit_cuda(program)
+    for n in net.sizes:
+        feeds = values(name, n)
+        outputs, _ = kernels.run(program, {f"x{i}": a for i, a in enumerate(feeds)}, {}, {"N": n})
+        expected = net.oracle(*wide(feeds))
+        for found, wanted in zip(outputs.values(), expected if isinstance(expected, tuple) else [expected]):
+            near(found, wanted, f"{name} of {n}")
+
+
+def test_in_place(kernels: HostKernels) -> None:
+    """A row's results take over the memory of its operand; states are updated where they lie."""
+    program, rng = programs()["in place"], np.random.default_rng(1)
+    assert any(b.alias for b in program.plan.buffers)
+    x = rng.standard_normal((5, 96)).astype(np.float32)
+    outputs, _ = kernels.run(program, {"x": x}, {}, {"N": 5})
+    near(next(iter(outputs.values())), softmax(2 * x.astype(np.float64)) * 2, "in place")
+    state = {"rows": rng.standard_normal((4, 96)), "column": rng.standard_normal(96)}
+    state = {k: v.astype(np.float32) for k, v in state.items()}
+    for n in (1, 300):
+        x = rng.standard_normal((n, 96)).astype(np.float32)
+        _, updated = kernels.run(programs()["updates"], {"x": x}, state, {"N": n})
+        old = state["rows"].astype(np.float64)
+        near(updated["rows"], old * 0.5 + old.max(1, keepdims=True), "rows")
+        near(updated["column"], state["column"] - x.astype(np.float64).sum(0), "column")
+
+
+@pytest.mark.parametrize("name", ["flat, with a tail", "a bias", "softmax, a warp", "halves", "everything"])
+def test_arrays_that_begin_anywhere(name: str, kernels: HostKernels) -> None:
+    """Views begin at any element, so that packs would not be aligned."""
+    net, (kernel,) = NETS[name], programs()[name].kernels.values()
+    feeds = [misplaced(a) for a in values(name, 33)]
+    expected = np.asarray(net.oracle(*wide(feeds)))
+    out = misplaced(np.zeros(expected.shape, "float16" if net.types == ("float16",) else "float32"))
+    kernels.launch(kernel, [*feeds, out], {"N": 33})
+    near(out, expected, name)
+
+
+def misplaced(a: np.ndarray) -> np.ndarray:
+    """A copy that lies one element behind a multiple of 64 bytes."""
+    raw = np.zeros(a.nbytes + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + a.itemsize
+    out = raw[start : start + a.nbytes].view(a.dtype).reshape(a.shape)
+    out[...] = a
+    return out
+
+
+# --- routines: (name, attributes, type, axes before, along and behind, indices)
+ROUTINE_CASES = [
+    ("scatter_add", {}, "f32", 1, 150, 40, 2500),
+    ("scatter_add", {}, "f32", 2, 65, 200, 70),
+    ("scatter_add", {}, "i32", 3, 9, 1, 1100),
+    ("scatter_set", {}, "f32", 2, 100, 33, 1500),
+    ("put_add", {}, "f32", 3, 300, 1, 1200),
+    ("put_add", {}, "f32", 2, 30, 64, 45),
+    *(
+        ("cumulative", {"kind": kind, "reverse": reverse}, dtype, 3, size, behind, 0)
+        for kind, reverse, dtype, size, behind in (
+            ("sum", False, "f32", 100, 1),
+            ("sum", True, "f32", 2600, 2),
+            ("max", True, "f32", 1100, 1),
+            ("prod", False, "i32", 77, 3),
+            ("sum", False, "f64", 50, 64),
+            ("min", False, "i64", 33, 1),
+        )
+    ),
+]
+
+
+def routine(case: tuple[Any, ...]) -> RoutineKernel:
+    name, attrs, dtype, before, size, behind, count = case
+    axes = {"O": before, "N": size, "I": behind, "K": count}
+    types = {"T": dtype, "A": dtype, "J": "i64"}
+    arguments = [
+        Argument(f.name, DTYPES[types.get(f.dtype, f.dtype)], tuple(axes[a] for a in f.axes), f.mode)
+        for f in ROUTINES[name].formals
+    ]
+    return RoutineKernel(f"k_{name}", tuple(arguments), name, attrs)
+
+
+def as_program(kernel: Kernel) -> KernelProgram:
+    return KernelProgram(Plan("routine", "none", (), (), (), (), (), (), ()), {kernel.name: kernel})
+
+
+def operands(kernel: RoutineKernel, n: int) -> list[np.ndarray]:
+    rng, out = np.random.default_rng(n), []
+    for a in kernel.arguments:
+        made = rng.standard_normal(a.shape) if a.dtype.is_float else rng.integers(-2, n + 2, a.shape)
+        out.append(made.astype(a.dtype.numpy))
+    return out
+
+
+@pytest.mark.parametrize("case", ROUTINE_CASES, ids=lambda c: f"{c[0]}-{'-'.join(map(str, c[2:]))}")
+def test_routines(case: tuple[Any, ...], kernels: HostKernels) -> None:
+    """To the bit, as each element sees its operands in order; but for running sums of floats."""
+    kernel = routine(case)
+    arrays = operands(kernel, case[4])
+    expected = [a.copy() for a in arrays]
+    with np.errstate(all="ignore"):
+        ROUTINES[case[0]].run({a.name: x for a, x in zip(kernel.arguments, expected)}, kernel.attrs)
+    kernels.launch(kernel, arrays, {})
+    if case[2] == "f32" and case[1].get("kind") == "sum":
+        exact = arrays[0].astype(np.float64)
+        exact = np.flip(np.cumsum(np.flip(exact, 1), 1), 1) if case[1]["reverse"] else np.cumsum(exact, 1)
+        near(arrays[-1], exact, str(case))
+    else:
+        np.testing.assert_array_equal(arrays[-1], expected[-1])
+
+
+@pytest.mark.parametrize(
+    "name, n, planted, replacement, noticed",
+    [
+        ("flat, with a tail", 33, r"chunks \* 4, total", "chunks * 4, total - 1", "Not equal"),
+        (
+            "softmax, a block",
+            5,
+            r"(part\d\[lane / 32\] = acc\d;)\s*__syncthreads\(\);",
+            r"\1",
+            "depends on the order of threads",
+        ),
+        ("softmax, a warp", 19, r"if \(chunk >= 100 / 4\) break;", "", "Not equal|outside|depends"),
+        (
+            "columns",
+            300,
+            r"(part\d\[lane\]\[side\] = acc\d;)\s*__syncthreads\(\);",
+            r"\1",
+            "depends on the order of threads",
+        ),
+        ("columns", 300, r"column < columns", "column <= columns", "outside a buffer"),
+        (
+            "everything",
+            1000,
+            r"if \(!gf_last_block\([^;]*return;",
+            "if (part) return;",
+            "depends on the order of threads",
+        ),
+        (
+            "everything",
+            1000,
+            r"\(part \+ 1\) \* share : chunks",
+            "(part + 1) * share : chunks - 1",
+            "Not equal",
+        ),
+        ("a bias", 9, r"const bool wide = [^;]*;", "const bool wide = true;", "not aligned"),
+    ],
+)
+def test_harness_notices(
+    name: str,
+    n: int,
+    planted: str,
+    replacement: str,
+    noticed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import cuda_host
+
+    program = programs()[name]
+    text = emit_cuda(united([program]))
+    assert re.search(planted, text), text
+    monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: re.sub(planted, replacement, emit_cuda(p)))
+    monkeypatch.setattr(cuda_host, "PIECES", 1)
+    made = HostKernels([program], tmp_path)
+    with pytest.raises(AssertionError, match=noticed):
+        if noticed == "not aligned":
+            (kernel,) = program.kernels.values()
+            feeds = [misplaced(a) for a in values(name, n)]
+            made.launch(kernel, [*feeds, misplaced(np.zeros_like(feeds[0]))], {"N": n})
+        else:
+            feeds = values(name, n)
+            outputs, _ = made.run(program, {f"x{i}": a for i, a in enumerate(feeds)}, {}, {"N": n})
+            near(next(iter(outputs.values())), NETS[name].oracle(*wide(feeds)), name)
