@@ -27,7 +27,7 @@ BUFFERS = (
     Buffer("o0", "output", "y", F32, (N * 4,)),
 )
 BODY = (
-    Launch("k0", ("f0", "s0", "c0", "b0"), N, scratch=64 * N, origins=(3,), writes=("b0",)),
+    Launch("k0", ("f0", "s0", "c0", "b0"), N, scratch=64 * N, origins=(3,), writes=("b0",), shared=8 * M),
     Launch("k1", ("b0", "f1", "b1", "b2"), (N + 7) // 8, writes=("b1", "b2")),
     Check("b2", 1),
     Copy("b1", "o0"),
@@ -59,7 +59,7 @@ def test_print_without_origins():
 
 def test_hash_sees_what_the_plan_does():
     moved = replace(PLAN, buffers=(replace(BUFFERS[0], origins=(9,)), *BUFFERS[1:]))
-    other = replace(PLAN, body=(replace(BODY[0], scratch=128), *BODY[1:]))
+    other = replace(PLAN, body=(replace(BODY[0], shared=128), *BODY[1:]))
     assert plan_hash(moved) == plan_hash(PLAN) != plan_hash(other)
 
 
@@ -131,6 +131,8 @@ VIOLATIONS = [
     (with_item(0, replace(BODY[0], writes=("b0", "c0"))), "writes 'c0', a constant"),
     (with_item(0, replace(BODY[0], tasks=-1)), "absurd tasks: -1"),
     (with_item(0, replace(BODY[0], scratch=1 << 60)), "absurd scratch"),
+    (with_item(0, replace(BODY[0], shared=-1)), "absurd scratch: -1"),
+    (with_item(0, replace(BODY[0], shared=symbol("K"))), "item 0 uses the unknown symbol K"),
     (with_item(0, replace(BODY[0], tasks=symbol("K"))), "item 0 uses the unknown symbol K"),
     (with_item(1, replace(BODY[1], writes=("b1",))), "item 1 reads 'b2', which nothing has written before"),
     (with_item(4, replace(BODY[4], after=(4,))), "must run after item 4, which is not before it"),
