@@ -96,9 +96,9 @@ class CudaBackend:
 
     def functions(self, program: KernelProgram) -> tuple[Function, ...]:
         """How each kernel is launched."""
-        from graphflow.compiler.emit.cuda import cuda_function
+        from graphflow.compiler.emit.cuda import cuda_functions
 
-        return tuple(cuda_function(kernel, self.target) for kernel in program.kernels.values())
+        return cuda_functions(program, self.target)
 
     def check(self, kernel: Kernel, stage: str) -> None:
         """CUDA kernels are computed in one way."""

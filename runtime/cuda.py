@@ -28,6 +28,7 @@ from graphflow.compiler.plan.dims import evaluate
 from graphflow.compiler.plan.errors import FeedError
 from graphflow.compiler.plan.schema import (
     GPU_ELEMENTS,
+    MOST_TOGETHER,
     Branch,
     Buffer,
     Check,
@@ -36,10 +37,14 @@ from graphflow.compiler.plan.schema import (
     Launch,
     Plan,
     Repeat,
+    bases_of_loop,
+    launches,
+    name_of_loop,
+    places,
 )
 from graphflow.runtime.cuda_arrays import DeviceArray, Slot
 from graphflow.runtime.cuda_checks import FeedChecks
-from graphflow.runtime.cuda_device import Gpu
+from graphflow.runtime.cuda_device import CapturedGraph, Gpu
 from graphflow.runtime.cuda_states import CudaStates
 from graphflow.runtime.feeds import FeedChecker, Where, nowhere
 from graphflow.runtime.steps import Interrupts, Stack, failed, interrupted
@@ -105,11 +110,16 @@ class CudaProgram:
         self.checker = FeedChecker(plan, where, (np.ndarray, DeviceArray))
         self.gpu = Gpu.get()
         self.states = CudaStates.of(store, self.gpu)
+        self._together: Any = None
         self._names = [self.table[id].name for id in plan.states]
         self._written = [self.table[id].name for id in plan.written]
+        functions = {f.name: f for f in plan.functions}
+        loops = {name_of_loop(place.item) for place in places(plan.body) if isinstance(place.item, Repeat)}
         with self.gpu.current():
             self._module = self.gpu.driver.module_from_buffer(code)
-            self._functions = {f.name: (f, self._module.get_function(f.name)) for f in plan.functions}
+            self._loops = self._resident_loops(code)
+            self._functions = {name: (f, self._module.get_function(name)) for name, f in functions.items()
+                               if name not in loops}
             self._constants = {b.id: self._constant(b) for b in plan.buffers if b.role == "constant"}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
         self.checks = FeedChecks(plan)
@@ -117,6 +127,18 @@ class CudaProgram:
         self._captured, split = _fixed(body), _last_check(body)
         self._late = [item for item in body if isinstance(item, Check)]
         self._parts = [part for part in (body[:split], body[split:]) if part]
+
+    def _resident_loops(self, code: bytes) -> dict[str, Any]:
+        """The functions that run whole loops, by counter: those whose blocks fit on the GPU together."""
+        functions = {f.name: f for f in self.plan.functions}
+        found: dict[str, Any] = {}
+        for item in (place.item for place in places(self.plan.body)):
+            if isinstance(item, Repeat) and name_of_loop(item) in functions:
+                module = self._together = self._together or self.gpu.load(code)
+                handle = module.function(name_of_loop(item))
+                if self.gpu.resident(handle, functions[name_of_loop(item)].threads) >= _blocks_of_loop(item):
+                    found[item.counter] = (functions[name_of_loop(item)], handle)
+        return found
 
     def _constant(self, b: Buffer) -> Any:
         block = self.gpu.allocate(len(b.data), "a constant")
@@ -289,8 +311,13 @@ class CudaProgram:
                 self._items(part, bound, slot, base, dict(bound.symbols))
             return
         if slot.stamp != self.states.version:
-            slot.graphs = [self.gpu.capture(partial(self._items, part, bound, slot, base,
-                                                    dict(bound.symbols))) for part in self._parts]
+            try:
+                slot.graphs = self._capture(bound, slot, base)
+            except self.gpu.driver.Error:
+                if not self._loops:
+                    raise
+                self._loops = {}                             # a driver that captures no such launch
+                slot.graphs = self._capture(bound, slot, base)
             slot.stamp = self.states.version
         for part, graph in zip(self._parts, slot.graphs):
             graph.launch()
@@ -300,6 +327,10 @@ class CudaProgram:
                 self.gpu.driver.memcpy_dtoh(found, slot.address("verdicts"))
                 for check, holds in zip(self._late, found):
                     self._judge(check, holds, slot)
+
+    def _capture(self, bound: Bound, slot: Slot, base: int) -> list[CapturedGraph]:
+        return [self.gpu.capture(partial(self._items, part, bound, slot, base, dict(bound.symbols)))
+                for part in self._parts]
 
     def _items(self, body: Sequence[Item], bound: Bound, slot: Slot, base: int, symbols: dict[str, int]
                ) -> None:
@@ -327,6 +358,13 @@ class CudaProgram:
 
     def _repeat(self, item: Repeat, bound: Bound, slot: Slot, base: int, symbols: dict[str, int]) -> None:
         trips = evaluate(item.trips, symbols)
+        if item.counter in self._loops:
+            function, handle = self._loops[item.counter]
+            bases = [self._address(id, bound, slot, base, symbols) for id in bases_of_loop(self.table, item)]
+            self.gpu.launch_together(handle, _blocks_of_loop(item), function.threads, [*bases, base],
+                                     [symbols[s] for s in function.symbols])
+            symbols[item.counter] = max(trips, 0)
+            return
         symbols[item.counter] = 0
         while symbols[item.counter] < trips:
             if item.condition and not self._flag(self._address(item.condition, bound, slot, base, symbols)):
@@ -377,6 +415,11 @@ class CudaProgram:
 def _first(feed: Any) -> Any:
     """What a stacked feed's first step is like; of one on the device, its shape and type."""
     return np.broadcast_to(np.empty((), feed.dtype), feed.shape[1:])
+
+
+def _blocks_of_loop(item: Repeat) -> int:
+    """Blocks that run all trips of the loop, each with its share of every kernel's."""
+    return min(MOST_TOGETHER, max(evaluate(x.tasks, {}) for x in launches(item.body)))
 
 
 def _fixed(body: Sequence[Item]) -> bool:

@@ -11,12 +11,14 @@ import atexit
 import ctypes
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from graphflow.compiler.plan.errors import DeviceError
 
+_COOPERATIVE_LAUNCH, _MULTIPROCESSORS = 95, 16
+"""The driver's numbers of attributes."""
 _RELAXED, _OUT_OF_MEMORY = 2, 2
 """Capture mode: calls that have nothing to do with this capture are none of its business, such as those of
 the garbage collector. The driver's number of an error."""
@@ -121,6 +123,37 @@ class Gpu:
         self._owned.add(captured)
         return captured
 
+    def load(self, code: bytes) -> Module:
+        """A module whose functions can be launched together, which PyCUDA's cannot. Call within `current()`.
+        """
+        handle = ctypes.c_void_p()
+        self._call("cuModuleLoadData", ctypes.byref(handle), ctypes.c_char_p(code))
+        module = Module(self, handle)
+        self._owned.add(module)
+        return module
+
+    def resident(self, function: ctypes.c_void_p, threads: int) -> int:
+        """How many blocks of the function can be on the GPU at once; 0 where they could not wait for each
+        other."""
+        device, blocks = ctypes.c_int(), ctypes.c_int()
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        found = []
+        for attribute in (_COOPERATIVE_LAUNCH, _MULTIPROCESSORS):
+            value = ctypes.c_int()
+            self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
+            found.append(value.value)
+        self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", ctypes.byref(blocks), function, threads,
+                   ctypes.c_size_t(0))
+        return blocks.value * found[1] if found[0] else 0
+
+    def launch_together(self, function: ctypes.c_void_p, blocks: int, threads: int, pointers: Sequence[int],
+                        numbers: Sequence[int]) -> None:
+        """Puts the function on the stream, all of its blocks at once."""
+        values = [*map(ctypes.c_void_p, pointers), *map(ctypes.c_int, numbers)]
+        places = (ctypes.c_void_p * (len(values) + 1))(*map(ctypes.addressof, values))
+        self._call("cuLaunchCooperativeKernel", function, blocks, 1, 1, threads, 1, 1, 0,
+                   ctypes.c_void_p(self.stream.handle), places)
+
     def free_later(self, address: int) -> None:
         """Gives memory back when what is now on the stream is done; never as a part of a captured graph."""
         if self._capturing:
@@ -170,6 +203,28 @@ class CapturedGraph:
 
     def __del__(self) -> None:
         _free(self, self._gpu, self._executable)
+
+
+class Module:
+    """Loaded machine code."""
+
+    def __init__(self, gpu: Gpu, handle: ctypes.c_void_p) -> None:
+        self._gpu, self._handle = gpu, handle
+
+    def function(self, name: str) -> ctypes.c_void_p:
+        """A kernel, valid as long as the module is held."""
+        function = ctypes.c_void_p()
+        self._gpu._call("cuModuleGetFunction", ctypes.byref(function), self._handle, name.encode())
+        return function
+
+    def free(self) -> None:
+        """Gives it back; the context must be current."""
+        if self._handle:
+            self._gpu._call("cuModuleUnload", self._handle)
+            self._handle = ctypes.c_void_p()
+
+    def __del__(self) -> None:
+        _free(self, self._gpu, self._handle)
 
 
 class StreamMemory:

@@ -297,6 +297,47 @@ print("same")
     assert good(code, gpu) == "same\n"
 
 
+# --- loops in one launch
+
+LOOPS = """
+def bits(device, cell):
+    x, t = gf.input("x", (6, 7), "int64"), gf.input("t", (6, 7), "int64")
+    h, _ = cell(gf.nn.embedding(x, 11, 6), 21)
+    loss = gf.loss.softmax_cross_entropy(gf.nn.dense(h, 11), t)
+    step = gf.function([x, t], loss, gf.optim.SGD(0.1).minimize(loss), device=device)
+    data = np.random.default_rng(5).integers(0, 11, (3, 2, 6, 7))
+    losses = [float(step(*pair)) for pair in data]
+    return step, np.concatenate([losses, *(step.store[n].ravel() for n in step.store.names("parameter"))])
+"""
+
+
+def test_loops_in_one_launch(gpu: dict[str, str]) -> None:
+    """To the bit what launches one by one give; as many blocks as the kernels have wait for each other."""
+    code = LOOPS + """
+import sys
+for cell in (gf.nn.lstm, gf.nn.rnn):
+    step, found = bits("cuda", cell)
+    _, wanted = bits("cpu", cell)
+    close(found, wanted, 2e-5)
+    sys.stdout.write(found.tobytes().hex() + " ")
+    graph = step.text("emit")
+print(fake.fake_cuda_calls(b"cuLaunchCooperativeKernel"), graph.count("gf_grid_barrier(loop"))
+"""
+    together, separate = (good(code, gpu, FAKE_CUDA_RESIDENT=n).split() for n in ("1", "0"))
+    assert together[:-2] == separate[:-2]
+    assert int(together[-2]) > 0 and int(separate[-2]) == 0 and int(together[-1]) > 0
+
+
+def test_a_driver_that_captures_no_such_loops(gpu: dict[str, str]) -> None:
+    code = LOOPS + """
+step, found = bits("cuda", gf.nn.lstm)
+close(found, bits("cpu", gf.nn.lstm)[1], 2e-5)
+assert fake.fake_cuda_calls(b"cuLaunchCooperativeKernel") == 1
+print("same")
+"""
+    assert good(code, gpu, FAKE_CUDA_FAIL="cuLaunchCooperativeKernel:1:801") == "same\n"
+
+
 # --- what goes wrong
 
 USE = """

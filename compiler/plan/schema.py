@@ -180,6 +180,20 @@ def base_of(table: Mapping[str, Buffer], id: str) -> str:
     return table[id].base or id
 
 
+MOST_TOGETHER = 132
+"""So many blocks at most run a whole loop on a GPU, at once: one for each multiprocessor of a large one."""
+
+
+def name_of_loop(item: Repeat) -> str:
+    """The function of a GPU that runs all trips of the loop, if there is one."""
+    return f"loop_{item.counter}"
+
+
+def bases_of_loop(table: Mapping[str, Buffer], item: Repeat) -> list[str]:
+    """The buffers whose addresses that function takes, in order."""
+    return list(dict.fromkeys(base_of(table, id) for x in launches(item.body) for id in x.buffers))
+
+
 @dataclass(frozen=True)
 class Function:
     """How a kernel of a GPU is launched: `threads` of a block (a task is a block there), the values of the

@@ -23,7 +23,7 @@ typedef int Result;
 typedef unsigned long long Pointer;
 enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, BAD_IMAGE = 200, NOT_FOUND = 500,
        ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801 };
-enum { CANARY = 256 };
+enum { CANARY = 256, PROCESSORS = 132, TOO_LARGE = 720 };
 
 static long long setting(const char* name, long long otherwise) {
   const char* text = getenv(name);
@@ -116,7 +116,7 @@ static Result perform(void* stream, std::function<Result()> work) {
 
 typedef const char* (*Launcher)(void**, int, int, int);
 struct Module { void* library; std::string path; };
-struct Function { Launcher launch; const int* layout; };  // layout: how many parameters, then the size of each
+struct Function { Launcher launch; const int* layout; bool together; };  // layout: how many parameters, their sizes
 
 extern "C" {
 
@@ -150,7 +150,7 @@ Result cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = (size_t)setting("FAKE_
 Result cuDeviceComputeCapability(int* major, int* minor, int) { *major = 9; *minor = 0; return OK; }
 Result cuDeviceGetAttribute(int* value, int attribute, int) {
   static const std::map<int, int> values = {{1, 1024}, {2, 1024}, {5, 2147483647}, {8, 49152}, {10, 32}, {12, 65536},
-                                            {16, 2}, {38, 50 << 20}, {39, 2048}, {75, 9}, {76, 0}, {81, 233472}, {97, 232448}};
+                                            {16, PROCESSORS}, {38, 50 << 20}, {39, 2048}, {75, 9}, {76, 0}, {81, 233472}, {97, 232448}};
   auto found = values.find(attribute);
   *value = found == values.end() ? 1 : found->second;
   return OK;
@@ -202,7 +202,7 @@ Result cuModuleGetFunction(void** function, void* module, const char* name) {
   Launcher launch = (Launcher)dlsym(library, (std::string("launch_") + name).c_str());
   const int* layout = (const int*)dlsym(library, (std::string("layout_") + name).c_str());
   if (!launch || !layout) return NOT_FOUND;
-  *function = new Function{launch, layout};
+  *function = new Function{launch, layout, std::string(name).rfind("loop_", 0) == 0};
   return OK;
 }
 Result cuModuleGetGlobal_v2(Pointer*, size_t*, void*, const char*) { return NOT_FOUND; }
@@ -212,9 +212,8 @@ Result cuFuncGetAttribute(int* value, int attribute, void*) {
 }
 Result cuFuncSetAttribute(void*, int, int) { return OK; }
 
-Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                      unsigned, void* stream, void** parameters, void** extra) {
-  ENTER;
+static Result launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                     unsigned, void* stream, void** parameters, void** extra) {
   const Function* f = (Function*)function;
   if (!gx || !bx || bx > 1024 || gy * gz * by * bz != 1) return INVALID;
   std::vector<std::vector<char>> values;
@@ -250,6 +249,27 @@ Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, uns
       }
     return fault ? sticky = LAUNCH_FAILED : OK;
   });
+}
+
+Result cuLaunchKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                      unsigned shared, void* stream, void** parameters, void** extra) {
+  ENTER;
+  if (((Function*)function)->together) return INVALID;
+  return launch(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, extra);
+}
+
+// Blocks that wait for each other must be resident at once: FAKE_CUDA_RESIDENT tells how many of them a processor holds.
+Result cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void*, int, size_t) {
+  ENTER;
+  *blocks = (int)setting("FAKE_CUDA_RESIDENT", 1);
+  return OK;
+}
+Result cuLaunchCooperativeKernel(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by,
+                                 unsigned bz, unsigned shared, void* stream, void** parameters) {
+  ENTER;
+  if (!parameters || !((Function*)function)->together) return INVALID;
+  if (gx > setting("FAKE_CUDA_RESIDENT", 1) * PROCESSORS) return TOO_LARGE;
+  return launch(function, gx, gy, gz, bx, by, bz, shared, stream, parameters, nullptr);
 }
 
 Result cuMemAlloc_v2(Pointer* out, size_t size) { ENTER; return stack.empty() ? NO_CONTEXT : allocate(out, size); }

@@ -12,6 +12,9 @@ import tempfile
 from pathlib import Path
 
 HEADER = Path(__file__).parents[1] / "cuda_host.h"
+GRID = Path(__file__).with_name("grid.h")
+LOOP = "loop_"
+"""What the names of kernels begin with whose blocks wait for each other."""
 SIGNATURE = re.compile(r'extern "C" __global__ void __launch_bounds__\(\d+\) (\w+)\((.*?)\)$', re.MULTILINE)
 
 
@@ -19,10 +22,11 @@ def launcher(name: str, parameters: str) -> str:
     """A function that launches the kernel on parameters by address, and how large they are."""
     types = [re.sub(r"\s*\w+$", "", p.strip()) for p in parameters.split(",") if p.strip()]
     values = ", ".join(f"*({t}*)p[{i}]" for i, t in enumerate(types))
+    launch = "launch_together" if name.startswith(LOOP) else "launch"
     sizes = ", ".join([str(len(types)), *(f"(int)sizeof({t})" for t in types)])
     return (f'extern "C" const int layout_{name}[] = {{{sizes}}};\n'
             f'extern "C" const char* launch_{name}(void** p, int blocks, int threads, int falling) '
-            f"{{ return host::launch(blocks, threads, falling, [&] {{ {name}({values}); }}); }}\n")
+            f"{{ return host::{launch}(blocks, threads, falling, [&] {{ {name}({values}); }}); }}\n")
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +40,8 @@ def main(arguments: list[str]) -> int:
     launchers = "".join(launcher(*found) for found in SIGNATURE.findall(text))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernels.cpp"
-        path.write_text(f'#include "{HEADER}"\n{text}\n{launchers}')
+        threads = "#define HOST_THREADS (132 * 256)\n" if LOOP in text else ""
+        path.write_text(f'{threads}#include "{HEADER}"\n#include "{GRID}"\n{text}\n{launchers}')
         library = path.with_suffix(".so")
         done = subprocess.run(["g++", "-std=c++17", "-O1", "-ffp-contract=off", "-w", "-shared", "-fPIC",
                                str(path), "-o", str(library)])

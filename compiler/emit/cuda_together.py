@@ -1,0 +1,145 @@
+"""CUDA C for loops of small kernels: all trips in one launch, with a barrier of the whole grid behind each
+kernel, which takes about a third of the time of a launch.
+
+All blocks must be resident at once, so there are few of them: the runtime sees to that, and launches the
+kernels one by one where they do not fit. Every kernel is right for any number of blocks, so its text stands
+in the loop as it is. What one block wrote before a barrier, all read behind it: a fence on both sides of the
+barrier has the multiprocessors forget what their first caches hold.
+"""
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from graphflow.compiler.emit.cuda_text import C_TYPES, c_name, dimension
+from graphflow.compiler.kernel.form import Kernel
+from graphflow.compiler.kernel.program import KernelProgram
+from graphflow.compiler.plan.dims import DimLike, symbols_of
+from graphflow.compiler.plan.schema import (
+    MOST_TOGETHER,
+    Function,
+    Item,
+    Launch,
+    Repeat,
+    base_of,
+    bases_of_loop,
+    name_of_loop,
+    places,
+)
+
+FEW_TRIPS, FEW_BLOCKS = 4, 2 * MOST_TOGETHER
+"""Loops of fewer trips, or with kernels of more blocks, gain nothing: these keep the device busy."""
+
+BARRIER = """\
+// Waits until all blocks of the grid are here: count[0] of them, count[1] changes when the last comes.
+static __device__ void gf_grid_barrier(unsigned* count)
+{
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    volatile unsigned* turn = count + 1;
+    const unsigned own = *turn;
+    if (atomicAdd(count, 1u) == gridDim.x - 1) {
+      *count = 0;
+      __threadfence();
+      *turn = own + 1;
+    } else {
+      while (*turn == own) __nanosleep(20);
+    }
+    __threadfence();
+  }
+  __syncthreads();
+}
+"""
+_HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\([^)]*\)) (\w+)\((.*?)\)\n', re.DOTALL)
+
+
+def loops_together(program: KernelProgram, function: Callable[[Kernel], Function],
+                   blocks: Callable[[Kernel], object], text: Callable[[Kernel], str]) -> list[Repeat]:
+    """The loops of the program that become one launch: without an end that a value decides, of launches of
+    kernels with few blocks, of which one at most has shared memory and barriers of its own."""
+    found = []
+    for place in places(program.plan.body):
+        item = place.item
+        if not isinstance(item, Repeat) or item.condition or not item.body:
+            continue
+        if isinstance(item.trips, int) and item.trips < FEW_TRIPS:
+            continue
+        if not all(isinstance(x, Launch) for x in item.body):
+            continue
+        kernels = [program.kernels[name] for name in dict.fromkeys(_kernels(item.body))]
+        counts = [blocks(k) for k in kernels]
+        if any(not isinstance(n, int) or n > FEW_BLOCKS for n in counts):
+            continue
+        most = max(function(k).threads for k in kernels)
+        meeting = [k for k in kernels if re.search(r"__shared__|__syncthreads|gf_last_block", text(k))]
+        if len(meeting) <= 1 and all(function(k).threads == most for k in meeting) \
+                and all(n <= MOST_TOGETHER for k, n in zip(kernels, counts) if _has_scratch(text(k))):
+            found.append(item)
+    return found
+
+
+def _has_scratch(text: str) -> bool:
+    """Whether a kernel is right for one number of blocks only."""
+    return "char* scratch" in text
+
+
+def _kernels(body: Sequence[Item]) -> list[str]:
+    return [item.kernel for item in body if isinstance(item, Launch)]
+
+
+def loop_function(program: KernelProgram, item: Repeat, threads: int) -> Function:
+    """How the loop is launched: with the addresses of the buffers that its launches work on or in."""
+    table = {b.id: b for b in program.plan.buffers}
+    used = symbols_of(item.trips, *(table[id].offset for x in item.body if isinstance(x, Launch)
+                                    for id in x.buffers))
+    used |= {s for name in _kernels(item.body) for s in program.kernels[name].symbols}
+    return Function(name_of_loop(item), threads, tuple(sorted(used - {item.counter})))
+
+
+def loop_of_kernels(program: KernelProgram, item: Repeat, threads: int,
+                    launched: Callable[[Kernel], tuple[int, DimLike, DimLike]]) -> str:
+    """The ``__global__`` function of the loop. `launched`: threads, blocks and scratch of a kernel."""
+    table = {b.id: b for b in program.plan.buffers}
+    function, bases = loop_function(program, item, threads), bases_of_loop(table, item)
+    parameters = [f"{C_TYPES[table[id].dtype]}* m{i}" for i, id in enumerate(bases)]
+    parameters += ["char* scratch", *(f"idx {c_name(s)}" for s in function.symbols)]
+    counter = c_name(item.counter)
+    lines = [f"// {function.name}: all trips of {', '.join(dict.fromkeys(_kernels(item.body)))}.",
+             f"// Launch with {threads} threads a block, all blocks together.",
+             f"static __device__ unsigned {function.name}_count[2];",
+             f'extern "C" __global__ void __launch_bounds__({threads}) '
+             f"{function.name}({', '.join(parameters)})",
+             "{", f"  for (idx {counter} = 0; {counter} < {dimension(item.trips)}; {counter}++) {{"]
+    for launch in item.body:
+        assert isinstance(launch, Launch)
+        kernel, values = program.kernels[launch.kernel], []
+        for argument, id in zip(kernel.arguments, launch.buffers):
+            kind = f"{'const ' if argument.mode == 'r' else ''}{C_TYPES[argument.dtype]}*"
+            offset = table[id].offset
+            at = f" + {dimension(offset)}" if offset != 0 else ""
+            values.append(f"({kind})m{bases.index(base_of(table, id))}{at}")
+        own, blocks, scratch = launched(kernel)
+        values += ["scratch"] if scratch != 0 else []
+        values += [c_name(s) for s in kernel.symbols]
+        guards = [f"blockIdx.x < {blocks}", *([f"threadIdx.x < {own}"] if own < threads else [])]
+        lines += [f"    if ({' && '.join(guards)})",
+                  f"      {kernel.name}_body(blockIdx.x, gridDim.x < {blocks} ? gridDim.x : {blocks}, "
+                  f"{', '.join(values)});",
+                  f"    gf_grid_barrier({function.name}_count);"]
+    return "\n".join([*lines, "  }", "}"]) + "\n"
+
+
+def as_function(text: str, threads: int) -> str:
+    """The kernel's text as a function that loops call, with the number of a block and that of all, and a
+    kernel that calls it."""
+    found = _HEAD.search(text)
+    assert found is not None
+    names = [p.split()[-1].lstrip("*") for p in found[3].split(",")]
+    head = (f"static __device__ __forceinline__ void {found[2]}_body(const unsigned gf_block, "
+            f"const unsigned gf_blocks, {found[3]})\n")
+    body = text[found.end():]
+    for name, ours in (("blockIdx", "gf_block"), ("gridDim", "gf_blocks"), ("blockDim", f"{threads}u")):
+        body = re.sub(rf"\b{name}\.x\b", ours, body)
+    return (f"{text[:found.start()]}{head}{body}\n{found[0]}{{\n  {found[2]}_body(blockIdx.x, gridDim.x, "
+            f"{', '.join(names)});\n}}\n")
