@@ -1,85 +1,162 @@
-"""Matrix products by generated kernels beside NumPy, one thread: ``python benchmarks/contractions.py``.
+"""Each matrix product of the workloads' steps, forward and of both gradients, and products of large squares,
+beside NumPy and PyTorch:
 
-NumPy's threads are held to one by OPENBLAS_NUM_THREADS, which must be set before it is imported.
+    python benchmarks/contractions.py [WORKLOAD ...] [--threads 1] [--small]
+
+"of bound" is the least time that the roofline allows (`graphflow.bench`) over the time taken; PyTorch's
+torch.mm is timed where it can be imported. The ratio is our time over the better one of theirs.
 """
 
 from __future__ import annotations
 
-import ctypes
+import argparse
+import math
 import os
+import sys
 import time
-from collections.abc import Callable
-
-os.environ["OPENBLAS_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from nets_graphflow import training_step
+from workloads import SMALL, WORKLOADS, Workload
 
-from graphflow.compiler.emit.builder import Module
-from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_shared, kernel_tasks
-from graphflow.compiler.emit.object import compile_object
-from graphflow.compiler.kernel.text import parse_kernel
-from graphflow.compiler.target import host_target
-from graphflow.runtime.native import load_object
+import graphflow as gf
+from graphflow import bench
+from graphflow.compiler.plan.dims import DimLike, evaluate
+from graphflow.tensor import apply
 
-SHAPES = (
-    (512, 512, 512), (1024, 1024, 1024), (128, 512, 784), (784, 512, 128), (64, 512, 128), (64, 4096, 4096),
-    (128, 10, 512), (512, 10, 128), (128, 512, 10), (1, 4096, 4096),
-)
-REPEATS = 20
-
-
-def generated(form: str, a: np.ndarray, b: np.ndarray, y: np.ndarray) -> Callable[[], None]:
-    """A function that computes the product into `y` with a kernel made for these sizes."""
-    (m, n), k = y.shape, a.shape[0 if form[0] == "T" else 1]
-    left, right = ("[k, i]" if form[0] == "T" else "[i, k]"), ("[j, k]" if form[1] == "T" else "[k, j]")
-    shapes = [",".join(map(str, x.shape)) for x in (a, b, y)]
-    kernel = parse_kernel(f"""contraction c(
-        a: r f32[{shapes[0]}], b: r f32[{shapes[1]}], y: w f32[{shapes[2]}]) {{
-        batch [] m [i < {m}] n [j < {n}] k [k < {k}]  a = a{left} b = b{right}  y[i, j] = acc }}""")
-    target, module = host_target(), Module()
-    emit_kernel(module, kernel, target)
-    tasks = kernel_tasks(kernel, target)
-    calls = [*module.before.values(), ("c", tasks)]
-    library = load_object(compile_object(module.text(), target), "c", [name for name, _ in calls])
-    steps = [(library.function(name, None, ctypes.c_void_p, *[ctypes.c_int64] * 3), n) for name, n in calls]
-    size, shared = kernel_scratch(kernel, target), kernel_shared(kernel, target)
-    assert isinstance(size, int) and isinstance(shared, int)
-    scratch = np.zeros(shared + size + 64, np.uint8)
-    aligned = -(-scratch.ctypes.data // 64) * 64
-    slots = (ctypes.c_int64 * 5)(*(x.ctypes.data for x in (a, b, y)), aligned, size)
-    held = (slots, scratch)
-
-    def run() -> None:
-        for call, count in steps:
-            call(ctypes.addressof(held[0]), 0, count, 0)
-
-    return run
+SQUARES = "squares"
+SIZES = (512, 1024, 2048)
+HEADS = (f"{'':9} {'form':4} {'m x n x k':>18} {'ms':>8} {'GFLOP/s':>8} {'of bound':>8} {'NumPy':>8} "
+         f"{'PyTorch':>8} ratio")
+Shape = tuple[DimLike, ...]
 
 
-def best(function: Callable[[], object]) -> float:
-    """The shortest of several runs, in seconds."""
-    times = []
-    for _ in range(REPEATS):
+@dataclass(frozen=True)
+class Product:
+    """A product of two matrices, either transposed or not, of these shapes, at a value of their symbol N."""
+
+    x: Shape
+    y: Shape
+    transpose_x: bool
+    transpose_y: bool
+    batch: int
+
+    @property
+    def form(self) -> str:
+        """T for an operand that is transposed, N for one that is not."""
+        return "NT"[self.transpose_x] + "NT"[self.transpose_y]
+
+    def sizes(self) -> tuple[int, int, int]:
+        """(rows, columns, products of a sum)."""
+        (rows, depth), (_, columns) = (
+            shape[::-1] if turned else shape
+            for shape, turned in ((self.numbers(self.x), self.transpose_x),
+                                  (self.numbers(self.y), self.transpose_y)))
+        return rows, columns, depth
+
+    def numbers(self, shape: Shape) -> tuple[int, ...]:
+        """The shape as numbers."""
+        return tuple(evaluate(d, {"N": self.batch}) for d in shape)
+
+
+def products(work: Workload) -> list[Product]:
+    """Those of a workload's step, each once."""
+    step = training_step(work, work.params(), work.batch(0), 1)
+    found: dict[Product, None] = {}
+    for node in _nodes(step.compilation.result("autodiff")):
+        if node.op == "matmul" and all(len(v.type.shape) == 2 for v in node.inputs):
+            x, y = (v.type.shape for v in node.inputs)
+            found[Product(x, y, **node.attrs, batch=work.batch_size)] = None
+    return list(found)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    for node in graph.nodes():
+        yield node
+        for region in node.regions:
+            yield from _nodes(region)
+
+
+def squares() -> list[Product]:
+    """Products of large squares, in every form."""
+    return [Product((size, size), (size, size), a, b, 0)
+            for size in SIZES for a in (False, True) for b in (False, True)]
+
+
+def ours(p: Product, threads: int) -> tuple[float, bench.Work]:
+    """Seconds of the product's kernels, and their work."""
+    x, y = gf.input("x", p.x), gf.input("y", p.y)
+    result = apply("matmul", [x, y], transpose_x=p.transpose_x, transpose_y=p.transpose_y)
+    step = gf.function([x, y], result, threads=threads)
+    timings = bench.profile(step, bench.random_feeds(step, {"N": p.batch} if p.batch else {}))
+    return sum(t.seconds for t in timings), timings[-1].work
+
+
+def numpy(p: Product) -> float:
+    """Seconds of NumPy."""
+    x, y = (np.random.default_rng(0).standard_normal(p.numbers(s), np.float32) for s in (p.x, p.y))
+    out = np.empty(p.sizes()[:2], np.float32)
+    left, right = x.T if p.transpose_x else x, y.T if p.transpose_y else y
+    return _median(lambda: np.dot(left, right, out=out))
+
+
+def pytorch(p: Product, torch: Any) -> float:
+    """Seconds of PyTorch."""
+    x, y = (torch.randn(p.numbers(s)) for s in (p.x, p.y))
+    out = torch.empty(p.sizes()[:2])
+    left, right = x.T if p.transpose_x else x, y.T if p.transpose_y else y
+    return _median(lambda: torch.mm(left, right, out=out))
+
+
+def _median(run: Callable[[], object]) -> float:
+    times: list[float] = []
+    run()
+    for _ in range(bench.ROUNDS):
         begin = time.perf_counter()
-        function()
+        run()
         times.append(time.perf_counter() - begin)
-    return min(times)
+    return sorted(times)[len(times) // 2]
+
+
+def measure(names: Sequence[str], small: bool, threads: int) -> str:
+    """The table of these workloads."""
+    sizes = SMALL if small else WORKLOADS
+    found = [(name, p) for name in names for p in (squares() if name == SQUARES else products(sizes[name]))]
+    machine = bench.machine(threads)
+    times = [ours(p, threads) for _, p in found]
+    theirs = [numpy(p) for _, p in found]       # after all of ours, for its threads spin between calls
+    others = [math.nan] * len(found)
+    try:
+        import torch
+    except ImportError:
+        pass
+    else:
+        torch.set_num_threads(threads)
+        others = [pytorch(p, torch) for _, p in found]
+    lines = [HEADS]
+    for (name, p), (mine, work), *rest in zip(found, times, theirs, others):
+        best = min(t for t in rest if not math.isnan(t))
+        lines.append(f"{name:9} {p.form:4} {' x '.join(map(str, p.sizes())):>18} {mine * 1e3:8.3f} "
+                     f"{work.flops / mine / 1e9:8.1f} {machine.least_seconds(work) / mine:8.0%} "
+                     f"{rest[0] * 1e3:8.3f} {rest[1] * 1e3:8.3f} {mine / best:5.2f}")
+    return "\n".join(lines)
 
 
 def main() -> None:
-    rng = np.random.default_rng(0)
-    print(f"{'m x n x k':>18} {'form':>5} {'generated':>10} {'NumPy':>8}  GFLOP/s, one thread")
-    for m, n, k in SHAPES:
-        for form in ("NN", "NT", "TN", "TT"):
-            a = rng.standard_normal((k, m) if form[0] == "T" else (m, k)).astype(np.float32)
-            b = rng.standard_normal((n, k) if form[1] == "T" else (k, n)).astype(np.float32)
-            y, z = np.empty((m, n), np.float32), np.empty((m, n), np.float32)
-            left, right = (a.T if form[0] == "T" else a), (b.T if form[1] == "T" else b)
-            ours = best(generated(form, a, b, y))
-            numpy = best(lambda left=left, right=right, z=z: np.dot(left, right, out=z))
-            assert np.allclose(y, z, rtol=1e-3, atol=1e-3)
-            work = 2e-9 * m * n * k
-            print(f"{f'{m} x {n} x {k}':>18} {form:>5} {work / ours:>10.1f} {work / numpy:>8.1f}")
+    """Prints the table."""
+    names = [*WORKLOADS, SQUARES]
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(names)}; else all")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="the small sizes")
+    args = parser.parse_args()
+    held = "OPENBLAS_NUM_THREADS"               # read when NumPy is imported, which has been
+    if os.environ.get(held) != str(args.threads):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, held: str(args.threads)})
+    print(measure(args.workloads or names, args.small, args.threads))
 
 
 if __name__ == "__main__":

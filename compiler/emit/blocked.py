@@ -13,47 +13,48 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import ceil
 
 from graphflow.compiler.emit.builder import I64, Module, Type, Value, constant
-from graphflow.compiler.emit.contraction import PANEL, ZERO, DirectContraction
+from graphflow.compiler.emit.contraction import FRACTION, PANEL, STEP, ZERO, DirectContraction
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.operands import algorithm_asked, arranged, coefficient, load_offset
 from graphflow.compiler.emit.packing import (
     COLUMN,
     FROM,
-    ROW,
-    axis_values,
     pack_a,
     pack_b,
     pack_columns,
 )
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
-from graphflow.compiler.kernel import walk
-from graphflow.compiler.kernel.form import Contraction, ContractionKernel, Load
-from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, substitute, symbol, symbols_of
+from graphflow.compiler.kernel.form import Contraction, ContractionKernel
+from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, symbol, symbols_of
 from graphflow.compiler.target import Target
 
 BLOCKED = 3
 """The number of this algorithm."""
 _ROWS, _PANELS = 192, 4
 """It pays for so many rows and panels at least."""
-_MOST, _FEW, _LONG = 12, 8, 256
-"""Rows of a tile at most where k is shorter than the last, so that registers are left for the stores; where
-the result comes from memory: so many streams it delivers fast."""
-_TASK_ROWS, _TASKS = 128, 32
-"""Rows of a task, about, where b is larger than the second cache; fewer if that leaves less tasks."""
+_FEW, _LONG = 8, 256
+"""Rows of a tile at most where k is shorter than the last, or the result is larger than the last cache: the
+stores of so few proceed beside the sums of the next tile, and memory delivers so many streams fast."""
+_TASK_ROWS, _TASKS, _BLOCK_ROWS = 128, 32, 256
+"""Where b is larger than the second cache: rows of a task, about, fewer if that leaves less tasks; and rows
+that a worker, which gets several tasks at once, multiplies with a strip before it goes on to the next."""
 
 
 @dataclass(frozen=True)
 class Blocked:
     """How a product is computed so. `tiling`: as for others, with the mode of packing b and all rows of a
-    block of k as its panel; `strip`: panels of a strip; `along`: whether vectors of a lie along "m" or "k";
-    `bytes`: of an element."""
+    block of k as its panel; `strip`: panels of a strip; `tasks`: so many are computed at once, and if more
+    than one then what comes from memory is asked for ahead; `along`: whether vectors of a lie along "m" or
+    "k"; `bytes`: of an element."""
 
     tiling: Tiling
     strip: int
+    tasks: int
     along: str
     bytes: int
 
@@ -77,9 +78,9 @@ class Blocked:
 
     @property
     def sum_rows(self) -> int:
-        """Rows of sums that wait: of all tiles of a task and a strip."""
+        """Rows of sums that wait: of all tiles of the tasks computed at once and a strip."""
         t = self.tiling
-        return t.mr * (t.tiles * self.strip if t.blocks else 1)
+        return t.mr * (t.tiles * self.tasks * self.strip if t.blocks else 1)
 
     def parts(self) -> tuple[int, int]:
         """Bytes of a worker's packed a and of its sums."""
@@ -141,24 +142,25 @@ def _pays(t: Tiling, c: Contraction, along: str, target: Target) -> bool:
 
 
 def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str, target: Target) -> Blocked:
-    """A tile of a takes half of the first cache, a strip of b half of the second."""
+    """A tile of a takes half of the first cache, a strip of b half of the second, or a quarter if the next
+    one comes from memory meanwhile."""
     size, extent = c.a.dtype.bytes, c.k[0][1]
     rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, extent))
-    mr = min(t.mr, _FEW if rows * columns * size > target.l3 else _MOST if depth < _LONG else t.mr)
+    mr = min(t.mr, _FEW) if depth < _LONG or rows * columns * size > target.l3 else t.mr
     deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else UNKNOWN
     _, chunk, _ = cut_k(c.k, deep)
     panel_rows = chunk or depth
-    strip = max(1, target.l2 // 2 // (panel_rows * t.nr * size))
-    tiles = 1
-    if columns * depth * size > target.l2:
-        tiles = max(1, min(_TASK_ROWS // mr, -(-rows // mr) // _TASKS))
+    far = columns * depth * size > target.l2 and not _images(c, along)
+    strip = max(1, target.l2 // (4 if far else 2) // (panel_rows * t.nr * size))
+    tiles = max(1, min(_TASK_ROWS // mr, -(-rows // mr) // _TASKS)) if far else 1
+    tasks = max(2, _BLOCK_ROWS // (mr * tiles)) if far else 1
     b = load_offset(kernel, c.b)
     assert b is not None
     t = replace(t, mr=mr, tiles=tiles, outer=(), chunk=chunk, inner=c.k, panel_rows=panel_rows, pack_a=True,
                 b="lanes" if coefficient(b, c.n[0][0]) == 1 else "transpose", limit=None)
     if _images(c, along):
         t = replace(t, batch=c.m[:1], m=c.m[1:], mr=min(mr, int(c.m[1][1])))
-    return Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), along, size)
+    return Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), tasks, along, size)
 
 
 def _guess(d: DimLike) -> int:
@@ -194,7 +196,8 @@ class _Emission(DirectContraction):
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, how: Blocked):
         super().__init__(module, kernel, target)
-        self.how, self.t = how, how.tiling
+        self.how, self.t = how, replace(how.tiling, tiles=how.tiling.tiles * how.tasks)
+        self.ask_every = STEP
 
     def _scratch(self) -> None:
         b, t, e, how = self.b, self.t, self.e, self.how
@@ -240,25 +243,40 @@ class _Blocked(_Emission):
     asking: Value = constant(I64, -1)
     """All bits set where the stores follow."""
 
-    def _task(self, index: Value, begin: Value) -> None:
+    def emit(self) -> None:
+        e, b = self.e, self.b
+        _, begin, end, _ = b.params
+        self._scratch()
+        with e.scopes.loop("task ", begin, end, self.how.tasks) as task:
+            task.next()
+            self._block(task.index, b.intrinsic("smin", b.add(task.index, self.how.tasks), end))
+        b.ret()
+
+    def _block(self, index: Value, end: Value) -> None:
+        """The tasks from `index` on, strip by strip. Several are of one batch element, the only one."""
         e, b, t, panels = self.e, self.b, self.t, self.how.panels
+        rows = t.mr * self.how.tiling.tiles
         if t.batch:
             image, index = self._split(index, e.scalar(t.m_blocks))
             e.scopes.bind(t.batch[0][0], image)
-        first_row, strip = b.mul(index, t.mr * t.tiles), self._strip()
+            end = b.add(index, 1)
+        first_row, last_row, strip = b.mul(index, rows), b.mul(end, rows), self._strip()
         with e.scopes.loop("strip ", ZERO, b.udiv(b.add(strip, panels - 1), strip)) as at:
             at.next()
             start = b.mul(at.index, strip)
             stop = b.intrinsic("smin", b.add(start, strip), panels)
             wait = b.compare("gt", self._k_limit(), t.panel_rows)    # else the strip may be longer
-            with self._chunks(self._k_limit()) as (first, last), self._tiles(first_row) as tile:
+            chunks = self._chunks(self._k_limit())
+            with chunks as (first, last), self._tiles(first_row, last_row) as tile:
                 self._pack_tile()
                 with e.scopes.loop("panel ", start, stop) as panel:
                     panel.next()
                     if last is not None:
                         self.asking = b.select(last, constant(I64, -1), ZERO)
-                    e.scopes.bind("slot", b.select(wait, b.sub(panel.index, start), ZERO))
+                    e.scopes.bind("in strip", b.sub(panel.index, start))
+                    e.scopes.bind("slot", b.select(wait, e.scopes.bound("in strip"), ZERO))
                     with self._columns(panel.index):
+                        self.around = first_row, last_row, last, stop
                         self._multiply(tile, first, last)
 
     def _strip(self) -> Value:
@@ -298,29 +316,54 @@ class _Blocked(_Emission):
 
     # -- what is asked for ahead ---------------------------------------------------------------------------
 
-    def _ask(self, var: str, start: DimLike) -> None:
-        """Step by step, for what the stores will touch of a row of the next tile of the strip; then for the
-        last row again and again."""
-        e, b, t = self.e, self.b, self.t
-        step = b.sub(e.scopes.bound(var), e.scalar(start))
-        e.scopes.bind("asked row", b.and_(b.intrinsic("smin", step, t.mr - 1), e.scopes.bound("asking")))
-        e.bounds["asked row"] = (0, t.mr - 1)
-        row = symbol(ROW) + symbol("asked row")
-        for arg, index in self.results:
-            values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, symbol(COLUMN) + t.nr, "")}
-            at = e.offset(arg, tuple(substitute(d, values) for d in index))
-            for part in range(0, t.nr, 64 // e.arguments[arg].dtype.bytes):
-                e.prefetch(arg, at + part)
-
     def _prepare_asking(self) -> None:
+        e = self.e
         self.results = self._results()
-        self.e.scopes.bind("asking", self.asking)
+        e.scopes.bind("asking", self.asking)
+        if self.how.tasks > 1:
+            self._find_coming()
 
-    def _results(self) -> list[tuple[str, tuple[DimLike, ...]]]:
-        """The elements, of different arguments, that the stores of a row read or write along n."""
-        found = {s.arg: s.index for s in self.c.stores}
-        for value in (*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)):
-            found.update({x.arg: x.index for x in walk.subexpressions(value) if isinstance(x, Load)})
-        m, n = {v for v, _ in self.c.m}, self.c.n[-1][0]
-        return [(arg, index) for arg, index in found.items()
-                if m & symbols_of(*index) and coefficient(self.e.offset(arg, index), n) == 1]
+    def _find_coming(self) -> None:
+        """Where the tile of a and the panel of b begin that take the place of those at hand."""
+        e, b, t, how = self.e, self.b, self.t, self.how
+        first_row, last_row, last, stop = self.around
+        panel, at, begin, depth = *map(e.scopes.bound, (PANEL, "in strip", FROM)), e.scalar(how.depth)
+        row, later = b.add(e.scopes.bound("tile row"), t.mr), b.add(stop, at)
+        more, later = b.compare("lt", row, last_row), b.select(b.compare("lt", later, how.panels), later, at)
+        later, after = b.mul(later, depth), ZERO
+        if last is not None:
+            after = b.select(last, ZERO, b.add(begin, t.chunk))
+            later = b.select(last, later, b.add(b.mul(panel, depth), after))
+        found = {"next row": b.select(more, row, first_row), "next from": b.select(more, begin, after),
+                 "next panel": later, "steps of a": b.mul(at, t.panel_rows),
+                 "steps of b": b.mul(e.scopes.bound("tile"), t.panel_rows)}
+        for name, value in found.items():
+            e.scopes.bind(name, value)
+            e.bounds[name] = (0, None)
+
+    def _ask(self, step: Value) -> None:
+        """For what the stores will touch of the next tile of the strip; where it comes from memory, also for
+        the next tile of a and the next strip of b, a share each time."""
+        e, b, t, how = self.e, self.b, self.t, self.how
+        each = 64 // how.bytes
+        self._ask_results(b.and_(step, e.scopes.bound("asking")), symbol(COLUMN) + t.nr)
+        if how.tasks == 1:
+            return
+        for line in self._shared("steps of b", step, max(t.nr // each, 1) / t.tiles):
+            e.prefetch("panel ", symbol("next panel") * t.nr + line * each)
+        wide = 1 if how.along == "m" else 1 << (t.mr - 1).bit_length()
+        lines = wide / how.strip / (1 if how.along == "m" else each)
+        for line in self._shared("steps of a", step, lines) if len(t.m) == 1 else ():
+            r, k = (t.mr - 1, line) if how.along == "m" else (line % wide, line // wide * each + each - 1)
+            node = self._at_row(self.a, symbol("next row") + r, ".asked")
+            node = e.nodes.substitute(node, {self.c.k[0][0]: symbol("next from") + k})
+            e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
+
+    def _shared(self, before: str, step: Value, share: float) -> Iterator[DimLike]:
+        """The numbers of the lines whose turn it is, if each k has that share of a line."""
+        e, b, name = self.e, self.b, f"line of {before}"
+        so_far = b.mul(b.add(e.scopes.bound(before), step), int(share * (1 << FRACTION)) + 1)
+        e.scopes.bind(name, b.lshr(so_far, FRACTION))
+        e.bounds[name] = (0, None)
+        for i in range(ceil(share * STEP)):
+            yield symbol(name) + i

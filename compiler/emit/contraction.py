@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
+from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
@@ -44,8 +45,9 @@ from graphflow.compiler.target import Target
 ZERO = constant(I64, 0)
 PANEL = "panel number"
 """The name of the number of the panel at hand."""
-_FRACTION = 16
-"""Bits behind the point of the number of lines that a step asks for."""
+STEP, FRACTION = 8, 16
+"""What is needed later is asked for once for so many k, as a number of lines with so many bits behind the
+point."""
 _STRAIGHT, _FREE = 24, 6
 """Stores of no more work than this are straight code, if so many registers are free."""
 
@@ -70,8 +72,9 @@ class DirectContraction:
         self.a: Node = e.nodes.of(drop_guard(self.c.a, self.t.limit))
         self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
         t, plain = self.t, self.right.kind == "load" and not kernel.indirect
-        self.next_panel = (plain and t.b in ("lanes", "transpose") and len(t.n) == len(self.c.k) == 1
-                           and not t.groups and not t.blocks)
+        plain = (plain and t.b in ("lanes", "transpose") and len(t.n) == len(self.c.k) == 1
+                 and not t.groups and not t.blocks)
+        self.ask_every = STEP if plain else 0
 
     # -- the function --------------------------------------------------------------------------------------
 
@@ -240,11 +243,11 @@ class DirectContraction:
     # -- tiles ---------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _tiles(self, first_row: Value) -> Iterator[DimLike]:
-        """A loop over the task's row tiles: yields the tile's number; ROW is its first row."""
+    def _tiles(self, first_row: Value, last_row: Value | None = None) -> Iterator[DimLike]:
+        """A loop over the row tiles, up to that row: yields the tile's number; ROW is its first row."""
         e, b, t = self.e, self.b, self.t
         total = e.scalar(t.m_total)
-        left = b.sub(total, first_row)
+        left = b.sub(total if last_row is None else b.intrinsic("smin", total, last_row), first_row)
         count = b.intrinsic(
             "smin", constant(I64, t.tiles), b.udiv(b.add(left, t.mr - 1), constant(I64, t.mr))
         )
@@ -351,52 +354,59 @@ class DirectContraction:
     def _prepare_asking(self) -> None:
         """Before the loop over k: each tile that uses a panel asks for its share of the next one."""
         e, b, t = self.e, self.b, self.t
-        if not self.next_panel:
+        if not self.ask_every:
             return
         stored = {s.arg for s in self.c.stores}
         self.results = [(arg, index) for arg, index in self._results() if arg not in stored]
         tile = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
         tiles = b.udiv(b.add(e.scalar(t.m_total), t.mr - 1), constant(I64, t.mr))
-        share = b.udiv(b.add(tiles, (self._lines << _FRACTION) - 1), tiles)
+        share = b.udiv(b.add(tiles, (self._lines << FRACTION) - 1), tiles)
         e.scopes.bind("asked by others", b.mul(b.mul(tile, e.scopes.bound(TO)), share))
-        e.scopes.bind("asked each time", share)
+        e.scopes.bind("asked for each k", share)
 
     @property
     def _lines(self) -> int:
         """Cache lines of a panel of b for each k."""
         return max(self.t.nr * self.dtype.bytes // 64, 1)
 
-    def _ask(self, var: str, start: DimLike) -> None:
-        """Within the loop over k: asks for memory that will be needed soon. Here for the next panel of b,
-        and for what the stores of the tile read. A line is asked for by its last element: that of the first
-        came with the elements before."""
+    def _ask(self, step: Value) -> None:
+        """Within the loop over k, every STEP of them: asks for memory that will be needed soon. Here for the
+        next panel of b, and for what the stores of the tile read. A line is asked for by its last element:
+        that of the first came with the elements before."""
         e, b, t = self.e, self.b, self.t
-        if not self.next_panel:
-            return
-        each, step = 64 // self.dtype.bytes, b.sub(e.scopes.bound(var), e.scalar(start))
-        so_far = b.add(e.scopes.bound("asked by others"), b.mul(step, e.scopes.bound("asked each time")))
-        e.scopes.bind("asked", b.lshr(so_far, _FRACTION))
+        so_far = b.add(e.scopes.bound("asked by others"), b.mul(step, e.scopes.bound("asked for each k")))
+        e.scopes.bind("asked", b.lshr(so_far, FRACTION))
         e.bounds["asked"] = (0, None)
-        line, across = symbol("asked"), t.nr if t.b == "transpose" else self._lines
-        k, column = line // across, line % across
-        k, column = (k * each + each - 1, column) if t.b == "transpose" else (k, column * each + each - 1)
-        node = e.nodes.substitute(self.right, {self.c.k[0][0]: k, t.n[0][0]: symbol(COLUMN) + t.nr + column})
-        e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
+        each, across = 64 // self.dtype.bytes, t.nr if t.b == "transpose" else self._lines
+        for i in range(-(-STEP * self._lines * t.mr // (t.fixed_m or UNKNOWN))):
+            line = symbol("asked") + i
+            k, column = line // across, line % across
+            if t.b == "transpose":
+                k = k * each + each - 1
+            else:
+                column = column * each + each - 1
+            at = {self.c.k[0][0]: k, t.n[0][0]: symbol(COLUMN) + t.nr + column}
+            node = e.nodes.substitute(self.right, at)
+            e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
         self._ask_results(step, symbol(COLUMN))
 
     def _ask_results(self, step: Value, column: DimLike) -> None:
-        """Step by step, for what belongs to a row of the tile from that column on; then for the last row
-        again and again."""
-        e, t = self.e, self.t
-        e.scopes.bind("asked row", self.b.intrinsic("smin", step, t.mr - 1))
+        """Row by row, for what belongs to the tile from that column on; then for the last row again and
+        again."""
+        e, b, t = self.e, self.b, self.t
+        extent = self.c.k[0][1]
+        rows = -(-t.mr * STEP // max(extent if isinstance(extent, int) else UNKNOWN, 1))
+        at_once = b.mul(b.lshr(step, STEP.bit_length() - 1), rows)
         e.bounds["asked row"] = (0, t.mr - 1)
-        row = symbol(ROW) + symbol("asked row")
-        for arg, index in self.results:
-            values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, column, "")}
-            at = e.offset(arg, tuple(substitute(d, values) for d in index))
-            each = 64 // e.arguments[arg].dtype.bytes
-            for part in range(0, t.nr, each):
-                e.prefetch(arg, at + part + min(each, t.nr) - 1)
+        for i in range(rows if self.results else 0):
+            e.scopes.bind("asked row", b.intrinsic("smin", b.add(at_once, i), t.mr - 1))
+            row = symbol(ROW) + symbol("asked row")
+            for arg, index in self.results:
+                values = {**axis_values(e, t.m, row, ""), **axis_values(e, t.n, column, "")}
+                at = e.offset(arg, tuple(substitute(d, values) for d in index))
+                each = 64 // e.arguments[arg].dtype.bytes
+                for part in range(0, t.nr, each):
+                    e.prefetch(arg, at + part + min(each, t.nr) - 1)
 
     def _results(self) -> list[tuple[str, tuple[DimLike, ...]]]:
         """The elements, of different arguments, that the stores of a row read or write along n."""
@@ -445,13 +455,22 @@ class DirectContraction:
     ) -> list[Value]:
         e, b, t = self.e, self.b, self.t
         if loops:
-            var, start, stop = loops[0]
+            (var, start, stop), every = loops[0], self.ask_every if len(loops) == 1 else 0
+            first, last = e.scalar(start), e.scalar(stop)
             e.bounds.setdefault(var, (0, None))
-            with e.scopes.loop(var, e.scalar(start), e.scalar(stop), 1, sums, often=True) as loop:
-                if len(loops) == 1:
-                    self._ask(var, start)
-                loop.next(*self._accumulate(loops[1:], flat, rows, loop.carry))
-            return loop.results
+            if every <= 1:
+                with e.scopes.loop(var, first, last, 1, sums, often=True) as loop:
+                    if every:
+                        self._ask(b.sub(loop.index, first))
+                    loop.next(*self._accumulate(loops[1:], flat, rows, loop.carry))
+                return loop.results
+            with e.scopes.loop("asking", first, last, every, sums, often=True) as outer:
+                self._ask(b.sub(outer.index, first))
+                end = b.intrinsic("smin", b.add(outer.index, every), last)
+                with e.scopes.loop(var, outer.index, end, 1, outer.carry, often=True) as loop:
+                    loop.next(*self._accumulate((), flat, rows, loop.carry))
+                outer.next(*loop.results)
+            return outer.results
         if t.b == "inline":
             row = b.splat(e.value(self._inline_b()), t.nr)
         else:

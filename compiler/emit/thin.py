@@ -17,7 +17,7 @@ from graphflow.compiler.emit.builder import I64, VOID, Module, Value, constant
 from graphflow.compiler.emit.contraction import PANEL, ZERO, DirectContraction
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.operands import algorithm_asked, coefficient, load_offset
-from graphflow.compiler.emit.packing import COLUMN, pack_a
+from graphflow.compiler.emit.packing import COLUMN, FROM, pack_a
 from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import (
     Tiling,
@@ -112,7 +112,7 @@ class _Thin(DirectContraction):
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target, how: Thin):
         super().__init__(module, kernel, target)
-        self.how, self.t = how, how.tiling
+        self.how, self.t, self.ask_every = how, how.tiling, 1
 
     def emit(self) -> None:
         e, b, t, how = self.e, self.b, self.t, self.how
@@ -155,10 +155,11 @@ class _Thin(DirectContraction):
         row = (symbol(PANEL) - symbol("first panel")) * (t.tiles * t.mr) + tile * t.mr + r
         return self.e.address("sums ", row * t.nr)
 
-    def _ask(self, var: str, start: DimLike) -> None:
+    def _ask(self, step: Value) -> None:
         """For what a panel further on will read, by the first tile."""
         e, b, t = self.e, self.b, self.t
-        e.scopes.bind("asked k", b.and_(e.scopes.bound(var), e.scopes.bound("asking")))
+        k = b.add(e.scopes.bound(FROM), step)
+        e.scopes.bind("asked k", b.and_(k, e.scopes.bound("asking")))
         for part in range(0, t.nr, 64 // self.dtype.bytes):
             at = {self.c.k[0][0]: symbol("asked k"), t.n[0][0]: symbol(COLUMN) + t.nr * _AHEAD + part}
             node = e.nodes.substitute(self.right, at)
