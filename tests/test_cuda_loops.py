@@ -4,6 +4,8 @@ elements, rows that a team holds in registers, reductions that several blocks sh
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -18,6 +20,8 @@ from graphflow.compiler.emit.cuda import emit_cuda
 from graphflow.compiler.kernel.form import Argument, Kernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.routines import ROUTINES
+from graphflow.compiler.kernel.text import parse_kernel
+from graphflow.compiler.passes.memory import reads_before_writing
 from graphflow.compiler.plan.dtypes import DTYPES
 from graphflow.compiler.plan.schema import Plan
 
@@ -282,6 +286,39 @@ def misplaced(a: np.ndarray) -> np.ndarray:
     return out
 
 
+@pytest.mark.parametrize("size", [100, 3000])
+def test_rows_over_operands(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A number of each row takes over the memory of one that all threads of its team read until then."""
+    import cuda_host
+
+    kernel = parse_kernel(f"""
+        kernel k(a0: r f32[5,{size}], a1: r f32[5], a2: w f32[5,{size}], a3: w f32[5]) {{
+          grid i0 < 5 {{
+            let t1 = max(lanes r1 < {size}: a0[i0, r1])
+            lanes i1 < {size} {{
+              a2[i0, i1] = add(mul(a0[i0, i1], a1[i0]), t1)
+            }}
+            a3[i0] = t1
+          }}
+        }}""")
+    x, y = np.random.default_rng(size).standard_normal((2, 5, size)).astype(np.float32)
+    scale = np.arange(5, dtype=np.float32)
+    expected = x * scale[:, None] + x.max(1, keepdims=True)
+    assert reads_before_writing(kernel, "a1", "a3")
+    arrays, (right, planted) = [x, scale, y, scale], (tmp_path / "right", tmp_path / "planted")
+    for folder in (right, planted):
+        folder.mkdir()
+    monkeypatch.setattr(cuda_host, "PIECES", 1)
+    HostKernels([as_program(kernel)], right).launch(kernel, arrays, {})
+    np.testing.assert_array_equal(y, expected)
+    np.testing.assert_array_equal(scale, x.max(1))
+    scale[...] = np.arange(5)
+    last = r"__sync\w+\(\);(\s*if \(lane == 0\))"
+    monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: re.sub(last, r"\1", emit_cuda(p)))
+    with pytest.raises(AssertionError, match="depends on the order of threads"):
+        HostKernels([as_program(kernel)], planted).launch(kernel, arrays, {})
+
+
 # --- routines: (name, attributes, type, axes before, along and behind, indices)
 ROUTINE_CASES = [
     ("scatter_add", {}, "f32", 1, 150, 40, 2500),
@@ -407,3 +444,16 @@ def test_harness_notices(
             feeds = values(name, n)
             outputs, _ = made.run(program, {f"x{i}": a for i, a in enumerate(feeds)}, {}, {"N": n})
             near(next(iter(outputs.values())), NETS[name].oracle(*wide(feeds)), name)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+def test_nvcc_compiles_without_a_warning_and_spills_nothing(architecture: str, tmp_path: Path) -> None:
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc on the PATH")
+    path, options = tmp_path / "kernels.cu", ["-fmad=false", "-std=c++17", "-cubin", f"-arch={architecture}"]
+    path.write_text(emit_cuda(united([*programs().values(), *map(as_program, map(routine, ROUTINE_CASES))])))
+    options += ["-Werror", "all-warnings", "-Xptxas", "-v", str(path), "-o", str(tmp_path / "kernels.cubin")]
+    done = subprocess.run(["nvcc", *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill", done.stderr)
+    assert len(stacks) >= len(NETS) and all(set(found) == {"0"} for found in stacks)

@@ -483,15 +483,15 @@ class Rows(Vectors):
     # -- statements
 
     def _statements(self, body: tuple[Statement, ...], written: set[int]) -> None:
-        """Those that all threads of a team come to, with the same values; one of them stores."""
+        """Those that all threads of a team come to, with the same values; one of them stores, when all have
+        read what they need before."""
         synced = False
         for s in body:
             if id(s) in written:
                 continue
             if isinstance(s, Let):
                 self.let(s)
-                loads = [x for x in subexpressions(s.value) if isinstance(x, Load)]
-                synced = synced and all(self.modes[x.arg] == "r" for x in loads)
+                synced = synced and not any(isinstance(x, Load) for x in subexpressions(s.value))
                 continue
             value = self.expr(s.value) if isinstance(s, Store) else ""
             if not synced:
@@ -508,6 +508,7 @@ class Rows(Vectors):
                 self.loop(s.var, s.extent)
                 self._statements(s.body, set())
                 self.close()
+            synced = False
 
     def _share_stores(self, loops: Loops, body: tuple[Statement, ...]) -> None:
         self._open_share(loops)
