@@ -1,5 +1,5 @@
-"""Generated CUDA C of contractions: every tile of the table, forms of operands, and work split over blocks, run on
-the CPU over a simulated block and against NumPy; compiled by nvcc if there is one."""
+"""Generated CUDA C of contractions: every tile of the table, forms of operands, and work split over blocks,
+run on the CPU over a simulated block and against NumPy; compiled by nvcc if there is one."""
 
 from __future__ import annotations
 
@@ -151,7 +151,11 @@ def others() -> dict[str, Case]:
             sizes=(1, 37),
         ),
         "batch": made(
-            ((F32, (N, 9, 20)), (F32, (N, 20, 12))), lambda b, x, y: b.matmul(x, y), np.matmul, 20, sizes=(1, 5)
+            ((F32, (N, 9, 20)), (F32, (N, 20, 12))),
+            lambda b, x, y: b.matmul(x, y),
+            np.matmul,
+            20,
+            sizes=(1, 5),
         ),
         "symbolic k": product(12, N, 20, "TN", sizes=(1, 100, 700)),
         "everything symbolic": product(N, N, N, "NT", sizes=(1, 33)),
@@ -313,7 +317,7 @@ PLANTED = [
     (r"gf_copies_wait<\d>\(\);\n", "\n", "copies that nothing waited for|Not equal|order of threads"),
     (r"(gf_copies_wait<\d>\(\);\n)\s*__syncthreads\(\);", r"\1", "depends on the order of threads|Not equal"),
     (r"gf_copies_end\(\);", "", "copies that nothing waited for|Not equal|order of threads"),
-    (r"const int free = stage == 0 \? \d : stage - 1;", "const int free = stage;", "depends on the order|Not equal"),
+    (r"const int free = stage == 0 \? \d : stage - 1;", "const int free = stage;", "depends on|Not equal"),
     (r"stage = stage == \d \? 0 : stage \+ 1;", "", "depends on the order of threads|Not equal"),
     (r"(float sums)", r"if (row == 4) continue; \1", "wait at different places"),
     (r"if \(own_row >= M\)", "if (own_row > M)", "outside a buffer"),

@@ -1,13 +1,13 @@
 """CUDA C for contractions: acc(b, m, n) = sum over k of a(b, m, k) * b(b, k, n), then the kernel's stores.
 
-A block of threads computes a tile of sums, which its threads keep in registers. Both operands go through shared
-memory (`cuda_operands`), a run of k's at a time, into one of several places that are filled in turn; while the
-block multiplies one run, the next are on their way. So matmul, convolution and both of its gradients are this
-one text with other index expressions: implicit matrix products. What multiplies is the fma of each thread
-(`FmaSums`) or a tensor core (`cuda_mma`).
+A block of threads computes a tile of sums, which its threads keep in registers. Both operands go through
+shared memory (`cuda_operands`), a run of k's at a time, into one of several places that are filled in turn;
+while the block multiplies one run, the next are on their way. So matmul, convolution and both of its
+gradients are this one text with other index expressions: implicit matrix products. What multiplies is the fma
+of each thread (`FmaSums`) or a tensor core (`cuda_mma`).
 
-Where there are few tiles and many k's, several blocks share a tile, each for a part of k; the last that is done
-adds the parts. `cuda_tiles` chooses all this from shapes alone, so every run gives the same bits.
+Where there are few tiles and many k's, several blocks share a tile, each for a part of k; the last that is
+done adds the parts. `cuda_tiles` chooses all this from shapes alone, so every run gives the same bits.
 """
 from __future__ import annotations
 
@@ -49,8 +49,9 @@ def contraction_text(kernel: ContractionKernel, target: CudaTarget = ANY) -> str
 
 
 class FmaSums:
-    """The sums of a thread: neighbouring rows and columns by fours, so that shared memory is read 16 bytes at a
-    time. Neighbouring lanes read the same rows, those two apart the same columns, which the hardware merges."""
+    """The sums of a thread: neighbouring rows and columns by fours, so that shared memory is read 16 bytes at
+    a time. Neighbouring lanes read the same rows, those two apart the same columns, which the hardware
+    merges."""
 
     neighbours = 4
 
@@ -91,7 +92,8 @@ class FmaSums:
         w.line(f"for (int i = 0; i < {t.up}; i++) rows[i] = left[stage][depth][{self.row('i')}];")
         across = f"{self.column(f'(j % {t.along} / 4)')} + j % 4 + j / {t.along} * {t.columns}"
         w.line("#pragma unroll")
-        w.line(f"for (int j = 0; j < {t.along * self.groups}; j++) columns[j] = right[stage][depth][{across}];")
+        w.line(f"for (int j = 0; j < {t.along * self.groups}; j++) "
+               f"columns[j] = right[stage][depth][{across}];")
         w.line("#pragma unroll")
         w.open(f"for (int i = 0; i < {self.count}; i++)")
         wide = t.along * self.groups
@@ -150,7 +152,8 @@ class _Contraction(Writer):
         if t.slices > 1:
             self.line(f"const int slice = thread / {WARP * t.warps}, in_slice = thread % {WARP * t.warps};")
         across = t.columns // t.warp_columns
-        self.line(f"const int warp = thread / {WARP} % {t.warps}, warp_row = warp / {across} * {t.warp_rows}, "
+        self.line(f"const int warp = thread / {WARP} % {t.warps};")
+        self.line(f"const int warp_row = warp / {across} * {t.warp_rows}, "
                   f"warp_column = warp % {across} * {t.warp_columns};")
         self.sums.declare(self)
         if parts > 1:
@@ -171,7 +174,8 @@ class _Contraction(Writer):
         t = self.tile
         self.line("const idx place = tile % (down * across), band = place / "
                   f"({_BAND} * across) * {_BAND};")
-        self.line(f"const idx high = down - band < {_BAND} ? down - band : {_BAND}, rest = place - band * across;")
+        self.line(f"const idx high = down - band < {_BAND} ? down - band : {_BAND};")
+        self.line("const idx rest = place - band * across;")
         self.line(f"const idx first_row = (band + rest % high) * {t.rows}, "
                   f"first_column = rest / high * {t.columns};")
 
@@ -184,7 +188,8 @@ class _Contraction(Writer):
             operand.begin(self)
         self.line(f"const idx all_runs = (K + {t.depth - 1}) / {t.depth};")
         if parts > 1:
-            self.line(f"const idx part = task / tiles, share = all_runs / {parts}, more = all_runs % {parts};")
+            self.line("const idx part = task / tiles;")
+            self.line(f"const idx share = all_runs / {parts}, more = all_runs % {parts};")
             self.line("const idx run_0 = part * share + (part < more ? part : more);")
             self.line("const idx runs = run_0 + share + (part < more);")
         else:
@@ -254,17 +259,19 @@ class _Contraction(Writer):
             return
         first, threads = ("if (slice == 0)", t.threads // t.slices) if t.slices > 1 else ("", t.threads)
         own = "in_slice" if t.slices > 1 else "thread"
-        self.line(f"{self.type}* const partial = ({self.type}*)scratch + (i64)tile * {parts * count * threads} "
-                  f"+ {own};")
+        self.line(f"{self.type}* const partial = ({self.type}*)scratch + "
+                  f"(i64)tile * {parts * count * threads} + {own};")
         self._each_sum(first, f"partial[(part * {count} + i) * {threads}] = sums[i];")
         self.line(f"if (!gf_last_block(&{self.kernel.name}_done[tile], {parts})) continue;")
-        self.open(first) if first else None
+        if first:
+            self.open(first)
         self._each_sum("", f"sums[i] = partial[i * {threads}];")
         self.line(f"#pragma unroll {4 if count <= 16 else 1}")
         self.open(f"for (int p = 1; p < {parts}; p++)")
         self._each_sum("", f"sums[i] += partial[(p * {count} + i) * {threads}];")
         self.close()
-        self.close() if first else None
+        if first:
+            self.close()
 
     # -- results
 

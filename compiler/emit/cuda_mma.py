@@ -1,6 +1,7 @@
-"""CUDA C for sums on tensor cores: mma.sync of 16 x 8 sums by a warp, of halves (16 k's) or of float32 with ten bits
-of fraction (tf32, 8 k's), all added up in float32. Lane l holds rows l / 4 and l / 4 + 8 of such a piece, columns
-l % 4 * 2 and the next. Halves come from shared memory by ldmatrix, transposed there if they do not lie along k.
+"""CUDA C for sums on tensor cores: mma.sync of 16 x 8 sums by a warp, of halves (16 k's) or of float32 with
+ten bits of fraction (tf32, 8 k's), all added up in float32. Lane l holds rows l / 4 and l / 4 + 8 of such a
+piece, columns l % 4 * 2 and the next. Halves come from shared memory by ldmatrix, transposed on the way if
+they do not lie along k.
 """
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def _mma(name: str, shape: str, types: str) -> str:
 #ifdef __CUDACC__
 {_INLINE} void {name}(float* sums, const unsigned* rows, const unsigned* columns)
 {{
-  asm volatile("mma.sync.aligned.{shape}.row.col.f32.{types}.{types}.f32 "
+  asm("mma.sync.aligned.{shape}.row.col.f32.{types}.{types}.f32 "
       "{{%0, %1, %2, %3}}, {{%4, %5, %6, %7}}, {{%8, %9}}, {{%0, %1, %2, %3}};"
       : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
       : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(columns[0]), "r"(columns[1]));
@@ -33,7 +34,8 @@ def _matrices(name: str, how: str) -> str:
 {_INLINE} void {name}(unsigned* to, const unsigned short* from)
 {{
   asm volatile("ldmatrix.sync.aligned.m8n8.x4{how}.shared.b16 {{%0, %1, %2, %3}}, [%4];"
-      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"((unsigned)__cvta_generic_to_shared(from)));
+      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+      : "r"((unsigned)__cvta_generic_to_shared(from)) : "memory");
 }}
 #endif"""
 
@@ -109,12 +111,14 @@ class TensorSums:
         turned = "lane / 8 % 2 * 8", "lane / 16 * 8 + lane % 8"
         at, k = (near, far) if left.by_k else turned
         w.line("#pragma unroll")
-        w.line(f"for (int i = 0; i < {self.rows // 2}; i++) gf_matrices{'' if left.by_k else '_turned'}(rows[i], "
+        w.line(f"for (int i = 0; i < {self.rows // 2}; i++) "
+               f"gf_matrices{'' if left.by_k else '_turned'}(rows[i], "
                f"&left[stage]{left.place(f'warp_row + i * 16 + {at}', f'first + {k}')});")
         at, k = turned[::-1] if right.by_k else (far, near)
         column = f"warp_column + j % {self.runs} * 8 + j / {self.runs} * {self.tile.columns} + {at}"
         w.line("#pragma unroll")
-        w.line(f"for (int j = 0; j < {pieces}; j += 2) gf_matrices{'' if right.by_k else '_turned'}(columns[j], "
+        w.line(f"for (int j = 0; j < {pieces}; j += 2) "
+               f"gf_matrices{'' if right.by_k else '_turned'}(columns[j], "
                f"&right[stage]{right.place(column, f'first + {k}')});")
 
     def _words(self, w: Writer, left: Operand, right: Operand) -> None:
@@ -123,7 +127,8 @@ class TensorSums:
         place = left.place("warp_row + i / 4 * 16 + lane / 4 + h % 2 * 8", depth.format(2))
         w.line(f"for (int i = 0, h = 0; i < {self.rows * 2}; i++, h = i % 4) rows[i / 4][h] = "
                f"gf_tf32(left[stage]{place});")
-        column = f"warp_column + j / 2 % {self.runs} * 8 + j / {2 * self.runs} * {self.tile.columns} + lane / 4"
+        column = (f"warp_column + j / 2 % {self.runs} * 8 + j / {2 * self.runs} * {self.tile.columns}"
+                  " + lane / 4")
         w.line("#pragma unroll")
         w.line(f"for (int j = 0, h = 0; j < {2 * pieces}; j++, h = j % 2) columns[j / 2][h] = "
                f"gf_tf32(right[stage]{right.place(column, depth.format(1))});")

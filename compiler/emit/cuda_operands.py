@@ -43,7 +43,10 @@ static __device__ __forceinline__ void gf_copy(T* to, const T* from, bool holds)
 #endif""",
     "gf_copies_end": """\
 #ifdef __CUDACC__
-static __device__ __forceinline__ void gf_copies_end() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+static __device__ __forceinline__ void gf_copies_end()
+{
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 #endif""",
     "gf_copies_wait": """\
 // until all but the last COUNT groups of copies have arrived
@@ -129,8 +132,8 @@ def _sum(terms: list) -> DimLike:
 
 
 def side_by_side(offset: DimLike, axes: Axes, count: int) -> bool:
-    """Whether `count` elements along the last axis lie side by side from each multiple of `count` on, and at a
-    multiple of it."""
+    """Whether `count` elements along the last axis lie side by side from each multiple of `count` on, and at
+    a multiple of it."""
     if not axes or not isinstance(axes[-1][1], int) or axes[-1][1] % count:
         return False
     var = axes[-1][0]
@@ -186,8 +189,15 @@ class Operand:
         return rows, columns + padding(self.tile, self.by_k)
 
     def place(self, at: str, depth: str) -> str:
-        """Indices of an element of the run."""
-        return f"[{at}][{depth}]" if self.by_k else f"[{depth}][{at}]"
+        """Indices of an element of the run. Pieces of 16 bytes of halves change places within a row, so that
+        the eight rows that ldmatrix reads at a time lie in different banks."""
+        row, column = (at, depth) if self.by_k else (depth, at)
+        if self.tile.units == "half":
+            _, wide = self.shape()
+            turn = (f"({row}) & 7" if wide % 64 == 0 else f"({row}) >> 1 & 3" if wide % 32 == 0
+                    else f"({row}) >> 2 & 1")
+            column = f"({column}) ^ ({turn}) * 8"
+        return f"[{row}][{column}]"
 
     def _each(self, w: Writer) -> None:
         """Opens the loop over a thread's share of a run; `at` and `depth` are its place there."""
@@ -278,8 +288,9 @@ class Operand:
 
     def _copy(self, w: Writer) -> None:
         assert self.plain is not None
-        holds = self._inside() + [f"(unsigned)({self.name}_at{j}[i] + {w.dim(s.k)}) < (unsigned){w.dim(bound)}"
-                  for j, (s, bound) in enumerate(self.plain.guards)]
+        holds = self._inside() + [
+            f"(unsigned)({self.name}_at{j}[i] + {w.dim(s.k)}) < (unsigned){w.dim(bound)}"
+            for j, (s, bound) in enumerate(self.plain.guards)]
         w.line(f"const bool holds = {' && '.join(holds) or 'true'};")
         offset = f"{'holds ? ' if holds else ''}{self.name}_base[i] + {w.dim(self.plain.at.k)}"
         offset += " : 0" if holds else ""

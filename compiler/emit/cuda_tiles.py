@@ -1,6 +1,6 @@
 """Which tile a block of a GPU computes of a contraction, in which units, and into how many parts its sums are
-cut: one table and one estimate of time, of shapes and element types alone, so that a program has the same bits
-on every run and every GPU.
+cut: one table and one estimate of time, of shapes and element types alone, so that a program has the same
+bits on every run and every GPU.
 """
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ WARP = 32
 
 @dataclass(frozen=True)
 class BlockTile:
-    """The sums of a block and of one of its warps. `depth`: how many k's of both operands are in shared memory
-    at a time, in each of `stages` places that are filled in turn. `slices`: groups of warps that each take a
-    share of every run's k's. `units`: "fma", of which a warp is `down` rows of lanes, or the tensor cores'
+    """The sums of a block and of one of its warps. `depth`: how many k's of both operands are in shared
+    memory at a time, in each of `stages` places that are filled in turn. `slices`: groups of warps that each
+    take a share of every run's k's. `units`: "fma", of which a warp is `down` rows of lanes, or the tensor cores'
     "half" and "tf32"."""
 
     units: str
@@ -69,10 +69,11 @@ TILES = (
     BlockTile("fma", 32, 32, 32, 16, 32, 3, slices=4),
     BlockTile("fma", 16, 32, 16, 32, 64, 2, slices=8, down=4),
     BlockTile("fma", 32, 16, 32, 16, 64, 2, slices=8),
-    BlockTile("half", 128, 128, 64, 32, 32, 2),
+    BlockTile("half", 128, 256, 64, 64, 16, 4),
+    BlockTile("half", 128, 128, 64, 32, 32, 3),
     BlockTile("half", 64, 64, 32, 32, 32, 4),
-    BlockTile("half", 128, 32, 32, 32, 32, 3),
-    BlockTile("half", 32, 128, 32, 32, 32, 3),
+    BlockTile("half", 128, 32, 32, 32, 32, 4),
+    BlockTile("half", 32, 128, 32, 32, 32, 4),
     BlockTile("half", 32, 32, 16, 16, 64, 4),
     BlockTile("tf32", 128, 128, 64, 32, 16, 2),
     BlockTile("tf32", 64, 64, 32, 32, 32, 2),
@@ -90,8 +91,8 @@ _PROCESSORS, _MOST_THREADS, _SHARED, _REGISTERS = 132, 2048, 227 << 10, 1 << 16
 _MULTIPLIES = {"fma": 128, "half": 1280, "tf32": 640}
 """What a multiprocessor multiplies in a cycle."""
 _LATENCY, _START, _L2_BYTES, _FINISH_BYTES = 900, 2500, 32, 48
-"""Cycles from a load's issue to its value in shared memory, and of a kernel's start; bytes of a cycle from the
-second-level cache, and of what a block alone adds up."""
+"""Cycles from a load's issue to its value in shared memory, and of a kernel's start; bytes of a cycle from
+the second-level cache, and of what a block alone adds up."""
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
 _LEAST_RUNS, _MOST_SUMS, _MOST_SHARED = 4, 128, 48 << 10
 """Runs of k's of a part; sums of a thread that stay in registers; bytes that a kernel declares."""
@@ -99,7 +100,7 @@ _LEAST_RUNS, _MOST_SUMS, _MOST_SHARED = 4, 128, 48 << 10
 
 @dataclass(frozen=True)
 class Work:
-    """A contraction with its axes as a GPU takes them, the tile of its blocks, and the number of parts of k."""
+    """A contraction with its axes as a GPU takes them, the tile of its blocks, and the parts of k."""
 
     kernel: ContractionKernel
     tile: BlockTile
@@ -135,7 +136,8 @@ def work(kernel: ContractionKernel, target: CudaTarget) -> Work:
     static = all(isinstance(x, int) for _, x in (*c.batch, *c.m, *c.n))
     found = [(_cycles(kernel, t, parts), i, t, parts) for i, t in enumerate(fitting)
              for parts in (_PARTS if static else _PARTS[:1])
-             if parts == 1 or _runs(kernel, t) >= parts * _LEAST_RUNS]
+             if parts == 1 or _runs(kernel, t) >= parts * _LEAST_RUNS
+             and _shared(t, groups, size) < _MOST_SHARED]
     _, _, tile, parts = min(found, key=lambda x: x[:2])
     return Work(kernel, tile, parts)
 
@@ -166,8 +168,8 @@ def _units(kernel: ContractionKernel, target: CudaTarget) -> str:
 
 
 def _arranged(kernel: ContractionKernel) -> ContractionKernel:
-    """With the operands exchanged where the results lie side by side along m, and with batch axes that only one
-    operand uses moved to m or n."""
+    """With the operands exchanged where the results lie side by side along m, and with batch axes that only
+    one operand uses moved to m or n."""
     c = kernel.contraction
     if kernel.indirect or c.groups:
         return kernel
@@ -190,8 +192,8 @@ def _scaled(t: BlockTile, size: int) -> BlockTile:
 
 def padding(t: BlockTile, along_k: bool) -> int:
     """Elements behind each row of an operand in shared memory, so that what a warp reads or writes at a time
-    lies in different banks."""
-    return {"fma": 4, "half": 8, "tf32": 4 if along_k else 8}[t.units]
+    lies in different banks; halves change places instead."""
+    return {"fma": 4, "half": 0, "tf32": 4 if along_k else 8}[t.units]
 
 
 def _shared(t: BlockTile, groups: int, size: int) -> int:
@@ -200,7 +202,7 @@ def _shared(t: BlockTile, groups: int, size: int) -> int:
     if t.units == "half":
         size = 2
     runs = max((wide + 2 * padding(t, False)) * t.depth, wide * (t.depth + padding(t, True)))
-    return max(t.stages * runs, (t.slices - 1) * t.rows * t.columns * groups) * size + 16
+    return max(t.stages * runs, (t.slices - 1) * t.rows * t.columns * groups) * size
 
 
 def _guess(d: DimLike) -> int:
@@ -240,7 +242,7 @@ def _run_cycles(t: BlockTile, groups: int, size: int) -> float:
     """How long a block alone on a multiprocessor takes for a run of k's, if nothing waits for loads."""
     columns = t.columns * groups
     multiply = t.rows * columns * t.depth * max(1, size // 4) / _MULTIPLIES[t.units]
-    if t.units == "fma":                                     # reads of shared memory, 2 cycles for 16 bytes each
+    if t.units == "fma":                                     # reads of 16 bytes, 2 cycles each
         reads = (t.up + t.along * groups) / 4 * 2 * t.warps * t.depth
         multiply = max(multiply * 1.1, reads)
     elements = (t.rows + columns) * t.depth
