@@ -12,6 +12,7 @@ from graphflow.compiler.ir.graph import Graph, Node, Value, walk
 from graphflow.compiler.passes.canonical import CANONICAL
 from graphflow.compiler.passes.centred import CENTRED
 from graphflow.compiler.passes.convolutions import CONVOLUTIONS
+from graphflow.compiler.passes.fourier import FOURIER
 from graphflow.compiler.passes.one_hot import ONE_HOT
 from graphflow.compiler.passes.parts import PARTS
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule, rewrite
@@ -107,5 +108,5 @@ JOINT: tuple[Rule, ...] = (Rule("stop_gradient", "stop_gradient", _pass_through)
                            Rule("sum of a stretched value", "reduce_sum", _sum_of_stretched, "tolerance"),
                            Rule("matmul of a transposed", "matmul", _matmul_of_transposed, "tolerance"),
                            Rule("transposed matmul", "transpose", _transposed_matmul, "tolerance"), *CENTRED,
-                           *ONE_HOT, *CONVOLUTIONS, *PARTS, *CANONICAL)
+                           *ONE_HOT, *FOURIER, *CONVOLUTIONS, *PARTS, *CANONICAL)
 """The table. Stated cost: elements computed, then ops, then transpositions."""
