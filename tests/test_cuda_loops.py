@@ -115,7 +115,14 @@ NETS = {
         r"if \(.*\) x\d = gf_load<W>",
         ("float32", "int64"),
     ),
-    "transposed": Net(((N, 36),), lambda x: gf.transpose(x) + 1, lambda x: x.T + 1, (1, 32, 45), r""),
+    "transposed": Net(((N, 36),), lambda x: gf.transpose(x) + 1, lambda x: x.T + 1, (1, 32, 45), r"tile1"),
+    "channels last": Net(
+        ((N, 20, 5, 7), (20,)),
+        lambda x, b: gf.transpose(x, (0, 2, 3, 1)) * b,
+        lambda x, b: x.transpose(0, 2, 3, 1) * b,
+        (1, 3),
+        r"tile1",
+    ),
     # rows in registers
     "softmax, a warp": Net(((N, 100),), gf.softmax, softmax, (1, 19), r"gf_pack<float, 4> x1\[1\]"),
     "softmax, odd": Net(((N, 333),), gf.softmax, softmax, (5,), r"float x1\[11\]"),
@@ -400,6 +407,7 @@ def test_routines(case: tuple[Any, ...], kernels: HostKernels) -> None:
             r"\1",
             "depends on the order of threads",
         ),
+        ("transposed", 45, r"(\[side\] = [^;]*;\s*})\s*__syncthreads\(\);", r"\1", "depends on the order"),
         ("columns", 300, r"column < columns", "column <= columns", "outside a buffer"),
         (
             "everything",

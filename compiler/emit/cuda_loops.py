@@ -3,15 +3,20 @@
 Where every point of the loops stands for itself, a thread takes chunks of neighbouring points (see
 `cuda_vectors`) in a grid-stride loop. It may read two of them before it writes the first, so that enough is
 under way to keep the memory busy. Points behind the last chunk, or that make no chunks, are taken one by one.
+
+Where results lie side by side along one loop and operands along another (transposition), a block takes a tile
+of 32 x 32 points: it reads these operands into shared memory along their own loop, then writes along the
+other.
 """
 from __future__ import annotations
 
 from graphflow.compiler.emit.cuda_rows import Rows, has_rows
-from graphflow.compiler.emit.cuda_text import THREADS, signature
+from graphflow.compiler.emit.cuda_text import THREADS, WARP, signature
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors, typical, without_unused
+from graphflow.compiler.emit.operands import coefficient
 from graphflow.compiler.kernel.form import Let, Load, Loop, LoopKernel, Reduce, Statement, Store
 from graphflow.compiler.kernel.walk import expressions
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbols_of
 
 MANY = 1 << 20
 """With so many points, and at most two arrays that are read, a thread has two chunks under way."""
@@ -37,8 +42,97 @@ def loop_scratch(kernel: LoopKernel) -> DimLike:
     return _form(kernel).scratch()
 
 
-def _form(kernel: LoopKernel) -> Rows | _Points:
-    return Rows(kernel) if has_rows(kernel) else _Points(kernel)
+def _form(kernel: LoopKernel) -> Rows | _Points | _Tiles:
+    if has_rows(kernel):
+        return Rows(kernel)
+    tiles = _Tiles(kernel)
+    return tiles if tiles.turned else _Points(kernel)
+
+
+class _Tiles(Vectors):
+    """Writes a kernel whose operands `turned` lie along the loop `other` rather than the innermost one."""
+
+    threads = THREADS
+
+    def __init__(self, kernel: LoopKernel):
+        super().__init__(kernel)
+        self.other, self.turned = "", []
+        plain = not any(isinstance(s, Loop) for s in self.body) and not any(
+            isinstance(e, Reduce) for e in expressions(kernel))
+        if len(self.grid) < 2 or not plain or self.reads_back():
+            return
+        var, extent = self.grid[-1]
+        values = [s.value for s in self.body if self.is_used(s)]
+        loads = [x for v in values for x, guards in self.loads(v, var) if not guards]
+        for other, size in self.grid[:-1]:
+            found = {self.element(x.arg, x.index): x for x in loads if self._lies_along(x, other, var)}
+            if found and min(typical(size), typical(extent)) >= WARP // 2 and all(
+                    self._lies_along(s, var, other) for s in self.body if isinstance(s, Store)):
+                self.other, self.turned = other, list(found.values())
+                return
+
+    def _lies_along(self, x: Load | Store, var: str, other: str) -> bool:
+        flat = self.flat(x.arg, x.index)
+        return coefficient(flat, var) == 1 and coefficient(flat, other) not in (0, 1, None) and not any(
+            name in self.indirect for name in symbols_of(flat))
+
+    def blocks(self) -> DimLike:
+        """Blocks for all tiles."""
+        turned = (self.other, self.grid[-1][0])
+        return product(ceildiv(x, WARP) if var in turned else x for var, x in self.grid)
+
+    def scratch(self) -> DimLike:
+        """None."""
+        return 0
+
+    def text(self) -> str:
+        """The ``__global__`` function."""
+        if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
+            self._tiles()
+        lines = [f"// Launch with {THREADS} threads a block, one block per tile of {WARP} x {WARP}.",
+                 signature(self.kernel), "{", *without_unused(self.lines), "}"]
+        return "\n".join(lines) + "\n"
+
+    def _tiles(self) -> None:
+        extents, (var, extent), other = dict(self.grid), self.grid[-1], self.other
+        loops = [(v, x) for v, x in self.grid if v not in (var, other)]
+        names = [self.fresh("tile") for _ in self.turned]
+        for x, name in zip(self.turned, names):
+            self.line(f"__shared__ {self.types[x.arg]} {name}[{WARP}][{WARP + 1}];")
+        for name, size in (("across", extent), ("down", extents[other])):
+            self.line(f"const unsigned {name} = ({self.dim(size)} + {WARP - 1}) / {WARP};")
+        self.line(f"const unsigned tiles = {self.dim(product(x for _, x in loops))} * down * across;")
+        self.line(f"const int side = threadIdx.x % {WARP};")
+        self.line(f"const int row = threadIdx.x / {WARP};")
+        self.open("for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x)")
+        self.place(loops, "tile / across / down", "1")
+        self._open_part(other, var)
+        for x, name in zip(self.turned, names):
+            self.line(f"{name}[at][side] = {self.element(x.arg, x.index)};")
+        self.close()
+        self.line("__syncthreads();")
+        self._open_part(var, other)
+        self.held = {self.element(x.arg, x.index): f"{name}[side][at]" for x, name in zip(self.turned, names)}
+        for s in self.body:
+            if isinstance(s, Let):
+                self.let(s)
+            elif isinstance(s, Store):
+                self.line(f"{self.element(s.arg, s.index)} = {self.expr(s.value)};")
+        self.close()
+        self.line("__syncthreads();")
+        self.close()
+
+    def _open_part(self, along: str, down: str) -> None:
+        """Opens the loop over a thread's points of a tile; neighbouring threads are neighbours along a
+        loop."""
+        first = {self.grid[-1][0]: f"tile % across * {WARP}", self.other: f"tile / across % down * {WARP}"}
+        extents = dict(self.grid)
+        self.line("#pragma unroll")
+        self.open(f"for (int at = row; at < {WARP}; at += {THREADS // WARP})")
+        for var, place in ((along, "side"), (down, "at")):
+            self.line(f"const idx {self.variable(var)} = {first[var]} + {place};")
+        bounds = (f"{self.variable(v)} >= {self.dim(extents[v])}" for v in (along, down))
+        self.line(f"if ({' || '.join(bounds)}) continue;")
 
 
 class _Points(Vectors):
