@@ -140,6 +140,32 @@ def _halves(b: Builder, x: Value, y: Value) -> Value:
     return b.cast(b.matmul(b.cast(x, dtype=F32), b.cast(y, dtype=F32)), dtype=BF16)
 
 
+def _gates(b: Builder, x: Value, w: Value) -> Value:
+    """Slices of columns, used together: column groups of one contraction."""
+    z = b.matmul(*(b.cast(v, dtype=F32) if v.dtype.is_half else v for v in (x, w)))
+    out = b.slice(z, starts=(0, 0), stops=(N, 24), steps=(1, 1))
+    for g in (1, 2, 3):
+        part = b.slice(z, starts=(0, 24 * g), stops=(N, 24 * g + 24), steps=(1, 1))
+        out = b.add(out, b.mul(part, float(g + 1)))
+    return out
+
+
+def _gates_oracle(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    return np.einsum("mgn,g->mn", (x @ w).reshape(len(x), 4, 24), np.arange(1, 5))
+
+
+def _strided_gradient(dy: np.ndarray, w: np.ndarray) -> np.ndarray:
+    out = np.zeros((len(dy), w.shape[1], 17, 17))
+    for p, q in np.ndindex(3, 3):
+        out[:, :, p : p + 15 : 2, q : q + 15 : 2] += np.einsum("noij,oc->ncij", dy, w[:, :, p, q])
+    return out
+
+
+def tiled(units: str, rows: int) -> dict[str, int]:
+    """What asks for the first such tile."""
+    return {"algorithm": next(i for i, t in enumerate(TILES) if t.units == units and t.rows == rows)}
+
+
 def others() -> dict[str, Case]:
     image, filters = (F32, (N, 3, 9, 11)), (F32, (7, 3, 3, 4))
     return {
@@ -189,6 +215,24 @@ def others() -> dict[str, Case]:
             54,
             sizes=(1, 4),
         ),
+        **{
+            f"gates {units}": made(
+                ((dtype, (N, 20)), (dtype, (20, 96))),
+                _gates,
+                _gates_oracle,
+                30,
+                tile=tiled(units, 32),
+                sizes=(1, 37),
+            )
+            for units, dtype in (("fma", F32), ("half", F16), ("tf32", F32))
+        },
+        "strided gradient": made(
+            ((F32, (N, 6, 8, 8)), (F32, (6, 5, 3, 3))),
+            lambda b, dy, w: b.conv_input_grad(dy, w, spatial=(17, 17), stride=2),
+            _strided_gradient,
+            54,
+            sizes=(2,),
+        ),
         "computed halves": made(
             ((BF16, (N, 40)), (BF16, (40, 24))), _halves, lambda x, y: np.maximum(x, 0) @ y, 1, sizes=(19,)
         ),
@@ -210,6 +254,7 @@ NAMES = [
         for form in ("NN odd", "NT wide", "TN wide", "TT odd", "parts")
     ),
     *("fused", "batch", "symbolic k", "everything symbolic", "double", "conv", "conv half"),
+    *("gates fma", "gates half", "gates tf32", "strided gradient"),
     *("weight gradient", "input gradient", "computed halves"),
 ]
 
@@ -309,6 +354,11 @@ def test_copies_of_16_bytes() -> None:
     assert copies(product(64, 64, 64, "NT", BF16)) == {"gf_copy<8>"}
     assert copies(product(64, 63, 63, "NT", BF16)) == set()
     assert copies(product(64, 64, 64)) == {"gf_copy<1>", "gf_copy<4>"}  # turned on its way
+
+
+def test_column_groups_and_computed_operands_are_covered() -> None:
+    assert all(len(contraction(cases()[f"gates {u}"]).contraction.accumulators) == 4 for u in TENSOR_ERROR)
+    assert "next_left" in emit_cuda(cases()["half 64x64 NN odd"].program)
 
 
 # --- faults that must be noticed

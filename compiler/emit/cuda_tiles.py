@@ -20,8 +20,8 @@ WARP = 32
 class BlockTile:
     """The sums of a block and of one of its warps. `depth`: how many k's of both operands are in shared
     memory at a time, in each of `stages` places that are filled in turn. `slices`: groups of warps that each
-    take a share of every run's k's. `units`: "fma", of which a warp is `down` rows of lanes, or the tensor cores'
-    "half" and "tf32"."""
+    take a share of every run's k's. `units`: "fma", of which a warp is `down` rows of lanes, or the tensor
+    cores' "half" and "tf32"."""
 
     units: str
     rows: int
