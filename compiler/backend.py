@@ -4,6 +4,7 @@ A target describes a machine; its back end turns kernels into code for it.
 """
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.cuda_target import CudaTarget, compile_cubin, with_figures
@@ -53,8 +54,8 @@ class CpuBackend:
 
         check_tile(kernel, self.target, stage)
 
-    def emit(self, program: KernelProgram) -> str:
-        """The text of the program's code."""
+    def emit(self, program: KernelProgram, lines: Mapping[int, str] | None = None) -> str:
+        """The text of the program's code; its comments have no use for source `lines`."""
         from graphflow.compiler.emit.module import emit_module
 
         return emit_module(program, self.target)
@@ -103,11 +104,11 @@ class CudaBackend:
     def check(self, kernel: Kernel, stage: str) -> None:
         """CUDA kernels are computed in one way."""
 
-    def emit(self, program: KernelProgram) -> str:
-        """The translation unit."""
+    def emit(self, program: KernelProgram, lines: Mapping[int, str] | None = None) -> str:
+        """The translation unit, with the traced nodes' source `lines` in comments."""
         from graphflow.compiler.emit.cuda import emit_cuda
 
-        return emit_cuda(program, self.target)
+        return emit_cuda(program, self.target, lines)
 
     def machine_code(self, plan: Plan, text: str) -> tuple[Plan, bytes]:
         """The plan, with what the assembler reports of each kernel, and the cubin."""

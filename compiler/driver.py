@@ -58,6 +58,10 @@ class Context:
     numbers: Mapping[Location, int] = field(default_factory=dict)
     refusals: list[tuple[tuple[Location, ...], str]] = field(default_factory=list)
 
+    def lines(self) -> dict[int, str]:
+        """The traced graph's source lines, such as "net.py:12", by number."""
+        return {number: str(location) for location, number in self.numbers.items()}
+
     @property
     def backend(self) -> Backend:
         """The target's back end."""
@@ -108,7 +112,7 @@ def _tile(program: KernelProgram, context: Context) -> KernelProgram:
 
 
 def _emit(program: KernelProgram, context: Context) -> Emitted:
-    return Emitted(program, context.backend.emit(program))
+    return Emitted(program, context.backend.emit(program, context.lines()))
 
 
 STAGES = (
@@ -273,7 +277,7 @@ class Compilation:
     def cuda(self) -> str:
         """The CUDA C of the same program, whatever the target."""
         if isinstance(self.context.target, CudaTarget) or self.first > stage_index("fuse"):
-            return backend_of(CudaTarget("sm_90")).emit(self.result("memory"))
+            return backend_of(CudaTarget("sm_90")).emit(self.result("memory"), self.context.lines())
         return Compilation(self._start, CudaTarget("sm_90"), NAMES[self.first]).result("emit").ir
 
     def dump(self, folder: str | Path, stage: str | None = None) -> list[Path]:

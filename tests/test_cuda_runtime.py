@@ -321,7 +321,7 @@ for cell in (gf.nn.lstm, gf.nn.rnn):
     close(found, wanted, 2e-5)
     sys.stdout.write(found.tobytes().hex() + " ")
     graph = step.text("emit")
-print(fake.fake_cuda_calls(b"cuLaunchCooperativeKernel"), graph.count("gf_grid_barrier(loop"))
+print(fake.fake_cuda_calls(b"cuLaunchCooperativeKernel"), graph.count("gf_grid_barrier(&loop"))
 """
     together, separate = (good(code, gpu, FAKE_CUDA_RESIDENT=n).split() for n in ("1", "0"))
     assert together[:-2] == separate[:-2]

@@ -7,6 +7,7 @@ Pointers are not ``__restrict__``: the plan lets a result take over the memory o
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from graphflow.compiler.cuda_target import ANY, CudaTarget
 from graphflow.compiler.emit.cuda_contraction import (
@@ -41,8 +42,9 @@ typedef int idx;  // counts elements, of which no array has 2^30
 """
 
 
-def emit_cuda(program: KernelProgram, target: CudaTarget = ANY) -> str:
-    """The translation unit of the program's kernels."""
+def emit_cuda(program: KernelProgram, target: CudaTarget = ANY, lines: Mapping[int, str] | None = None
+              ) -> str:
+    """The translation unit of the program's kernels. `lines`: where traced nodes come from, for comments."""
     first: dict[str, Launch] = {}
     for item in launches(program.plan.body):
         first.setdefault(item.kernel, item)
@@ -51,7 +53,7 @@ def emit_cuda(program: KernelProgram, target: CudaTarget = ANY) -> str:
     parts = []
     for kernel in program.kernels.values():
         text = _text(kernel, target)
-        parts.append(_comment(program, kernel, first.get(kernel.name))
+        parts.append(_comment(program, kernel, first.get(kernel.name), lines or {})
                      + (as_function(text, cuda_function(kernel, target).threads)
                         if kernel.name in called else text))
 
@@ -121,7 +123,7 @@ def _helpers(text: str) -> list[str]:
     return used[::-1]
 
 
-def _comment(program: KernelProgram, kernel: Kernel, launch: Launch | None) -> str:
+def _comment(program: KernelProgram, kernel: Kernel, launch: Launch | None, known: Mapping[int, str]) -> str:
     """What the kernel computes and, for its first launch, for whom."""
     applied = dict.fromkeys(e.function for e in expressions(kernel) if isinstance(e, Apply))
     reduced = dict.fromkeys(e.kind for e in expressions(kernel) if isinstance(e, Reduce))
@@ -138,5 +140,6 @@ def _comment(program: KernelProgram, kernel: Kernel, launch: Launch | None) -> s
             shape = ", ".join(str(d) for d in argument.shape)
             lines.append(f"//   {argument.name} {argument.dtype}[{shape}] {what}: {b.role} {b.name}")
         if launch.origins:
-            lines.append(f"//   for the traced nodes {', '.join(map(str, launch.origins))}")
+            origins = dict.fromkeys(known.get(n, f"traced node {n}") for n in launch.origins)
+            lines.append(f"//   for {', '.join(origins)}")
     return "\n".join(lines) + "\n"

@@ -31,21 +31,15 @@ FEW_TRIPS, FEW_BLOCKS = 4, 2 * MOST_TOGETHER
 """Loops of fewer trips, or with kernels of more blocks, gain nothing: these keep the device busy."""
 
 BARRIER = """\
-// Waits until all blocks of the grid are here: count[0] of them, count[1] changes when the last comes.
+// Waits until all blocks of the grid are here. What they add is 2^31 together, so the highest bit of the count
+// changes when the last comes.
 static __device__ void gf_grid_barrier(unsigned* count)
 {
   __threadfence();
   __syncthreads();
   if (threadIdx.x == 0) {
-    volatile unsigned* turn = count + 1;
-    const unsigned own = *turn;
-    if (atomicAdd(count, 1u) == gridDim.x - 1) {
-      *count = 0;
-      __threadfence();
-      *turn = own + 1;
-    } else {
-      while (*turn == own) __nanosleep(20);
-    }
+    const unsigned before = atomicAdd(count, blockIdx.x ? 1u : 0x80000000u - (gridDim.x - 1));
+    while ((*(volatile unsigned*)count ^ before) < 0x80000000u) __nanosleep(20);
     __threadfence();
   }
   __syncthreads();
@@ -107,7 +101,7 @@ def loop_of_kernels(program: KernelProgram, item: Repeat, threads: int,
     counter = c_name(item.counter)
     lines = [f"// {function.name}: all trips of {', '.join(dict.fromkeys(_kernels(item.body)))}.",
              f"// Launch with {threads} threads a block, all blocks together.",
-             f"static __device__ unsigned {function.name}_count[2];",
+             f"static __device__ unsigned {function.name}_count;",
              f'extern "C" __global__ void __launch_bounds__({threads}) '
              f"{function.name}({', '.join(parameters)})",
              "{", f"  for (idx {counter} = 0; {counter} < {dimension(item.trips)}; {counter}++) {{"]
@@ -126,7 +120,7 @@ def loop_of_kernels(program: KernelProgram, item: Repeat, threads: int,
         lines += [f"    if ({' && '.join(guards)})",
                   f"      {kernel.name}_body(blockIdx.x, gridDim.x < {blocks} ? gridDim.x : {blocks}, "
                   f"{', '.join(values)});",
-                  f"    gf_grid_barrier({function.name}_count);"]
+                  f"    gf_grid_barrier(&{function.name}_count);"]
     return "\n".join([*lines, "  }", "}"]) + "\n"
 
 
