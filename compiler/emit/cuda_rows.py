@@ -187,7 +187,8 @@ class Rows(Vectors):
         for loops, values in self.passes:
             var = loops[-1][0]
             here = {self.element(x.arg, x.index): x for v in values for x, guards in self.loads(v, var)
-                    if self.modes[x.arg] == "r" and not guards and self.is_pack(x, var)}
+                    if self.modes[x.arg] == "r" and not guards and self.is_pack(x, var)
+                    and any(self.depends(x.index, v) for v, _ in loops)}
             for text, load in here.items():
                 count[text] = count.get(text, 0) + 1
                 first.setdefault(text, (load, var))
