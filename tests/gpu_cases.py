@@ -78,7 +78,7 @@ CONVOLUTIONS = {
         t, lambda u: nn.conv2d(u, 3, 1), lambda u: nn.conv2d(u, 2, 3, padding=1),
         lambda u: nn.max_pool2d(u, 3, 1, 1)), IMAGE),
     "residual": case(lambda t: nn.residual(t, nn.sequential(
-        lambda u: nn.conv2d(u, 4, 3, padding=1), nn.batch_norm), activation=gf.relu), IMAGE),
+        lambda u: nn.conv2d(u, 4, 3, padding=1, use_bias=False), nn.batch_norm), activation=gf.relu), IMAGE),
     "sequential": case(nn.sequential(lambda u: nn.conv2d(u, 2, 3), nn.flatten, lambda u: nn.dense(u, 3)),
                        IMAGE),
 }

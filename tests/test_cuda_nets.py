@@ -157,7 +157,7 @@ def test_parameters_of_halves_and_float64() -> None:
 
 @on_gpu
 @pytest.mark.parametrize("name", WORKLOADS)
-def test_losses_of_workloads(name: str) -> None:
+def test_workloads(name: str) -> None:
     """Those of the CPU; and the same bits, step by step, in a second run."""
     work, runs = WORK[name], []
     for device in ("cpu", "cuda", "cuda"):
