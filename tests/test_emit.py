@@ -559,13 +559,13 @@ def test_an_entry_runs_the_plan_in_order_and_stops_at_a_failed_check(n: int, pas
 
     table = (ctypes.c_void_p * 5)(*(a.ctypes.data for a in arrays))
     values, forked = (ctypes.c_int64 * 1)(n), Parallel(parallel)
-    context = (ctypes.c_int64 * 6)(
+    scratch = (ctypes.c_void_p * 2)()
+    context = (ctypes.c_int64 * 5)(
         ctypes.addressof(table),
         ctypes.addressof(values),
         7,
         ctypes.cast(forked, ctypes.c_void_p).value or 0,
-        0,
-        0,
+        ctypes.addressof(scratch),
     )
     code = library.function("step", ctypes.c_int64, ctypes.c_void_p)(ctypes.addressof(context))
     assert code == (0 if passes else 5)
