@@ -51,6 +51,8 @@ WARP_ROW = 1024
 MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
 """Threads of a team and the registers of each that may hold elements of a row."""
 COLUMN_TEAM = 16
+UNROLLED, UNDER_WAY = 4, 2
+"""Chunks that a thread reads before it uses the first, in reductions and in loops with stores."""
 BLOCKS, LEAST_SHARE, MOST_PARTS = 264, 8, 64
 """Blocks that keep a large device busy; chunks of each thread that make another block for a row worth while;
 the most blocks of a row."""
@@ -284,7 +286,7 @@ class Rows(Vectors):
             self.line(f"const int side = threadIdx.x % {WARP};")
         if self.parts > 1:
             self.line(f"const unsigned group = blockIdx.x / {self.parts};")
-            self.line(f"const unsigned part = blockIdx.x % {self.parts};")
+            self.line(f"const idx part = blockIdx.x % {self.parts};")
         elif self.team == WARP:
             self.line(f"const unsigned teams = gridDim.x * blockDim.x / {WARP};")
             self.open(f"for (unsigned group = (blockIdx.x * blockDim.x + threadIdx.x) / {WARP}; "
@@ -347,8 +349,9 @@ class Rows(Vectors):
                 self.line(f"if (chunk >= {chunks}) break;")
         else:
             if unroll:
-                self.line("#pragma unroll 4")
-            self.open(f"for (unsigned chunk = {first}; chunk < {end or chunks}; chunk += {self.team})")
+                self.line(f"#pragma unroll {UNROLLED if self.width > 1 else 2 * UNROLLED}")
+            self.open(f"for (idx turn = {first}; turn < {end or chunks}; turn += {self.team})")
+            self.line("const unsigned chunk = turn;")        # numbers that can wrap cannot be unrolled
         self.place(loops, "chunk", str(self.width))
 
     def _fetch_packs(self, loops: Loops, values: list[Expr]) -> list[str]:
@@ -440,12 +443,12 @@ class Rows(Vectors):
         shared = self._shared()
         size = product(x for _, x in shared[0].loops)
         least, parts = self._least(), self.parts
-        self.line(f"const unsigned chunks = {self.dim(size)}{f' / {self.width}' if self.width > 1 else ''};")
-        self.line(f"const unsigned even = (chunks + {parts - 1}) / {parts};")
-        self.line(f"const unsigned share = even < {least} ? {least} : even;")
-        self.line("const unsigned used = chunks > share ? (chunks + share - 1) / share : 1;")
+        self.line(f"const idx chunks = {self.dim(size)}{f' / {self.width}' if self.width > 1 else ''};")
+        self.line(f"const idx even = (chunks + {parts - 1}) / {parts};")
+        self.line(f"const idx share = even < {least} ? {least} : even;")
+        self.line("const idx used = chunks > share ? (chunks + share - 1) / share : 1;")
         self.line("if (part >= used) return;")
-        self.line("const unsigned end = part + 1 < used ? (part + 1) * share : chunks;")
+        self.line("const idx end = part + 1 < used ? (part + 1) * share : chunks;")
         written, results = set(), []
         for s in self.body:
             own = [r for r in shared if any(r is x for x in _reductions(s.value))]
@@ -476,7 +479,7 @@ class Rows(Vectors):
         for r, accs in results:
             for acc, start in zip(accs, identity(r)):
                 self.line(f"{acc} = {start};")
-            self.open(f"for (unsigned p = lane; p < used; p += {self.team})")
+            self.open(f"for (idx p = lane; p < used; p += {self.team})")
             self.combine(r, accs, [f"{lefts.pop(0)}[p * {sides}]" for _ in accs])
             self.close()
             self._meet(r, accs)
@@ -511,10 +514,44 @@ class Rows(Vectors):
                 self.close()
             synced = False
 
+    def _two_at_a_time(self, loops: Loops, values: list[Expr]) -> list[str]:
+        """Opens the loop over pairs of chunks of a thread, both of which are read first, and the loop over
+        the pair; the texts of what is read. Nothing where nothing is."""
+        var = loops[-1][0]
+        found = {self.element(x.arg, x.index): (x, guards) for v in values for x, guards in self.loads(v, var)
+                 if self.is_pack(x, var)}
+        if not found:
+            return []
+        names = {text: self.fresh("x") for text in found}
+        chunks = f"{self.dim(product(x for _, x in loops))} / {self.width}"
+
+        def pair() -> None:
+            self.line("#pragma unroll")
+            self.open(f"for (int u = 0; u < {UNDER_WAY}; u++)")
+            self.line(f"const unsigned chunk = turn + u * {self.team};")
+            self.line(f"if (chunk >= {chunks}) break;")
+            self.place(loops, "chunk", str(self.width))
+
+        self.open(f"for (idx turn = lane; turn < {chunks}; turn += {UNDER_WAY * self.team})")
+        for text, (x, _) in found.items():
+            self.line(f"{self._type(x)} {names[text]}[{UNDER_WAY}];")
+        pair()
+        for text, (x, guards) in found.items():
+            guard = f"if ({' && '.join(guards)}) " if guards else ""
+            value = self.fetch(x, var, "from", str(self.width), ", wide")
+            self.line(f"{guard}{names[text]}[u] = {value};")
+        self.close()
+        pair()
+        self.held.update((text, f"{name}[u].at[w]") for text, name in names.items())
+        return list(found)
+
     def _share_stores(self, loops: Loops, body: tuple[Statement, ...]) -> None:
-        self._open_share(loops)
+        depth = self.depth
         values = [s.value for s in body if not isinstance(s, Loop) and self.is_used(s)]
-        made = self._fetch_packs(loops, values)
+        made = [] if self.steps or self.width == 1 else self._two_at_a_time(loops, values)
+        if not made:
+            self._open_share(loops)
+            made = self._fetch_packs(loops, values)
         guard = "if (own) " if self.across else ""
         self.inside = True
         if self.width > 1:
@@ -529,3 +566,5 @@ class Rows(Vectors):
         self.inside = False
         self._forget(made)
         self.close()
+        if self.depth > depth:
+            self.close()
