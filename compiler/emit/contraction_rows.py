@@ -1,8 +1,8 @@
 """Contractions of which a task is one row (see `kernel/rows.py`), with panels that an array holds.
 
-Whoever runs tasks [begin, end) multiplies these rows with one panel after the other, `mr` rows at a time;
-what is left over is done by micro-kernels of fewer rows. The sums of a block of rows wait in scratch until
-those of all column groups are there.
+Whoever runs tasks [begin, end) multiplies these rows with one panel after the other, in as few tiles of at
+most `mr` rows as there can be, of about one size, which has a micro-kernel of its own. The sums of a block of
+rows wait in scratch until those of all column groups are there.
 """
 
 from __future__ import annotations
@@ -76,12 +76,15 @@ class _RowContraction(DirectContraction):
         self._place("packed ", own, (self.block_rows, t.panel_rows))
         sums = b.gep(own, self.packed_bytes, Type("i8"))
         self._place("sums ", sums, (t.group_count * self.block_rows, t.nr))
-        every_k, step = self._range(ZERO, self._k_limit()), self.block_rows
-        with every_k, e.scopes.loop("block ", begin, end, step) as block:
+        rows = b.sub(end, begin)
+        blocks = b.udiv(b.add(rows, self.block_rows - 1), constant(I64, self.block_rows))
+        step = b.udiv(b.add(rows, b.sub(blocks, 1)), b.intrinsic("smax", blocks, 1))
+        with self._range(ZERO, self._k_limit()), e.scopes.loop("block ", ZERO, blocks) as block:
             block.next()
-            count = b.intrinsic("smin", b.sub(end, block.index), self.block_rows)
+            first = b.add(begin, b.mul(block.index, step))
+            count = b.intrinsic("smin", b.sub(end, first), step)
             if t.pack_a:
-                self._pack_rows(block.index, count)
+                self._pack_rows(first, count)
             with e.scopes.loop(PANEL, ZERO, e.scalar(t.panels)) as panel:
                 panel.next()
                 column, total = b.mul(panel.index, t.nr), e.scalar(t.n_total)
@@ -89,7 +92,7 @@ class _RowContraction(DirectContraction):
                 mask = None if whole or t.nr == 1 else b.first_lanes(b.sub(total, column), t.nr)
                 with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
                     e.bounds[COLUMN] = (0, t.n_total - 1 if isinstance(t.n_total, int) else None)
-                    self._block(block.index, count)
+                    self._block(first, count)
         b.ret()
 
     def _pack_rows(self, first: Value, count: Value) -> None:
@@ -104,32 +107,38 @@ class _RowContraction(DirectContraction):
     def _block(self, first: Value, count: Value) -> None:
         """A block of rows times the panel, then what is stored."""
         e, b, t = self.e, self.b, self.t
-        whole = b.udiv(count, constant(I64, t.mr))
-        done = b.mul(whole, t.mr)
-        left, last = b.sub(count, done), b.sub(b.add(first, count), 1)
-        e.bounds.update({"tile": (0, t.tiles - 1), ROW: (0, None), "rows done": (0, self.block_rows - 1)})
-        with self._groups():
-            with e.scopes.loop("tile", ZERO, whole) as tile:
-                tile.next()
-                e.scopes.bind(ROW, b.add(first, b.mul(tile.index, t.mr)))
-                self._rows([symbol(ROW) + r for r in range(t.mr)], symbol("tile") * t.mr)
+        tiles = b.udiv(b.add(count, t.mr - 1), constant(I64, t.mr))
+        each = b.udiv(count, tiles)
+        longer, last = b.sub(count, b.mul(each, tiles)), b.sub(b.add(first, count), 1)
+        e.bounds.update({ROW: (0, None), "rows done": (0, self.block_rows - 1)})
+        with self._groups(), e.scopes.loop("tile", ZERO, tiles) as tile:
+            tile.next()
+            size = b.add(each, b.cast(b.compare("lt", tile.index, longer), I64))
+            done = b.add(b.mul(tile.index, each), b.intrinsic("smin", tile.index, longer))
+            e.scopes.bind("rows done", done)
+            e.scopes.bind(ROW, b.add(first, done))
             fewer = 0
-            for size in sorted({max(t.mr // 4, 1), max(t.mr // 2, 1), t.mr}):
-                fits = b.and_(b.compare("gt", left, fewer), b.compare("le", left, size))
-                with e.scopes.loop(f"last {size}", ZERO, b.cast(fits, I64)) as once:
+            for rows in sorted({max(t.mr // 4, 1), *range(max(t.mr // 2, 1), t.mr + 1)}):
+                fits = b.and_(b.compare("gt", size, fewer), b.compare("le", size, rows))
+                with e.scopes.loop(f"tile of {rows}", ZERO, b.cast(fits, I64)) as once:
                     once.next()
-                    e.scopes.bind("rows done", done)
-                    for r in range(size):
-                        at = b.intrinsic("smin", b.add(b.add(first, done), r), last)
-                        e.scopes.bind(f"row {r}", at)
-                        e.bounds[f"row {r}"] = (0, None)
-                    self._rows([symbol(f"row {r}") for r in range(size)], symbol("rows done"))
-                fewer = size
+                    self._rows(self._numbers(rows, rows == fewer + 1, last), symbol("rows done"))
+                fewer = rows
         e.bounds["r"] = (0, self.block_rows - 1)
         with e.scopes.loop("r", ZERO, count) as row:
             row.next()
             sums = [self._load_sum(symbol("r") + group * self.block_rows) for group in range(t.group_count)]
             self._store_row(b.add(first, row.index), sums)
+
+    def _numbers(self, count: int, whole: bool, last: Value) -> list[DimLike]:
+        """The rows of a tile; where it may be less than `whole`, the last one again and again."""
+        e, b = self.e, self.b
+        if whole:
+            return [symbol(ROW) + r for r in range(count)]
+        for r in range(count):
+            e.scopes.bind(f"row {r}", b.intrinsic("smin", b.add(e.scopes.bound(ROW), r), last))
+            e.bounds[f"row {r}"] = (0, None)
+        return [symbol(f"row {r}") for r in range(count)]
 
     def _rows(self, numbers: list[DimLike], at: DimLike) -> None:
         """The products of these rows with the panel of the group at hand; `at`: where in the block they
