@@ -4,8 +4,10 @@ Images are cut into tiles of `side` x `side` elements, which overlap so that eac
 outputs along an axis; the transform of a tile, times the conjugate of the kernel's at each frequency, added
 up over channels, is the transform of those outputs and of some that wrap around, which are left out (overlap-
 save: Oppenheim, Schafer, Discrete-Time Signal Processing, 8.7). A transform along an axis is a product with a
-small matrix, and so are the sums over channels: at each frequency one product of all tiles and all channels,
-with real and imaginary parts side by side. Tiles are real, so half of the frequencies along x do.
+small matrix, and so are the sums over channels: at each frequency three products of all tiles and all
+channels, for a complex product is made of three real ones (Gauss): with k1 = c (a + b), k2 = a (c + d) and
+k3 = b (c - d), (a + bi) conj(c + di) is k1 - k3 + (k1 - k2)i. The matrices of the transforms make these sums
+as well. Tiles are real, so half of the frequencies along x do.
 
 The gradient for the input is the convolution with the kernel turned round; that for the weights adds up the
 products of transformed tiles over all images. Errors are small beside the largest outputs of a tile, not
@@ -30,9 +32,10 @@ SIDES = (16, 32, 64)
 """Sides of tiles."""
 LEAST_KERNEL = 7
 """Smaller kernels are left to other algorithms."""
-WORTH = 3.0
-"""So many times fewer multiplications it has to take: they come in smaller products, between which all
-spectra are written and read."""
+WORTH = 1.75
+"""By so much less work it has to be: products with the matrices of transforms are small."""
+_TRAFFIC = 16
+"""An element of a spectrum, which is written and read, costs as much as so many multiplications."""
 
 
 class Tiles(NamedTuple):
@@ -73,24 +76,26 @@ def _geometry(node: Node, x: Value, w: Sequence[DimLike], y: Value) -> _Geometry
 
 
 def _tiles(g: _Geometry, channels: int, outs: int, images: int) -> Tiles | None:
-    """The tiles that take the fewest multiplications; None if those are not far fewer than by definition."""
+    """The tiles that take the least work, in multiplications; None if it is not far less than by
+    definition."""
     (ky, kx), (rows, columns) = g.kernel, g.outputs
 
     def of_side(side: int) -> Tiles:
         return Tiles(side, g.kernel, (-(-rows // (side - ky + 1)), -(-columns // (side - kx + 1))))
 
-    def products(t: Tiles) -> float:
+    def work(t: Tiles) -> float:
         half, (sy, sx) = t.side // 2 + 1, t.steps
-        there = channels * (2 * half * t.side ** 2 + 4 * half * t.side ** 2)
-        back = outs * (4 * sy * t.side * half + 2 * sy * sx * half)
-        kernels = channels * outs * (2 * half * ky * kx + 4 * ky * t.side * half)
-        tile = there + back + 4 * half * t.side * channels * outs
+        there = channels * 8 * half * t.side ** 2
+        back = outs * (6 * sy * t.side * half + 2 * sy * sx * half)
+        kernels = channels * outs * (2 * half * ky * kx + 6 * ky * t.side * half)
+        spectra = half * (5 * t.side * channels + (3 * t.side + 2 * sy) * outs)
+        tile = there + back + 3 * half * t.side * channels * outs + _TRAFFIC * spectra
         return t.counts[0] * t.counts[1] * tile + kernels / max(images, 1)
 
     choices = [of_side(side) for side in SIDES if side >= max(ky, kx) + LEAST_KERNEL - 1]
-    best = min(choices, key=products, default=None)
+    best = min(choices, key=work, default=None)
     by_definition = rows * columns * channels * outs * ky * kx
-    return best if best is not None and WORTH * products(best) < by_definition else None
+    return best if best is not None and WORTH * work(best) < by_definition else None
 
 
 # --- transforms
@@ -98,65 +103,53 @@ def _tiles(g: _Geometry, channels: int, outs: int, images: int) -> Tiles | None:
 
 @lru_cache(maxsize=64)
 def _tables(side: int, extents: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """(x to (part, frequency), (y, part) to (part, frequency)) of elements (y, x) of a tile, zeros behind
-    them; then ((part, frequency) to (y, part), (part, frequency) to x) for these elements of the inverse."""
+    """The matrices of transforms of elements (y, x) of a tile, with zeros behind them: from x to (part,
+    frequency); from (y, part) to (factor, frequency), for the factors of images, a + b, a, b, and for those
+    of kernels, c, c + d, c - d; and back, from (k, frequency) to (y, part), and from (part, frequency) to
+    x."""
     (ty, tx), half = extents, side // 2 + 1
     turn = 2 * np.pi / side
     across = turn * np.outer(np.arange(half), np.arange(tx))
     along = turn * np.outer(np.arange(side), np.arange(ty))
     c, s = np.cos(along), np.sin(along)
-    down = np.stack([np.stack([c, s], -1), np.stack([-s, c], -1)])              # [part', u, y, part]
-    up = np.stack([np.stack([c.T, -s.T], 1), np.stack([s.T, c.T], 1)], 1)       # [y, part', part, u]
+    real, imag = np.stack([c, s], -1), np.stack([-s, c], -1)                    # [frequency, y, part]
+    images, kernels = np.stack([real + imag, real, imag]), np.stack([real, real + imag, real - imag])
+    real, imag = np.stack([c.T, s.T], 1), np.stack([-s.T, c.T], 1)              # [y, part, frequency]
+    back = np.stack([real + imag, -imag, -real], 2)
     weights = np.full((half, 1), 2.0)
     weights[[0, -1]] = 1.0                                                      # those without a mirror image
-    back = np.stack([weights * np.cos(across), -weights * np.sin(across)]) / side ** 2
+    last = np.concatenate([weights * np.cos(across), -weights * np.sin(across)]) / side ** 2
     return tuple(table.astype(np.float32) for table in (
-        np.concatenate([np.cos(across), -np.sin(across)]), down.reshape(2 * side, 2 * ty),
-        up.reshape(2 * ty, 2 * side), back.reshape(2 * half, tx).T))
+        np.concatenate([np.cos(across), -np.sin(across)]), images.reshape(3 * side, 2 * ty),
+        kernels.reshape(3 * side, 2 * ty), back.reshape(2 * ty, 3 * side), last.T))
 
 
-def _array(b: RewriteBuilder, table: np.ndarray) -> Value:
-    return b.array(data=np.ascontiguousarray(table).tobytes(), dtype=F32, shape=table.shape)
+def _times(b: RewriteBuilder, table: np.ndarray, x: Value) -> Value:
+    """The product of a matrix with x, or with each matrix of x."""
+    matrix = b.array(data=np.ascontiguousarray(table).tobytes(), dtype=F32, shape=table.shape)
+    return b.matmul(b.broadcast(matrix, (*x.shape[:-2], *table.shape)), x)
 
 
-def _spectra(b: RewriteBuilder, x: Value, side: int) -> Value:
-    """[frequency x, part, frequency y, lead · rest] of elements [x, lead, y, rest]."""
+def _factors(b: RewriteBuilder, x: Value, side: int, of_kernels: bool = False) -> Value:
+    """[frequency x, factor · frequency y, lead · rest] of elements [x, lead, y, rest]."""
     tx, lead, ty, rest = x.shape
-    assert isinstance(tx, int) and isinstance(ty, int)
-    first, second, _, _ = _tables(side, (ty, tx))
+    first, images, kernels, _, _ = _tables(side, (typical(ty), typical(tx)))
     half = side // 2 + 1
-    rows = b.matmul(_array(b, first), b.reshape(x, shape=(tx, lead * ty * rest)))
+    rows = _times(b, first, b.reshape(x, shape=(tx, lead * ty * rest)))
     rows = b.transpose(b.reshape(rows, shape=(2, half, lead, ty, rest)), perm=(1, 3, 0, 2, 4))
-    second_all = b.broadcast(_array(b, second), (half, 2 * side, 2 * ty))
-    out = b.matmul(second_all, b.reshape(rows, shape=(half, 2 * ty, lead * rest)))
-    return b.reshape(out, shape=(half, 2, side, lead * rest))
+    return _times(b, kernels if of_kernels else images, b.reshape(rows, shape=(half, 2 * ty, lead * rest)))
 
 
-def _elements(b: RewriteBuilder, spectra: Value, extents: tuple[int, int], lead: DimLike, rest: DimLike
+def _elements(b: RewriteBuilder, products: Value, extents: tuple[int, int], lead: DimLike, rest: DimLike
               ) -> Value:
-    """[x, lead, y, rest] of spectra [frequency x, part · frequency y, lead · rest]."""
-    (ty, tx), half = extents, typical(spectra.shape[0])
+    """[x, lead, y, rest] of products of factors [frequency x, k · frequency y, lead, rest]."""
+    (ty, tx), half = extents, typical(products.shape[0])
     side = 2 * (half - 1)
-    _, _, third, fourth = _tables(side, extents)
-    columns = b.matmul(b.broadcast(_array(b, third), (half, 2 * ty, 2 * side)), spectra)
+    _, _, _, back, last = _tables(side, extents)
+    columns = _times(b, back, b.reshape(products, shape=(half, 3 * side, lead * rest)))
     columns = b.transpose(b.reshape(columns, shape=(half, ty, 2, lead, rest)), perm=(2, 0, 3, 1, 4))
-    out = b.matmul(_array(b, fourth), b.reshape(columns, shape=(2 * half, lead * ty * rest)))
+    out = _times(b, last, b.reshape(columns, shape=(2 * half, lead * ty * rest)))
     return b.reshape(out, shape=(tx, lead, ty, rest))
-
-
-def _conjugates(b: RewriteBuilder, spectra: Value, rows: DimLike, columns: DimLike) -> Value:
-    """[frequency x, frequency y, part · rows, part' · columns]: the matrix by which one multiplies rows of
-    (part, row) to multiply by the conjugates of spectra [frequency x, part, frequency y, rows · columns]."""
-    half, _, side, _ = spectra.shape
-    parts = b.reshape(spectra, shape=(half, 2, side, rows, columns))
-
-    def part(at: int) -> Value:
-        stops = (half, at + 1, side, rows, columns)
-        return b.reshape(b.slice(parts, starts=(0, at, 0, 0, 0), stops=stops, steps=(1,) * 5),
-                         shape=(half, side, rows, columns))
-
-    real, imag = part(0), part(1)
-    return b.concatenate(b.concatenate(real, b.neg(imag), axis=3), b.concatenate(imag, real, axis=3), axis=2)
 
 
 # --- convolutions
@@ -181,17 +174,13 @@ def _cut(b: RewriteBuilder, x: Value, low: tuple[int, int], size: int, steps: tu
 
 def _convolved(b: RewriteBuilder, x: Value, w: Value, g: _Geometry, tiles: Tiles) -> Value:
     """The convolution of x[images, channels, y, x] with w[outs, channels, y, x]."""
-    (outs, channels), side, half = w.shape[:2], tiles.side, tiles.side // 2 + 1
+    (outs, channels), side, points = w.shape[:2], tiles.side, (tiles.side // 2 + 1, 3 * tiles.side)
     (down, across), (sy, sx), (ky, kx) = tiles.counts, tiles.steps, tiles.kernel
     cut, images = _cut(b, x, g.low, side, tiles.steps, tiles)
-    count = images * down * across
-    of_tiles = b.reshape(_spectra(b, cut, side), shape=(half, 2, side, count, channels))
-    of_tiles = b.reshape(b.transpose(of_tiles, perm=(0, 2, 3, 1, 4)), shape=(half, side, count, 2 * channels))
+    of_tiles = b.reshape(_factors(b, cut, side), shape=(*points, images * down * across, channels))
     kernels = b.reshape(b.transpose(w, perm=(3, 2, 1, 0)), shape=(kx, 1, ky, channels * outs))
-    out = b.matmul(of_tiles, _conjugates(b, _spectra(b, kernels, side), channels, outs))
-    out = b.transpose(b.reshape(out, shape=(half, side, count, 2, outs)), perm=(0, 3, 1, 2, 4))
-    out = _elements(b, b.reshape(out, shape=(half, 2 * side, count * outs)), tiles.steps, images * down,
-                    across * outs)
+    of_kernels = b.reshape(_factors(b, kernels, side, of_kernels=True), shape=(*points, channels, outs))
+    out = _elements(b, b.matmul(of_tiles, of_kernels), tiles.steps, images * down, across * outs)
     out = b.transpose(b.reshape(out, shape=(sx, images, down, sy, across, outs)), perm=(1, 2, 3, 4, 0, 5))
     out = b.reshape(out, shape=(images, down * sy, across * sx, outs))
     out = b.slice(out, starts=(0,) * 4, stops=(images, *g.outputs, outs), steps=(1,) * 4)
@@ -225,16 +214,13 @@ def _weight_grad(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resu
     tiles = _tiles(g, typical(channels), typical(outs), typical(x.shape[0])) if g else None
     if g is None or tiles is None:
         return None
-    side, half = tiles.side, tiles.side // 2 + 1
+    side, points = tiles.side, (tiles.side // 2 + 1, 3 * tiles.side)
     cut, images = _cut(b, x, g.low, side, tiles.steps, tiles)
     above, _ = _cut(b, dy, (0, 0), 0, tiles.steps, tiles)
     count = images * tiles.counts[0] * tiles.counts[1]
-    of_tiles = b.reshape(_spectra(b, cut, side), shape=(half, 2, side, count, channels))
-    of_tiles = b.reshape(b.transpose(of_tiles, perm=(0, 2, 1, 3, 4)), shape=(half, side, 2 * count, channels))
-    out = b.matmul(of_tiles, _conjugates(b, _spectra(b, above, side), count, outs), transpose_x=True)
-    out = b.transpose(b.reshape(out, shape=(half, side, channels, 2, outs)), perm=(0, 3, 1, 2, 4))
-    out = _elements(b, b.reshape(out, shape=(half, 2 * side, channels * outs)), tiles.kernel, 1,
-                    channels * outs)
+    of_tiles = b.reshape(_factors(b, cut, side), shape=(*points, count, channels))
+    of_above = b.reshape(_factors(b, above, side, of_kernels=True), shape=(*points, count, outs))
+    out = _elements(b, b.matmul(of_tiles, of_above, transpose_x=True), tiles.kernel, 1, channels * outs)
     return b.transpose(b.reshape(out, shape=(kx, ky, channels, outs)), perm=(3, 2, 1, 0))
 
 
