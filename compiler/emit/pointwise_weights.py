@@ -9,7 +9,6 @@ the first cache for all input channels; nothing is packed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphflow.compiler.emit.algorithm import FLOAT, ZERO, AlgorithmEmitter
@@ -207,7 +206,7 @@ class _PointwiseWeights(AlgorithmEmitter):
         e, b, d = self.e, self.b, self.d
         e.bounds[d.out] = (0, d.outs - 1)
 
-        def body(carry: list[Value]) -> Sequence[Value]:
+        def body(carry: list[Value]) -> list[Value]:
             at = symbol(d.channel) * d.outs + symbol("m start")
             vectors = [b.load(self.type, e.address("sums ", at + i * d.outs), align=4 * d.lanes)
                        for i in range(d.lanes)]
