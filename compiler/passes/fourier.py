@@ -209,10 +209,12 @@ def _input_grad(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Resul
 
 def _weight_grad(b: RewriteBuilder, node: Node, inputs: Sequence[Value]) -> Result:
     x, dy = inputs
-    outs, channels, ky, kx = node.result().shape
     g = _geometry(node, x, node.result().shape, dy)
-    tiles = _tiles(g, typical(channels), typical(outs), typical(x.shape[0])) if g else None
-    if g is None or tiles is None:
+    if g is None:
+        return None
+    outs, channels, ky, kx = node.result().shape
+    tiles = _tiles(g, typical(channels), typical(outs), typical(x.shape[0]))
+    if tiles is None:
         return None
     side, points = tiles.side, (tiles.side // 2 + 1, 3 * tiles.side)
     cut, images = _cut(b, x, g.low, side, tiles.steps, tiles)
