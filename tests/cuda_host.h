@@ -82,7 +82,7 @@ static void* scheduler;
 static void* stacks[MOST];                 // where each fiber's stack ends
 static std::vector<char> memory;
 static int state[MOST];
-static unsigned parity[MOST];
+static unsigned parity[MOST], asked[MOST];
 static unsigned long long slots[2][MOST];  // in turn, as a lane may write again before all have read
 static int current;
 static bool falling_order;
@@ -119,7 +119,7 @@ static void start(int thread) {
   for (int i = 0; i < SAVED; i++) *--top = nullptr;
   stacks[thread] = top;
   state[thread] = RUNNING;
-  parity[thread] = 0;
+  parity[thread] = asked[thread] = 0;
 }
 
 // Frees the threads first ... first + count - 1 if all of them wait at the same point.
@@ -188,6 +188,16 @@ template <class T> static T atomicAdd(T* at, T value) {
 
 static inline void __syncwarp() { host::wait_at(host::AT_WARP); }
 static inline void __syncthreads() { host::wait_at(host::AT_BLOCK); }
+static int __syncthreads_or(int mine) {
+  static int any[2];                       // in turn, as a thread may ask again before thread 0 clears it
+  int& vote = any[host::asked[host::current]++ % 2];
+  vote |= mine;
+  __syncthreads();
+  const int result = vote;
+  __syncthreads();
+  if (host::current == 0) vote = 0;
+  return result;
+}
 
 // What a lane gets for what all lanes of its warp bring.
 template <class T> static T exchanged(unsigned mask, T value, int lane) {

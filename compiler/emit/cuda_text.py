@@ -131,16 +131,16 @@ template <int N, class T> {_INLINE} void gf_store(T* to, const gf_pack<T, N>& pa
     "gf_last_block": """\
 // Called by every thread of a block that has written its part: whether the other parts are written, too, and
 // can be read. `done` counts the parts of one result; it is 0 before and after.
-static __device__ bool gf_last_block(int* done, int parts)
+static __device__ __forceinline__ bool gf_last_block(int* done, int parts)
 {
-  __shared__ bool last;
   __threadfence();
   __syncthreads();
+  bool last = false;
   if (threadIdx.x == 0) {
     last = atomicAdd(done, 1) == parts - 1;
     if (last) *done = 0;
   }
-  __syncthreads();
+  last = __syncthreads_or(last);
   __threadfence();
   return last;
 }""",

@@ -129,8 +129,9 @@ def work(kernel: ContractionKernel, target: CudaTarget) -> Work:
     groups, size = len(c.accumulators), c.a.dtype.bytes
     if c.tile:
         part = c.tile.get("kc", 2**30)
-        return Work(kernel, _scaled(TILES[c.tile["algorithm"]], size), -(-_extent(kernel, "k") // part))
-    tiles = [_scaled(t, size) for t in TILES if t.units == units]
+        tile = _fitted(TILES[c.tile["algorithm"]], groups, size)
+        return Work(kernel, tile, -(-_extent(kernel, "k") // part))
+    tiles = [_fitted(t, groups, size) for t in TILES if t.units == units]
     fitting = [t for t in tiles if t.sums * groups * size <= _MOST_SUMS * 4
                and _shared(t, groups, size) <= _MOST_SHARED] or tiles[-1:]
     static = all(isinstance(x, int) for _, x in (*c.batch, *c.m, *c.n))
@@ -185,9 +186,12 @@ def _arranged(kernel: ContractionKernel) -> ContractionKernel:
     return replace(kernel, contraction=replace(c, batch=batch, m=(*to_m, *c.m), n=(*to_n, *c.n)))
 
 
-def _scaled(t: BlockTile, size: int) -> BlockTile:
-    """With fewer k's at a time of elements wider than a word."""
-    return replace(t, depth=t.depth * 4 // max(size, 4))
+def _fitted(t: BlockTile, groups: int, size: int) -> BlockTile:
+    """With as many k's at a time as shared memory has room for."""
+    least = {"fma": max(8, t.slices), "half": 16, "tf32": 8}[t.units]
+    while _shared(t, groups, size) > _MOST_SHARED and t.depth > least:
+        t = replace(t, depth=t.depth // 2)
+    return t
 
 
 def padding(t: BlockTile, along_k: bool) -> int:
