@@ -177,7 +177,29 @@ before = fake.fake_cuda_allocated(), fake.fake_cuda_handles()
 for i in range(1000):
     p = gf.function([x], gf.matmul(x, w), device="cuda", store=first.store)
     p(a)
-del p
+for i in range(3):
+    if i == 1:                                        # the working memory has grown, for all programs to come
+        del p, q, r, kept, held
+        gc.collect()
+        assert fake.fake_cuda_handles() == before[1]
+        before = fake.fake_cuda_allocated(), fake.fake_cuda_handles()
+    t = gf.input("t", (None,), "int64")
+    loss = gf.loss.softmax_cross_entropy(gf.matmul(x, w), t)
+    p = gf.function([x, t], [loss, x + 1.0], device="cuda", store=first.store)
+    kept, labels = gf.device_array(np.ones((4, 5, 3), np.float32)), np.zeros((4, 5), np.int64)
+    held = p.run(kept, labels)
+    r = gf.function([x], x * 2.0, device="cuda", store=first.store)
+    p(p(kept.fetch()[0], labels[0])[1], labels[0]), r.run(held[1])
+    labels[2] = 7
+    try:
+        p.run(kept, labels)
+    except gf.FeedError as error:
+        assert "step 2 of 4" in str(error), error
+    rows = gf.input("rows", (4, 6, 3))
+    q = gf.function([rows], gf.nn.lstm(rows, 5)[0], device="cuda")
+    q(np.ones((4, 6, 3), np.float32)), q.run(np.ones((2, 4, 6, 3), np.float32))
+assert fake.fake_cuda_calls(b"cuLaunchCooperativeKernel") > 0
+del p, q, r, kept, held
 gc.collect()
 assert (fake.fake_cuda_allocated(), fake.fake_cuda_handles()) == before, (fake.fake_cuda_handles(), before)
 print("same")
@@ -348,7 +370,9 @@ try:
     step = gf.function([x], gf.sum(gf.matmul(x, w)), {w: w * 0.5}, device="cuda")
     for i in range(3):
         float(step(a))
+    np.asarray(step.run(np.ones((9, 1, 3), np.float32)))
     float(step(np.ones((400000, 3), np.float32)))
+    print("done")
 except gf.DeviceError as error:
     print(error)
 """
@@ -366,9 +390,14 @@ except gf.DeviceError as error:
         ({"FAKE_CUDA_FAIL": "cuModuleLoadDataEx:1:200"}, "the GPU failed: "),
         ({"FAKE_CUDA_FAIL": "cuStreamBeginCapture_v2:1:1"}, "the GPU failed: "),
         ({"FAKE_CUDA_MEMORY": "1000000"}, "bytes on the GPU"),
+        ({"FAKE_CUDA_FAIL": "cuMemAllocAsync:1:2"}, "feeds of function needs 108 bytes on the GPU"),
+        ({"FAKE_CUDA_FAIL": "cuMemAllocAsync:2:2"}, "outputs of function needs 36 bytes on the GPU"),
+        ({"FAKE_CUDA_FAIL": "cuMemAllocAsync:1:801"}, "the GPU failed: cuMemAllocAsync failed"),
+        ({"FAKE_CUDA_FAIL": "cuGraphLaunch:5:719"}, "the GPU failed: "),
+        ({"FAKE_CUDA_FAIL": "cuMemFreeAsync:1:700"}, "done"),
     ],
     ids=["no device", "old driver", "no start", "no context", "launch", "copy", "module", "capture",
-         "memory"],
+         "memory", "stacked feeds", "stacked outputs", "no pools", "launch of a step", "free"],
 )
 def test_faults_are_clear_errors(wrong: dict[str, str], said: str, gpu: dict[str, str]) -> None:
     """And the process lives on: it ends by itself, with status 0."""

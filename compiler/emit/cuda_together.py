@@ -14,9 +14,10 @@ from collections.abc import Callable, Sequence
 from graphflow.compiler.emit.cuda_text import C_TYPES, c_name, dimension
 from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
-from graphflow.compiler.plan.dims import DimLike, symbols_of
+from graphflow.compiler.plan.dims import DimLike, product, symbols_of
 from graphflow.compiler.plan.schema import (
     MOST_TOGETHER,
+    Copy,
     Function,
     Item,
     Launch,
@@ -31,8 +32,8 @@ FEW_TRIPS, FEW_BLOCKS = 4, 2 * MOST_TOGETHER
 """Loops of fewer trips, or with kernels of more blocks, gain nothing: these keep the device busy."""
 
 BARRIER = """\
-// Waits until all blocks of the grid are here. What they add is 2^31 together, so the highest bit of the count
-// changes when the last comes.
+// Waits until all blocks of the grid are here. What they add is 2^31 together, so the highest bit of the
+// count changes when the last comes.
 static __device__ void gf_grid_barrier(unsigned* count)
 {
   __threadfence();
@@ -44,22 +45,28 @@ static __device__ void gf_grid_barrier(unsigned* count)
   }
   __syncthreads();
 }
+
+// All blocks copy `count` elements.
+template <class T> static __device__ void gf_grid_copy(T* to, const T* from, idx count)
+{
+  for (idx i = blockIdx.x * (idx)blockDim.x + threadIdx.x; i < count; i += (idx)gridDim.x * blockDim.x)
+    to[i] = from[i];
+}
 """
 _HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\([^)]*\)) (\w+)\((.*?)\)\n', re.DOTALL)
 
 
 def loops_together(program: KernelProgram, function: Callable[[Kernel], Function],
                    blocks: Callable[[Kernel], object], text: Callable[[Kernel], str]) -> list[Repeat]:
-    """The loops of the program that become one launch: without an end that a value decides, of launches of
+    """The loops of the program that become one launch: without an end that a value decides, of copies and
     kernels with few blocks, of which one at most has shared memory and barriers of its own."""
     found = []
     for place in places(program.plan.body):
         item = place.item
-        if not isinstance(item, Repeat) or item.condition or not item.body:
+        if not isinstance(item, Repeat) or item.condition or not _kernels(item.body) \
+                or not all(isinstance(x, (Launch, Copy)) for x in item.body):
             continue
         if isinstance(item.trips, int) and item.trips < FEW_TRIPS:
-            continue
-        if not all(isinstance(x, Launch) for x in item.body):
             continue
         kernels = [program.kernels[name] for name in dict.fromkeys(_kernels(item.body))]
         counts = [blocks(k) for k in kernels]
@@ -82,11 +89,16 @@ def _kernels(body: Sequence[Item]) -> list[str]:
     return [item.kernel for item in body if isinstance(item, Launch)]
 
 
+def _touched(body: Sequence[Item]) -> list[str]:
+    return [id for x in body for id in (x.buffers if isinstance(x, Launch) else (x.source, x.target)
+                                        if isinstance(x, Copy) else ())]
+
+
 def loop_function(program: KernelProgram, item: Repeat, threads: int) -> Function:
     """How the loop is launched: with the addresses of the buffers that its launches work on or in."""
     table = {b.id: b for b in program.plan.buffers}
-    used = symbols_of(item.trips, *(table[id].offset for x in item.body if isinstance(x, Launch)
-                                    for id in x.buffers))
+    used = symbols_of(item.trips, *(table[id].offset for id in _touched(item.body)),
+                      *(d for x in item.body if isinstance(x, Copy) for d in table[x.source].shape))
     used |= {s for name in _kernels(item.body) for s in program.kernels[name].symbols}
     return Function(name_of_loop(item), threads, tuple(sorted(used - {item.counter})))
 
@@ -105,14 +117,21 @@ def loop_of_kernels(program: KernelProgram, item: Repeat, threads: int,
              f'extern "C" __global__ void __launch_bounds__({threads}) '
              f"{function.name}({', '.join(parameters)})",
              "{", f"  for (idx {counter} = 0; {counter} < {dimension(item.trips)}; {counter}++) {{"]
+
+    def address(id: str) -> str:
+        offset = table[id].offset
+        return f"m{bases.index(base_of(table, id))}{f' + {dimension(offset)}' if offset != 0 else ''}"
+
     for launch in item.body:
+        if isinstance(launch, Copy):
+            size = dimension(product(table[launch.source].shape))
+            lines += [f"    gf_grid_copy({address(launch.target)}, {address(launch.source)}, {size});",
+                      f"    gf_grid_barrier(&{function.name}_count);"]
+            continue
         assert isinstance(launch, Launch)
-        kernel, values = program.kernels[launch.kernel], []
-        for argument, id in zip(kernel.arguments, launch.buffers):
-            kind = f"{'const ' if argument.mode == 'r' else ''}{C_TYPES[argument.dtype]}*"
-            offset = table[id].offset
-            at = f" + {dimension(offset)}" if offset != 0 else ""
-            values.append(f"({kind})m{bases.index(base_of(table, id))}{at}")
+        kernel = program.kernels[launch.kernel]
+        values = [f"({'const ' if argument.mode == 'r' else ''}{C_TYPES[argument.dtype]}*){address(id)}"
+                  for argument, id in zip(kernel.arguments, launch.buffers)]
         own, blocks, scratch = launched(kernel)
         values += ["scratch"] if scratch != 0 else []
         values += [c_name(s) for s in kernel.symbols]

@@ -191,7 +191,8 @@ def name_of_loop(item: Repeat) -> str:
 
 def bases_of_loop(table: Mapping[str, Buffer], item: Repeat) -> list[str]:
     """The buffers whose addresses that function takes, in order."""
-    return list(dict.fromkeys(base_of(table, id) for x in launches(item.body) for id in x.buffers))
+    return list(dict.fromkeys(base_of(table, id) for x in item.body for id in (
+        x.buffers if isinstance(x, Launch) else (x.source, x.target) if isinstance(x, Copy) else ())))
 
 
 @dataclass(frozen=True)
