@@ -14,8 +14,7 @@ from graphflow.compiler.emit.cuda_rows import Rows, has_rows
 from graphflow.compiler.emit.cuda_text import THREADS, WARP, signature
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors, typical, without_unused
 from graphflow.compiler.emit.operands import coefficient
-from graphflow.compiler.kernel.form import Let, Load, Loop, LoopKernel, Reduce, Statement, Store
-from graphflow.compiler.kernel.walk import expressions
+from graphflow.compiler.kernel.form import Let, Load, LoopKernel, Statement, Store
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbols_of
 
 MANY = 1 << 20
@@ -57,9 +56,7 @@ class _Tiles(Vectors):
     def __init__(self, kernel: LoopKernel):
         super().__init__(kernel)
         self.other, self.turned = "", []
-        plain = not any(isinstance(s, Loop) for s in self.body) and not any(
-            isinstance(e, Reduce) for e in expressions(kernel))
-        if len(self.grid) < 2 or not plain or self.reads_back():
+        if len(self.grid) < 2 or not self.is_plain():
             return
         var, extent = self.grid[-1]
         values = [s.value for s in self.body if self.is_used(s)]
@@ -80,10 +77,6 @@ class _Tiles(Vectors):
         """Blocks for all tiles."""
         turned = (self.other, self.grid[-1][0])
         return product(ceildiv(x, WARP) if var in turned else x for var, x in self.grid)
-
-    def scratch(self) -> DimLike:
-        """None."""
-        return 0
 
     def text(self) -> str:
         """The ``__global__`` function."""
@@ -144,9 +137,7 @@ class _Points(Vectors):
         super().__init__(kernel)
         self.packs: list[tuple[Load, tuple[str, ...]]] = []
         self.args: set[str] = set()
-        plain = not any(isinstance(s, Loop) for s in self.body) and not any(
-            isinstance(e, Reduce) for e in expressions(kernel))
-        if self.grid and plain and not self.reads_back():
+        if self.is_plain():
             self._choose_width()
         many = self.packs and len(self.packs) <= 2 and typical(product(x for _, x in self.grid)) >= MANY
         self.under_way = 2 if many else 1
@@ -162,7 +153,8 @@ class _Points(Vectors):
             def fits(x: Load | Store, width: int = width) -> bool:
                 return self.packed(x.arg, x.index, var, width) is not None
             whole = self.multiple(extent, width) if several else set()
-            packed = [x for x in (*(x for x, _ in loads), *stores) if fits(x)]
+            accesses: list[Load | Store] = [*(x for x, _ in loads), *stores]
+            packed = [x for x in accesses if fits(x)]
             if whole is None or not any(map(fits, stores)) or max(
                     self.bytes[x.arg] for x in packed) * width > PACK_BYTES:
                 continue
@@ -174,10 +166,6 @@ class _Points(Vectors):
     def blocks(self) -> DimLike:
         """Blocks for all points."""
         return ceildiv(product(x for _, x in self.grid), THREADS * self.width * self.under_way)
-
-    def scratch(self) -> DimLike:
-        """None."""
-        return 0
 
     def text(self) -> str:
         """The ``__global__`` function."""

@@ -224,11 +224,7 @@ def _slices(kernel: RoutineKernel) -> list[str]:
     across = min(-(-behind // WARP), MOST_ACROSS) if isinstance(behind, int) else MOST_ACROSS
     base = literal(0, dtype) if adds else "x[start + i]"
     value = apply("add", ["sums[j]", "next[u][j]"], dtype, dtype) if adds else "next[u][j]"
-    flush = [f"  for (int j = 0; j < {across}; j++)",
-             f"    if (slice >= 0 && i + j * {WARP} < I) y[start + slice * I + i + j * {WARP}] = sums[j];"]
-    fetch = [f"  for (int j = 0; j < {across}; j++)",
-             f"    if (i + j * {WARP} < I) sums[j] = y[start + slice * I + i + j * {WARP}];"]
-    return [
+    head = [
         f"__shared__ unsigned char slices[{PIECE}];  // that the indices of a piece point to; {SLICES}: none",
         f"__shared__ unsigned short listed[{THREADS // WARP}][{PIECE}];  // by warp: number, slice",
         f"const int lane = threadIdx.x % {WARP}, warp = threadIdx.x / {WARP};",
@@ -239,7 +235,13 @@ def _slices(kernel: RoutineKernel) -> list[str]:
         f"  const idx end = N - own < {WARP_SLICES} ? (N - own) * I : {WARP_SLICES} * I;",
         "  #pragma unroll 4",
         f"  for (idx i = lane; i < end; i += {WARP}) y[start + i] = {base};",
-        "  __syncwarp();  // other lanes add to them",
+        "  __syncwarp();  // other lanes add to them"]
+    return [*head, *_listed(), *_taken_up(kind, across, value), "  }", "}"]
+
+
+def _listed() -> list[str]:
+    """Opens the loop over pieces of the indices; each warp lists what is for its slices."""
+    return [
         f"  for (idx piece = 0; piece < count; piece += {PIECE}) {{",
         f"    for (int k = threadIdx.x; k < {PIECE}; k += {THREADS}) {{",
         "      const i64 at = piece + k < count ? (i64)indices[piece + k] : -1;",
@@ -254,7 +256,16 @@ def _slices(kernel: RoutineKernel) -> list[str]:
         f"      if (mine) listed[warp][place] = k * {WARP_SLICES} + slices[k] % {WARP_SLICES};",
         "      many += __popc(all);",
         "    }",
-        "    __syncthreads();",
+        "    __syncthreads();"]
+
+
+def _taken_up(kind: str, across: int, value: str) -> list[str]:
+    """A warp takes up what it has listed; a slice stays in registers as long as the next update is for it."""
+    flush = [f"  for (int j = 0; j < {across}; j++)",
+             f"    if (slice >= 0 && i + j * {WARP} < I) y[start + slice * I + i + j * {WARP}] = sums[j];"]
+    fetch = [f"  for (int j = 0; j < {across}; j++)",
+             f"    if (i + j * {WARP} < I) sums[j] = y[start + slice * I + i + j * {WARP}];"]
+    return [
         f"    for (idx i = lane; i < I && many > 0; i += {WARP * across}) {{",
         f"      {kind} sums[{across}];",
         "      int slice = -1;",
@@ -279,7 +290,7 @@ def _slices(kernel: RoutineKernel) -> list[str]:
         f"          for (int j = 0; j < {across}; j++) sums[j] = {value};",
         "        }", "      }",
         *("    " + line for line in flush),
-        "    }", "  }", "}"]
+        "    }"]
 
 
 ROUTINES = ("cumulative", "recurrence", "argsort", "scatter_add", "scatter_set", "put_add")

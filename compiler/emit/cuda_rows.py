@@ -451,6 +451,7 @@ class Rows(Vectors):
         self.line("const idx end = part + 1 < used ? (part + 1) * share : chunks;")
         written, results = set(), []
         for s in self.body:
+            assert not isinstance(s, Loop)
             own = [r for r in shared if any(r is x for x in _reductions(s.value))]
             if isinstance(s, Let) and not own and not self._needs_result(s.value):
                 self.let(s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeGuard
 
 from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, used_locals
@@ -47,6 +48,16 @@ class Vectors(Writer):
         self.width = 1
         self.multiples: set[str] = set()
 
+    def scratch(self) -> DimLike:
+        """Bytes that the blocks of a launch share for what they hand to each other."""
+        return 0
+
+    def is_plain(self) -> bool:
+        """Whether the points of the grid are all that there is to compute, each by itself."""
+        return bool(self.grid) and not self.reads_back() and not any(
+            isinstance(s, Loop) for s in self.body) and not any(
+            isinstance(e, Reduce) for e in expressions(self.kernel))
+
     # -- what can be a pack
 
     def multiple(self, d: DimLike, width: int) -> set[str] | None:
@@ -68,7 +79,7 @@ class Vectors(Writer):
             return None
         return self.multiple(flat - symbol(var), width)
 
-    def is_used(self, s: Statement) -> bool:
+    def is_used(self, s: Statement) -> TypeGuard[Let | Store]:
         """Whether a result depends on the statement, which is no loop."""
         return isinstance(s, Store) or isinstance(s, Let) and s.name in self.used
 
