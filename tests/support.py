@@ -41,12 +41,16 @@ def run_graph(graph: Graph, feeds: Mapping[str, Any], device: str, state: Mappin
 
 
 _PROGRAMS: weakref.WeakKeyDictionary[Graph, CpuProgram] = weakref.WeakKeyDictionary()
+_COMPILED: weakref.WeakKeyDictionary[Graph, tuple[Plan, bytes]] = weakref.WeakKeyDictionary()
 
 
 def native_program(graph: Graph, threads: int = 2, guard: bool = False) -> CpuProgram:
-    """The graph compiled for the machine at hand without the cache, over a Store of its own."""
-    compilation = Compilation(graph, host_target())
-    return loaded_program(compilation.result("plan"), compilation.object_code(), threads, guard)
+    """The graph compiled for the machine at hand without the cache, once for any number of threads; over a
+    Store of its own."""
+    if graph not in _COMPILED:
+        compilation = Compilation(graph, host_target())
+        _COMPILED[graph] = compilation.result("plan"), compilation.object_code()
+    return loaded_program(*_COMPILED[graph], threads, guard)
 
 
 @cache

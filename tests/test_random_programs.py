@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 from random_graphs import Case, random_case
-from support import native_program
+from support import loaded_program
 
 from graphflow.compiler.driver import Compilation
 from graphflow.compiler.interpret import bind_symbols, interpret
@@ -39,12 +39,18 @@ def agree(found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray], cas
 
 @pytest.mark.cpu
 @pytest.mark.parametrize("seed", SEEDS)
-def test_native_code_agrees_with_the_reference(seed: int) -> None:
+def test_kernels_and_native_code_agree_with_the_reference(seed: int) -> None:
     case = random_case(seed)
-    wanted = expected(case, Compilation(case.graph, host_target()))
-    bits = []
+    compilation = Compilation(case.graph, host_target())
+    wanted = expected(case, compilation)
+    symbols = bind_symbols(case.graph, case.feeds)
+    for stage in ("lower", "tile", "memory"):
+        outputs, states, _ = run_program(compilation.result(stage), case.feeds, case.state, symbols)
+        updates = {f"update of {name}": states[name] for name in case.graph.updates()}
+        agree({**outputs, **updates}, wanted, case, seed)
+    plan, code, bits = compilation.result("plan"), compilation.object_code(), []
     for threads in (1, 2):
-        program = native_program(case.graph, threads)
+        program = loaded_program(plan, code, threads)
         arrays = [np.asarray(case.feeds[v.node.attrs["name"]], order="C") for v in case.graph.inputs]
         for name in case.graph.states():
             if name in program.store:                         # what nothing needs is gone
@@ -58,16 +64,3 @@ def test_native_code_agrees_with_the_reference(seed: int) -> None:
         agree(found, wanted, case, seed)
         bits.append({name: value.tobytes() for name, value in found.items()})
     assert bits[0] == bits[1], f"seed {seed}: one and two threads give other bits"
-
-
-@pytest.mark.reference
-@pytest.mark.parametrize("seed", SEEDS)
-def test_interpreted_kernels_agree_with_the_reference(seed: int) -> None:
-    case = random_case(seed)
-    compilation = Compilation(case.graph, host_target())
-    wanted = expected(case, compilation)
-    symbols = bind_symbols(case.graph, case.feeds)
-    for stage in ("lower", "tile", "memory"):
-        outputs, states, _ = run_program(compilation.result(stage), case.feeds, case.state, symbols)
-        updates = {f"update of {name}": states[name] for name in case.graph.updates()}
-        agree({**outputs, **updates}, wanted, case, seed)
