@@ -5,6 +5,7 @@ import ctypes
 import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from operator import length_hint
 from typing import Any
 
 import numpy as np
@@ -125,7 +126,7 @@ class CpuProgram:
         """
         if self.guard:
             return by_calls(self.plan.name, self.run, stack)
-        feeds = [np.asarray(np.require(feed, requirements="CA")) for feed in stack.feeds]
+        feeds = [np.require(feed, requirements=["C", "A"]) for feed in stack.feeds]
         stack = Stack(feeds, stack.stacked, stack.steps)
         outputs = [np.empty((stack.steps, *shape), dtype)
                    for _, shape, dtype in self._bound_for(stack.at(0)).outputs]
@@ -149,7 +150,7 @@ class CpuProgram:
             if self.store.mirror is not None:
                 self.store.fetch()
             bound = self._bound_for(stack.at(first))
-            tables = np.tile(np.frombuffer(bound.table, np.uint64), (count, 1))
+            tables = np.tile(np.frombuffer(bytes(bound.table), np.uint64), (count, 1))
             steps = np.arange(first, first + count, dtype=np.uint64)
             moving = [(place, feed, stacked) for (place, _), feed, stacked in
                       zip(self._feeds, stack.feeds, stack.stacked)]
@@ -157,13 +158,13 @@ class CpuProgram:
             for place, array, stacked in moving:
                 stride = array.nbytes // stack.steps if stacked else 0
                 tables[:, place] = np.uint64(address_of(array)) + steps * np.uint64(stride)
-            contexts = np.tile(np.frombuffer(bound.context, np.uint64), (count, 1))
+            contexts = np.tile(np.frombuffer(bytes(bound.context), np.uint64), (count, 1))
             contexts[:, 0] = address_of(tables) + np.arange(count) * tables.strides[0]
             pending = iter((address_of(contexts) + np.arange(count) * contexts.strides[0]).tolist())
             code = next(filter(None, map(self._entry, pending)), 0)
             if self.store.mirror is not None:
                 self.store.changed(self._written)
-        return count - pending.__length_hint__(), code
+        return count - length_hint(pending), code
 
     def fill_feeds(self, table: Any, feeds: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Writes the feeds' addresses; returns the copies made of those that are not plain row-major

@@ -63,7 +63,8 @@ class FeedChecks:
         for item in reversed(self.plan.body):
             if isinstance(item, Check):
                 continue
-            if not any(item is one for one in items) or wanted.intersection(item.writes):
+            ours = isinstance(item, Launch) and any(item is one for one in items)
+            if not ours or isinstance(item, Launch) and wanted.intersection(item.writes):
                 kept.insert(0, item)
                 wanted.update(self._touched(item))
         return tuple(kept)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,12 +25,13 @@ class FeedChecker:
     feed may have."""
 
     def __init__(self, plan: Plan, where: Where = nowhere, arrays: tuple[type, ...] = (np.ndarray,)) -> None:
-        self.plan, self._arrays = plan, arrays
+        self.plan = plan
+        self._arrays: Any = arrays
         self.where: Where = lambda origin: where(origin) if origin >= 0 else None
         table = {b.id: b for b in plan.buffers}
         self.feeds = [table[id] for id in plan.feeds]
 
-    def check_types(self, feeds: Sequence[object]) -> None:
+    def check_types(self, feeds: Sequence[Any]) -> None:
         """FeedError unless there is one NumPy array of the exact type and rank for each feed."""
         if len(feeds) != len(self.feeds):
             names = ", ".join(b.name for b in self.feeds) or "none"

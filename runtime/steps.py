@@ -6,13 +6,11 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from graphflow.compiler.plan.errors import CompilerError, UserError
-
-Failure = TypeVar("Failure", UserError, CompilerError)
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,7 @@ def interrupted(name: str, done: int, steps: int) -> KeyboardInterrupt:
     return KeyboardInterrupt(f"{name}: {done} of {steps} steps are done, and the Store is as they left it")
 
 
-def failed(error: Failure, step: int, steps: int) -> Failure:
+def failed(error: UserError | CompilerError, step: int, steps: int) -> UserError | CompilerError:
     """The error of a step, which tells that those before are done."""
     error.message = f"step {step} of {steps}, counted from 0: {error.message}"
     return error

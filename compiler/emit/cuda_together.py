@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from graphflow.compiler.emit.cuda_text import C_TYPES, c_name, dimension
 from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
-from graphflow.compiler.plan.dims import DimLike, product, symbols_of
+from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
 from graphflow.compiler.plan.schema import (
     MOST_TOGETHER,
     Copy,
@@ -57,7 +57,7 @@ _HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\([^)]*\)) (\w
 
 
 def loops_together(program: KernelProgram, function: Callable[[Kernel], Function],
-                   blocks: Callable[[Kernel], object], text: Callable[[Kernel], str]) -> list[Repeat]:
+                   blocks: Callable[[Kernel], DimLike], text: Callable[[Kernel], str]) -> list[Repeat]:
     """The loops of the program that become one launch: without an end that a value decides, of copies and
     kernels with few blocks, of which one at most has shared memory and barriers of its own."""
     found = []
@@ -70,19 +70,15 @@ def loops_together(program: KernelProgram, function: Callable[[Kernel], Function
             continue
         kernels = [program.kernels[name] for name in dict.fromkeys(_kernels(item.body))]
         counts = [blocks(k) for k in kernels]
-        if any(not isinstance(n, int) or n > FEW_BLOCKS for n in counts):
+        if not all(isinstance(n, int) and n <= FEW_BLOCKS for n in counts):
             continue
         most = max(function(k).threads for k in kernels)
         meeting = [k for k in kernels if re.search(r"__shared__|__syncthreads|gf_last_block", text(k))]
         if len(meeting) <= 1 and all(function(k).threads == most for k in meeting) \
-                and all(n <= MOST_TOGETHER for k, n in zip(kernels, counts) if _has_scratch(text(k))):
+                and all(evaluate(n, {}) <= MOST_TOGETHER for k, n in zip(kernels, counts)
+                        if "char* scratch" in text(k)):      # which is right for one number of blocks only
             found.append(item)
     return found
-
-
-def _has_scratch(text: str) -> bool:
-    """Whether a kernel is right for one number of blocks only."""
-    return "char* scratch" in text
 
 
 def _kernels(body: Sequence[Item]) -> list[str]:
