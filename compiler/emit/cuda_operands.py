@@ -142,6 +142,20 @@ def side_by_side(offset: DimLike, axes: Axes, count: int) -> bool:
     return coefficient(offset, var) == 1 and all(c % count == 0 for c in rest)
 
 
+def _split_number(threads: int, width: int) -> tuple[str, str]:
+    """(rest, quotient) of ``thread + i * threads`` divided by the width, so that what a thread has in common
+    for all i can be seen."""
+    if threads % width == 0:
+        return f"thread % {width}", f"thread / {width} + i * {threads // width}"
+    if width % threads == 0:
+        return f"thread + i % {width // threads} * {threads}", f"i / {width // threads}"
+    return f"(thread + i * {threads}) % {width}", f"(thread + i * {threads}) / {width}"
+
+
+def _times(text: str, many: int) -> str:
+    return f"({text}) * {many}" if many > 1 else text
+
+
 class Operand:
     """One side of the products. `width`: the elements that a run has for each k."""
 
@@ -205,15 +219,17 @@ class Operand:
         size = self.width * t.depth // many
         w.line("#pragma unroll")
         w.open(f"for (int i = 0; i < {self.share}; i++)")
-        w.line(f"const unsigned e = thread + i * {t.threads};")
         if size % t.threads:
-            w.line(f"if (e >= {size}) break;")
+            w.line(f"if (thread + i * {t.threads} >= {size}) break;")
         if not self.along_k:
-            places = f"e % {self.width // many} * {many}", f"e / {self.width // many}"
+            first, second = _split_number(t.threads, self.width // many)
+            places = _times(first, many), second
         elif self.by_k:
-            places = f"e / {t.depth // many}", f"e % {t.depth // many} * {many}"
+            first, second = _split_number(t.threads, t.depth // many)
+            places = second, _times(first, many)
         else:                             # 8 k's of 4 neighbours go to different banks
-            places = f"e / 8 % {self.width}", f"e % 8 + e / {8 * self.width} * 8"
+            first, second = _split_number(t.threads, 8 * self.width)
+            places = f"({first}) / 8", f"thread % 8 + ({second}) * 8"
         w.line(f"[[maybe_unused]] const int at = {places[0]}, depth = {places[1]};")
 
     @property
@@ -263,18 +279,19 @@ class Operand:
 
     def fetch(self, w: Writer) -> None:
         """Begins to bring the run that starts at `first_k` to `stage`."""
-        whole = self.k and isinstance(self.k[-1][1], int) and self.k[-1][1] % self.tile.depth == 0
+        flat = self.plain is not None and self._step() is not None
+        inner = self.k[-1][1] if self.k else 1
+        whole = not flat and isinstance(inner, int) and inner % self.tile.depth == 0
         if whole:                                            # only the last axis moves within a run
             for name, text in axis_values(w, self.k, "first_k"):
                 w.line(f"const idx first_{self.name}_{name} = {text};")
         self._each(w)
         if self.rest or not whole:
             w.line("const idx k = first_k + depth;")
-        if whole:
-            for name, _ in self.k:
-                more = " + depth" if name == self.k[-1][0] else ""
-                w.line(f"const idx {c_name(name)} = first_{self.name}_{c_name(name)}{more};")
-        else:
+        for name, _ in self.k if whole else ():
+            more = " + depth" if name == self.k[-1][0] else ""
+            w.line(f"const idx {c_name(name)} = first_{self.name}_{c_name(name)}{more};")
+        if not whole and not flat:
             declare_axes(w, self.k, "k")
         if self.plain is not None:
             self._copy(w)
@@ -286,13 +303,25 @@ class Operand:
         """Conditions for an element that is not beyond the edges."""
         return [f"{self.name}_in[i]"] * self.edge + ["k < K"] * self.rest
 
+    def _step(self) -> DimLike | None:
+        """What is added for each k, where that is the same for all, and no guard depends on k."""
+        assert self.plain is not None
+        if any(s.k != 0 for s, _ in self.plain.guards) or not self.k:
+            return None
+        steps = [coefficient(self.plain.at.k, name) for name, _ in self.k]
+        whole = all(step == inner * extent for step, inner, (_, extent) in zip(steps, steps[1:], self.k[1:])
+                    if step is not None and inner is not None)
+        return steps[-1] if None not in steps and whole else None
+
     def _copy(self, w: Writer) -> None:
         assert self.plain is not None
         holds = self._inside() + [
             f"(unsigned)({self.name}_at{j}[i] + {w.dim(s.k)}) < (unsigned){w.dim(bound)}"
             for j, (s, bound) in enumerate(self.plain.guards)]
         w.line(f"const bool holds = {' && '.join(holds) or 'true'};")
-        offset = f"{'holds ? ' if holds else ''}{self.name}_base[i] + {w.dim(self.plain.at.k)}"
+        step = self._step()
+        more = w.dim(self.plain.at.k) if step is None else "k" if step == 1 else f"{w.dim(step)} * k"
+        offset = f"{'holds ? ' if holds else ''}{self.name}_base[i] + {more}"
         offset += " : 0" if holds else ""
         w.line(f"gf_copy<{self.many}>(&{self.name}[stage]{self.place('at', 'depth')}, "
                f"&{self.plain.arg}[{offset}], holds);")
