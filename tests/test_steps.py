@@ -71,7 +71,9 @@ def test_faults(feeds: tuple[object, ...], steps: int | None, said: str) -> None
 
 
 @pytest.mark.cpu
-def test_ctrl_c_leaves_whole_steps() -> None:
+def test_ctrl_c_leaves_whole_steps(request: pytest.FixtureRequest) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     w = gf.parameter((), 0, name="w", dtype="int64")
     x = gf.input("x", (), "int64")
     program = gf.function([x], w, {w: w + x})

@@ -5,8 +5,8 @@
 namespace host {
 enum { ASLEEP = DONE + 1 };
 
-// Runs the threads first ... first + threads - 1 until none can go on; whether all have ended.
-static bool run_on(int first, int threads, bool falling) {
+// Runs the threads first ... first + threads - 1 until none can go on; whether all have ended. `met`: some have met.
+static bool run_on(int first, int threads, bool falling, bool& met) {
   for (bool moved = true; moved && !fault;) {
     moved = false;
     for (int i = 0; i < threads; i++) {
@@ -17,9 +17,11 @@ static bool run_on(int first, int threads, bool falling) {
       switch_stacks(&scheduler, stacks[current]);
       moved = true;
     }
+    bool free = meet(first, threads, AT_BLOCK);
     for (int warp = first; warp < first + threads; warp += WARP)
-      moved |= meet(warp, WARP, AT_WARP) | meet(warp, WARP, AT_SHUFFLE);
-    moved |= meet(first, threads, AT_BLOCK);
+      free |= meet(warp, WARP, AT_WARP) | meet(warp, WARP, AT_SHUFFLE);
+    moved |= free;
+    met |= free;
   }
   for (int i = first; i < first + threads; i++)
     if (state[i] != DONE) return false;
@@ -38,20 +40,20 @@ static const char* launch_together(int blocks, int threads, bool falling, const 
   std::vector<std::vector<char>> shared((size_t)blocks, std::vector<char>(size, (char)0xff));
   for (int i = 0; i < blocks * threads; i++) start(i);
   for (int idle = 0; !fault;) {
-    int ended = 0, woken = 0, sleeping = 0;
+    int ended = 0;
+    bool met = false;
     for (int i = 0; i < blocks; i++) {
       const int block = falling ? blocks - 1 - i : i, first = block * threads;
       for (int t = first; t < first + threads; t++)
-        if (state[t] == ASLEEP) state[t] = RUNNING, woken++;
+        if (state[t] == ASLEEP) state[t] = RUNNING;
       blockIdx.x = (unsigned)block;
       memcpy(__start_shared_memory, shared[(size_t)block].data(), size);
-      ended += run_on(first, threads, falling);
+      ended += run_on(first, threads, falling, met);
       memcpy(shared[(size_t)block].data(), __start_shared_memory, size);
-      for (int t = first; t < first + threads; t++) sleeping += state[t] == ASLEEP;
     }
     if (ended == blocks) break;
-    idle = sleeping >= woken && woken ? idle + 1 : 0;   // at most one round of a barrier ends with all asleep again
-    if (idle > 3 || !sleeping) fault = "blocks wait at different places";
+    idle = met ? 0 : idle + 1;             // who goes on from a barrier meets the threads of its block
+    if (idle > 1) fault = "blocks wait at different places";
   }
   return fault;
 }
