@@ -166,8 +166,8 @@ def small(units: str) -> dict[str, int]:
     return {"algorithm": max(i for i, t in enumerate(TILES) if t.units == units)}
 
 
-def others() -> dict[str, Case]:
-    image, filters = (F32, (N, 3, 9, 11)), (F32, (7, 3, 3, 4))
+def products() -> dict[str, Case]:
+    """Matrix products with what stands around them."""
     return {
         "fused": made(
             ((F32, (N, 70)), (F32, (70, 36)), (F32, (36,))),
@@ -186,6 +186,27 @@ def others() -> dict[str, Case]:
         "symbolic k": product(12, N, 20, "TN", sizes=(1, 100, 700)),
         "everything symbolic": product(N, N, N, "NT", sizes=(1, 33)),
         "double": product(70, 33, 66, "NT", F64),
+        **{
+            f"gates {units}": made(
+                ((dtype, (N, 20)), (dtype, (20, 96))),
+                _gates,
+                _gates_oracle,
+                30,
+                tile=small(units),
+                sizes=(1, 37),
+            )
+            for units, dtype in (("fma", F32), ("half", F16), ("tf32", F32))
+        },
+        "computed halves": made(
+            ((BF16, (N, 40)), (BF16, (40, 24))), _halves, lambda x, y: np.maximum(x, 0) @ y, 1, sizes=(19,)
+        ),
+    }
+
+
+def convolutions() -> dict[str, Case]:
+    """Convolutions and their gradients."""
+    image, filters = (F32, (N, 3, 9, 11)), (F32, (7, 3, 3, 4))
+    return {
         "conv": made(
             (image, filters),
             lambda b, x, w: b.conv(x, w, stride=(2, 1), padding=((1, 1), (2, 2))),
@@ -215,26 +236,12 @@ def others() -> dict[str, Case]:
             54,
             sizes=(1, 4),
         ),
-        **{
-            f"gates {units}": made(
-                ((dtype, (N, 20)), (dtype, (20, 96))),
-                _gates,
-                _gates_oracle,
-                30,
-                tile=small(units),
-                sizes=(1, 37),
-            )
-            for units, dtype in (("fma", F32), ("half", F16), ("tf32", F32))
-        },
         "strided gradient": made(
             ((F32, (N, 6, 8, 8)), (F32, (6, 5, 3, 3))),
             lambda b, dy, w: b.conv_input_grad(dy, w, spatial=(17, 17), stride=2),
             _strided_gradient,
             54,
             sizes=(2,),
-        ),
-        "computed halves": made(
-            ((BF16, (N, 40)), (BF16, (40, 24))), _halves, lambda x, y: np.maximum(x, 0) @ y, 1, sizes=(19,)
         ),
     }
 
@@ -244,7 +251,7 @@ def cases() -> dict[str, Case]:
     out: dict[str, Case] = {}
     for number in range(len(TILES)):
         out |= on_tile(number)
-    return {**out, **others()}
+    return {**out, **products(), **convolutions()}
 
 
 NAMES = [

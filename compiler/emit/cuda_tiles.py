@@ -238,8 +238,9 @@ def _cycles(kernel: ContractionKernel, t: BlockTile, parts: int) -> float:
     run = _run_cycles(t, groups, size)
     each = max(_LATENCY / (t.stages - 1) + 100, run * at_once) * -(-_runs(kernel, t) // parts)
     waves = -(-blocks // (_PROCESSORS * resident))
-    add = t.rows * t.columns * groups * size * parts / _FINISH_BYTES + 2000 if parts > 1 else 0
-    return _START + waves * (each + 1000) + add
+    own = t.rows * t.columns * groups * size                 # bytes of a block's sums, written and read again
+    add = own * parts / _FINISH_BYTES + 2 * own * blocks / (_PROCESSORS * _L2_BYTES) + 2000
+    return _START + waves * (each + 1000) + (add if parts > 1 else 0)
 
 
 def _run_cycles(t: BlockTile, groups: int, size: int) -> float:
