@@ -1,9 +1,10 @@
 """Products of large matrices, of which neither operand nor the result stays in the caches by itself.
 
 A function of its own, which runs before, packs all of b as [panel][k][nr]. A task computes `tiles` row tiles
-of all columns, strip by strip: for each block of k it packs one tile of a after the other and multiplies it
-with the panels of the strip in turn. So a strip of b stays in the second cache for all tiles of a task, a
-tile of a in the first, and rows of the result are read and written in long runs, which are asked for ahead.
+of all columns, and who gets several tasks computes them together, strip by strip: for each block of k it
+packs one tile of a after the other and multiplies it with the panels of the strip in turn. So a strip of b
+stays in the second cache for all tiles, a tile of a in the first, and rows of the result are read and written
+in long runs. They are asked for ahead, as are the next tile of a and the next strip of b where b is large.
 (K. Goto, R. van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008, has the idea of blocks for
 each cache.)
 """
@@ -27,7 +28,6 @@ from graphflow.compiler.emit.packing import (
     pack_b,
     pack_columns,
 )
-from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
 from graphflow.compiler.kernel.form import Contraction, ContractionKernel
 from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, symbol, symbols_of
@@ -210,17 +210,9 @@ class _Emission(DirectContraction):
         self._place("packed ", own, (packed // how.bytes,))
         self._place("sums ", b.gep(own, packed, Type("i8")), (how.sum_rows, t.nr))
 
-    @contextmanager
-    def _columns(self, panel: Value) -> Iterator[None]:
-        """Makes the panel the one at hand."""
-        e, b, t = self.e, self.b, self.t
-        total, column = e.scalar(t.n_total), b.mul(panel, t.nr)
-        whole = isinstance(t.n_total, int) and t.n_total % t.nr == 0
-        mask = None if whole else b.first_lanes(b.sub(total, column), t.nr)
-        e.scopes.bind(PANEL, panel)
-        e.bounds.update({COLUMN: (0, t.nr * self.how.panels - 1), PANEL: (0, self.how.panels - 1)})
-        with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
-            yield
+    def _scale(self) -> int:
+        """How many rows of a panel have as many elements as one of the first panels."""
+        return self.how.tiling.nr // self.t.nr
 
 
 class _Packing(_Emission):
@@ -232,9 +224,13 @@ class _Packing(_Emission):
         self._scratch()
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
-            with self._columns(task.index), self._range(ZERO, self._k_limit()):
-                pack_b(e, self.right, self.t.n, self._k_loops(), self.t, symbol(PANEL) * self.how.depth)
+            with self._range(ZERO, self._k_limit()):
+                self._at_columns(task.index, self._pack_b)
         b.ret()
+
+    def _pack_b(self) -> None:
+        first = symbol(PANEL) * self.how.depth * self._scale()
+        pack_b(self.e, self.right, self.t.n, self._k_loops(), self.t, first)
 
 
 class _Blocked(_Emission):
@@ -275,9 +271,8 @@ class _Blocked(_Emission):
                         self.asking = b.select(last, constant(I64, -1), ZERO)
                     e.scopes.bind("in strip", b.sub(panel.index, start))
                     e.scopes.bind("slot", b.select(wait, e.scopes.bound("in strip"), ZERO))
-                    with self._columns(panel.index):
-                        self.around = first_row, last_row, last, stop
-                        self._multiply(tile, first, last)
+                    self.around = first_row, last_row, last, stop
+                    self._at_columns(panel.index, lambda: self._multiply(tile, first, last))
 
     def _strip(self) -> Value:
         """Panels of a strip: more where k turns out to be short."""
@@ -307,12 +302,12 @@ class _Blocked(_Emission):
         return self.e.nodes.make("load", ("packed ", (at,), 0), (), self.dtype, (at,))
 
     def _panel_start(self) -> DimLike:
-        return symbol(PANEL) * self.how.depth + symbol(FROM)
+        return symbol(PANEL) * self.how.depth * self._scale() + symbol(FROM)
 
     def _sum(self, tile: DimLike, r: DimLike, group: DimLike | None = None) -> Value:
         t = self.t
         before = (tile * self.how.strip + symbol("slot")) * t.mr if t.blocks else 0
-        return self.e.address("sums ", (before + r) * t.nr)
+        return self.e.address("sums ", (before * self._scale() + r) * t.nr)
 
     # -- what is asked for ahead ---------------------------------------------------------------------------
 
@@ -350,7 +345,7 @@ class _Blocked(_Emission):
         if how.tasks == 1:
             return
         for line in self._shared("steps of b", step, max(t.nr // each, 1) / t.tiles):
-            e.prefetch("panel ", symbol("next panel") * t.nr + line * each)
+            e.prefetch("panel ", symbol("next panel") * how.tiling.nr + line * each)
         wide = 1 if how.along == "m" else 1 << (t.mr - 1).bit_length()
         lines = wide / how.strip / (1 if how.along == "m" else each)
         for line in self._shared("steps of a", step, lines) if len(t.m) == 1 else ():

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
 from graphflow.compiler.emit.cost import UNKNOWN
@@ -29,7 +30,6 @@ from graphflow.compiler.emit.packing import (
     TO,
     KLoop,
     axis_values,
-    group_row,
     pack_a,
     pack_b,
     panel_row,
@@ -39,7 +39,7 @@ from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import Apply, Argument, ContractionKernel, Expr, Load, Local, Store
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.plan.dims import DimLike, simplify, substitute, symbol, symbols_of
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, simplify, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
@@ -60,6 +60,9 @@ def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) 
 class DirectContraction:
     """Writes the function of a contraction."""
 
+    last: Value | None = None
+    """Whether the panel along k at hand is the last; None where there is one for certain."""
+
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target):
         self.kernel, self.c = kernel, arranged(kernel, target)
         self.t = contraction_tiling(kernel, target)
@@ -73,7 +76,7 @@ class DirectContraction:
         self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
         t, plain = self.t, self.right.kind == "load" and not kernel.indirect
         plain = (plain and t.b in ("lanes", "transpose") and len(t.n) == len(self.c.k) == 1
-                 and not t.groups and not t.blocks)
+                 and not t.groups and not t.outer)
         self.ask_every = STEP if plain else 0
 
     # -- the function --------------------------------------------------------------------------------------
@@ -118,20 +121,39 @@ class DirectContraction:
             e.scopes.bind(var, at)
         if t.batch:
             e.scopes.bind(t.batch[0][0], flat)
-        e.scopes.bind(PANEL, panel)
-        e.bounds[PANEL] = (0, t.panels - 1 if isinstance(t.panels, int) else None)
-        column = b.mul(panel, t.nr)
-        n_total = e.scalar(t.n_total)
-        whole = isinstance(t.n_total, int) and t.n_total % t.nr == 0
-        mask = None if whole or t.nr == 1 else b.first_lanes(b.sub(n_total, column), t.nr)
         first_row = b.mul(block, t.mr * t.tiles)
+        fresh = b.or_(b.compare("eq", block, 0), b.compare("eq", index, begin))
+        self._at_columns(panel, lambda: self._in_blocks(first_row) if t.outer
+                         else self._in_chunks(first_row, fresh))
+
+    def _at_columns(self, panel: Value, body: Callable[[], None]) -> None:
+        """Runs the body for the columns of a panel; for the last one by code of its own if that has only half
+        of the columns."""
+        b, t = self.b, self.t
+        if not t.half_last:
+            with self._columns(panel, t.nr):
+                return body()
+        last = b.compare("eq", panel, b.sub(self.e.scalar(t.panels), 1))
+        with self._when(b.xor(last, True)), self._columns(panel, t.nr, whole=True):
+            body()
+        self.t = replace(t, nr=t.lanes)
+        with self._when(last), self._columns(panel, t.nr):
+            body()
+        self.t = t
+
+    @contextmanager
+    def _columns(self, panel: Value, wide: int, whole: bool = False) -> Iterator[None]:
+        """Makes the panel the one at hand; `wide`: columns of one before; `whole`: it has all of its own."""
+        e, b, t = self.e, self.b, self.t
+        n, column = t.n_total, b.mul(panel, wide)
+        whole = whole or t.nr == 1 or isinstance(n, int) and n % t.nr == 0
+        mask = None if whole else b.first_lanes(b.sub(e.scalar(n), column), t.nr)
+        panels = ceildiv(n, wide)
+        e.scopes.bind(PANEL, panel)
+        e.bounds[PANEL] = (0, panels - 1 if isinstance(panels, int) else None)
+        e.bounds[COLUMN] = (0, n - 1 if isinstance(n, int) else None)
         with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
-            e.bounds[COLUMN] = (0, t.n_total - 1 if isinstance(t.n_total, int) else None)
-            if t.outer:
-                self._in_blocks(first_row)
-            else:
-                fresh = b.or_(b.compare("eq", block, 0), b.compare("eq", index, begin))
-                self._in_chunks(first_row, fresh)
+            yield
 
     def _split(self, x: Value, by: Value) -> tuple[Value, Value]:
         """(x // by, x % by) for x >= 0."""
@@ -157,6 +179,7 @@ class DirectContraction:
         b, t = self.b, self.t
         stop = self._k_limit()
         with self._chunks(stop) as (first, last):
+            self.last = last
             if t.b not in ("inline", "packed"):
                 with self._when(fresh if last is None else b.or_(fresh, b.compare("gt", stop, t.chunk))):
                     self._pack_b()
@@ -238,7 +261,7 @@ class DirectContraction:
 
     def _pack_b(self) -> None:
         with self._groups():
-            pack_b(self.e, self.right, self.t.n, self._k_loops(), self.t, group_row(self.t))
+            pack_b(self.e, self.right, self.t.n, self._k_loops(), self.t, self._panel_start())
 
     # -- tiles ---------------------------------------------------------------------------------------------
 
@@ -358,11 +381,20 @@ class DirectContraction:
             return
         stored = {s.arg for s in self.c.stores}
         self.results = [(arg, index) for arg, index in self._results() if arg not in stored]
-        tile = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
-        tiles = b.udiv(b.add(e.scalar(t.m_total), t.mr - 1), constant(I64, t.mr))
+        (at, end), column = map(e.scopes.bound, (FROM, TO)), e.scopes.bound(COLUMN)
+        start, beside = ZERO, b.add(column, t.nr)
+        if self.last is not None:                         # each task packs for its tiles alone
+            tile, tiles = e.scopes.bound("tile") if t.tiles > 1 else ZERO, constant(I64, t.tiles)
+            start, beside = b.select(self.last, start, end), b.select(self.last, beside, column)
+        else:
+            tile = b.udiv(e.scopes.bound("tile row"), constant(I64, t.mr))
+            tiles = b.udiv(b.add(e.scalar(t.m_total), t.mr - 1), constant(I64, t.mr))
         share = b.udiv(b.add(tiles, (self._lines << FRACTION) - 1), tiles)
-        e.scopes.bind("asked by others", b.mul(b.mul(tile, e.scopes.bound(TO)), share))
-        e.scopes.bind("asked for each k", share)
+        found = {"asked from": start, "asked column": beside, "asked for each k": share,
+                 "asked by others": b.mul(b.mul(tile, b.sub(end, at)), share)}
+        for name, value in found.items():
+            e.scopes.bind(name, value)
+            e.bounds[name] = (0, None)
 
     @property
     def _lines(self) -> int:
@@ -378,14 +410,15 @@ class DirectContraction:
         e.scopes.bind("asked", b.lshr(so_far, FRACTION))
         e.bounds["asked"] = (0, None)
         each, across = 64 // self.dtype.bytes, t.nr if t.b == "transpose" else self._lines
-        for i in range(-(-STEP * self._lines * t.mr // (t.fixed_m or UNKNOWN))):
+        rows = t.tiles * t.mr if t.chunk else t.fixed_m or UNKNOWN
+        for i in range(-(-STEP * self._lines * t.mr // rows)):
             line = symbol("asked") + i
             k, column = line // across, line % across
             if t.b == "transpose":
                 k = k * each + each - 1
             else:
                 column = column * each + each - 1
-            at = {self.c.k[0][0]: k, t.n[0][0]: symbol(COLUMN) + t.nr + column}
+            at = {self.c.k[0][0]: symbol("asked from") + k, t.n[0][0]: symbol("asked column") + column}
             node = e.nodes.substitute(self.right, at)
             e.prefetch(node.data[0], e.offset(node.data[0], node.data[1]))
         self._ask_results(step, symbol(COLUMN))
@@ -423,15 +456,16 @@ class DirectContraction:
         return self.e.nodes.make("load", ("packed ", at, 0), (), self.dtype, at)
 
     def _panel_start(self) -> DimLike:
-        """The first row of the panel at hand."""
-        return group_row(self.t)
+        """The first row of the panel at hand: that of the column group, if there are any."""
+        t = self.t
+        return symbol(t.groups[0][0]) * t.panel_rows if t.groups else 0
 
     def _merged(self, rows: list[Node]) -> tuple[list[KLoop], DimLike]:
         """The k loops of the micro-kernel, joined where a walks on evenly; and the panel's row as an
         expression. Rewrites `rows` in place for the joined variables."""
         e, loops = self.e, self._k_loops()
         if self.t.pack_a and self.t.b != "inline":       # an inlined b needs each k variable by itself
-            inner = _size(loops[1:])
+            inner = product(stop for _, _, stop in loops[1:])
             joined, start = symbol("k join"), symbol(FROM) * inner
             e.bounds["k join"] = (0, None)
             return [("k join", start, symbol(TO) * inner)], joined - start
@@ -541,10 +575,7 @@ class DirectContraction:
         for name, total in zip(self.c.accumulators, totals):
             e.scopes.bind(f"{name} ", total)
             e.nodes.bind(name, e.nodes.given(f"{name} ", self.dtype))
-        values = {
-            **axis_values(e, self.t.m, row, ""),
-            **axis_values(e, self.t.n, symbol(COLUMN), ""),
-        }
+        values = {**axis_values(e, self.t.m, row, ""), **axis_values(e, self.t.n, symbol(COLUMN), "")}
         for let in self.c.lets:
             (node,) = e.nodes.lets((let,))
             e.value(e.nodes.substitute(node, values))
@@ -562,14 +593,6 @@ def _work(value: Expr) -> int:
     """Rough number of instructions of an expression for a vector."""
     return sum(SCALARS[x.function].flops if isinstance(x, Apply) else 1 for x in walk.subexpressions(value)
                if not isinstance(x, Local))
-
-
-def _size(loops: Sequence[KLoop]) -> int:
-    size = 1
-    for _, _, stop in loops:
-        assert isinstance(stop, int)
-        size *= stop
-    return size
 
 
 def _linear(e: Emitter, node: Node, name: str) -> bool:

@@ -57,11 +57,6 @@ def panel_row(loops: Sequence[KLoop]) -> DimLike:
     return row
 
 
-def group_row(t: Tiling) -> DimLike:
-    """The first row of the panel of the group that is at hand."""
-    return symbol(t.groups[0][0]) * t.panel_rows if t.groups else 0
-
-
 def pack_b(e: Emitter, node: Node, n: Axes, loops: Sequence[KLoop], t: Tiling, first: DimLike) -> None:
     """Fills the panel, which starts at that row of "panel ", for the columns from COLUMN on."""
     if t.b == "transpose":

@@ -18,7 +18,6 @@ from graphflow.compiler.emit.contraction import PANEL, ZERO, DirectContraction
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.operands import algorithm_asked, coefficient, load_offset
 from graphflow.compiler.emit.packing import COLUMN, FROM, pack_a
-from graphflow.compiler.emit.scopes import Lane
 from graphflow.compiler.emit.tiling import (
     Tiling,
     contraction_scratch,
@@ -131,20 +130,9 @@ class _Thin(DirectContraction):
                     pack_a(e, lambda row: self._at_row(self.a, row, ""), tile, self._k_loops(), t)
                 with e.scopes.loop(PANEL, part.index, stop) as panel:
                     panel.next()
-                    with self._columns(panel.index), self._tiles(ZERO) as tile:
+                    with self._columns(panel.index, t.nr), self._tiles(ZERO) as tile:
                         self._multiply(tile, fresh, final)
         b.ret()
-
-    @contextmanager
-    def _columns(self, panel: Value) -> Iterator[None]:
-        """Makes the panel the one at hand."""
-        e, b, t = self.e, self.b, self.t
-        assert isinstance(t.n_total, int)
-        column = b.mul(panel, t.nr)
-        mask = None if t.n_total % t.nr == 0 else b.first_lanes(b.sub(constant(I64, t.n_total), column), t.nr)
-        e.bounds[COLUMN] = (0, -(-t.n_total // t.nr) * t.nr - 1)
-        with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
-            yield
 
     @contextmanager
     def _packed_a(self, tile: DimLike) -> Iterator[None]:

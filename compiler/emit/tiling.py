@@ -4,6 +4,7 @@ target alone.
 The flattened n axis is cut into panels of `nr` columns, the flattened m axis into tiles of `mr` rows; a
 task computes `tiles` row tiles of one panel of one batch element. The panel of b is packed as [k][nr] once
 for consecutive tasks that share it; a is read where it lies unless evaluating it takes more than a load.
+Where half of the last panel would be empty, it has half of the columns.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ _THIN, _ENOUGH_PANELS = 4, 8
 """So few rows take wider panels, as long as there are so many panels."""
 _NARROW, _FEW_PANELS = 8, 6
 """So many rows take narrower panels, where there would be so few that half an empty one counts."""
+_FULL_PANELS = 64
+"""Beside more panels than this, one that is half empty does not count."""
 _FEW_TASKS = 6
 """Where there would be fewer tasks than this, the rows are cut once more."""
 _GATHER, _TRANSPOSE = 30.0, 6.0
@@ -122,6 +125,14 @@ class Tiling:
     def panels(self) -> DimLike:
         """Panels along n."""
         return ceildiv(self.n_total, self.nr)
+
+    @property
+    def half_last(self) -> bool:
+        """Whether half of the last panel would be empty, which is worth code for one half as wide."""
+        n = self.n_total
+        return (isinstance(n, int) and self.b in ("lanes", "transpose") and len(self.n) == 1
+                and not self.groups and self.nr == 2 * self.lanes < n <= _FULL_PANELS * self.nr
+                and 0 < n % self.nr <= self.lanes)
 
 
 def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
