@@ -47,6 +47,9 @@ _UNFOLD = 3.0
 """Cycles to unfold a vector."""
 _GOOD_ROW, _LONGEST_ROW = 112, 256
 """Places of a row, where any number would do."""
+_FLAT_TILE = 8, 2
+"""The largest tile by 1 x 1, places x vectors of output channels: what it reads of all channels stays in the
+first cache."""
 _DEEP = 32
 """Channels from which on it pays to copy images that are multiplied by 1 x 1."""
 _VARIANT = 0.02
@@ -149,7 +152,7 @@ def _pointwise(kernel: ContractionKernel, target: Target) -> Direct | None:
                      _enough_rows(outs * channels * width / lanes))
     if image is None:
         return None
-    mr, nv = _micro_kernel_of_outs(outs // lanes, image.band * width, target)
+    mr, nv = _micro_kernel_of_outs(outs // lanes, image.band * width, target, _FLAT_TILE)
     return Direct(c.batch, image, out, outs, True, mr, nv, place)
 
 
@@ -176,13 +179,15 @@ def _micro_kernel(outs: int, vectors: int, target: Target) -> tuple[int, int]:
     return min(choices, key=lambda c: total(*c))
 
 
-def _micro_kernel_of_outs(vectors: int, places: int, target: Target) -> tuple[int, int]:
-    """(places, vectors of output channels); places that are left over are computed one by one."""
+def _micro_kernel_of_outs(vectors: int, places: int, target: Target, most: tuple[int, int] = (14, 4)
+                          ) -> tuple[int, int]:
+    """(places, vectors of output channels), at most so many; places that are left over are computed one by
+    one."""
 
     def total(mr: int, nv: int) -> float:
         return (places // mr * max(mr * nv, nv + mr / 2, 5) + places % mr * max(nv, 5)) * (vectors // nv)
 
-    choices = [(mr, nv) for nv in (4, 3, 2, 1) for mr in range(min(places, 14), 0, -1)
+    choices = [(mr, nv) for nv in range(most[1], 0, -1) for mr in range(min(places, most[0]), 0, -1)
                if vectors % nv == 0 and mr * nv + nv + 1 <= target.vector_registers]
     return min(choices, key=lambda c: total(*c))
 
