@@ -55,7 +55,6 @@ def test_memory_is_freed_with_the_library() -> None:
     for _ in range(100):
         native.load_object(code, "ballast", ["where"])
         gc.collect()
-    gc.unfreeze()
     assert resident_bytes() - before < 40 << 20
 
 
