@@ -1,8 +1,8 @@
 """CUDA C for routines. Which threads go through what depends on where neighbouring elements lie:
 
-- scatters of slices: a block has 64 slices of the result, each of its warps 8 of them. The block goes
-  through the indices in their order, a piece at a time; a warp lists those that point to its slices, and
-  takes them up;
+- scatters of slices: a block has up to 64 slices of the result, or a piece of each, its warps share them. The
+  block goes through the indices in their order, some at a time; a warp lists those that point to its slices,
+  and takes them up;
 - `put_add`: a block for each row, whose threads own elements of the result and go through all indices;
 - running sums: a warp for each row, or a block where rows are long, by scans with a fixed tree. They are
   those of the CPU but for rounding;
@@ -23,25 +23,28 @@ from graphflow.compiler.kernel.form import RoutineKernel
 from graphflow.compiler.plan.dims import DimLike, ceildiv
 from graphflow.compiler.plan.dtypes import DType
 
-SLICES, WARP_SLICES, PIECE = 64, 8, 1024
-"""Slices of the result of a block and of a warp, and indices that a block looks at together."""
+SHARES, PIECE = ((8, 4), (4, 4), (2, 4), (1, 4), (1, 2), (1, 1)), 1024
+"""Slices of a warp, and elements of each that a thread has; indices that a block looks at together."""
+WARPS, BLOCKS = THREADS // WARP, 264
+"""Warps of a block, and blocks that keep a large device busy."""
 LONG_ROW = 1024
 """A running sum so long is a block's."""
-UNDER_WAY, MOST_ACROSS = 4, 4
-"""Updates that a warp reads before it adds the first, and elements of each that a thread has."""
+UNDER_WAY = 4
+"""Updates that a warp reads before it adds the first."""
 
 
 def routine_blocks(kernel: RoutineKernel) -> DimLike:
     """Blocks for all rows, slices or elements."""
     before, size, behind = kernel.arguments[-1].shape
     if kernel.routine in ("scatter_add", "scatter_set"):
-        return before * ceildiv(size, SLICES)
+        slices, across = _share(kernel)
+        return before * ceildiv(size, slices * WARPS) * ceildiv(behind, across * WARP)
     if kernel.routine == "argsort":
         return ceildiv(before * size * behind, THREADS)
     if _side_by_side(kernel):
         return ceildiv(before * behind, THREADS)
     by_warp = kernel.routine == "cumulative" and typical(size) < LONG_ROW
-    return ceildiv(before * behind, THREADS // WARP) if by_warp else before * behind
+    return ceildiv(before * behind, WARPS) if by_warp else before * behind
 
 
 def _side_by_side(kernel: RoutineKernel) -> bool:
@@ -62,7 +65,8 @@ def routine_text(kernel: RoutineKernel) -> str:
 
 def _form(kernel: RoutineKernel) -> tuple[str, Callable[[RoutineKernel], list[str]]]:
     if kernel.routine in ("scatter_add", "scatter_set"):
-        return f"{SLICES} slices per block", _slices
+        slices, across = _share(kernel)
+        return f"{slices * WARPS} slices of {across * WARP} elements per block", _slices
     if kernel.routine == "argsort":
         return "one thread per element", _argsort
     if _side_by_side(kernel):
@@ -125,12 +129,11 @@ def _scan(kernel: RoutineKernel) -> list[str]:
     block, then with all that came before."""
     by_block = typical(kernel.arguments[-1].shape[1]) >= LONG_ROW
     kind, team = C_TYPES[kernel.arguments[0].dtype], THREADS if by_block else WARP
-    warps = THREADS // WARP
-    head = ["const int lane = threadIdx.x;", f"__shared__ {kind} totals[{warps}];",
+    head = ["const int lane = threadIdx.x;", f"__shared__ {kind} totals[{WARPS}];",
             "for (idx row = blockIdx.x; row < O * I; row += gridDim.x) {"]
     across = [f"    if (lane % {WARP} == {WARP - 1}) totals[lane / {WARP}] = own;", "    __syncthreads();",
               f"    {kind} total = totals[0], before = totals[0];",
-              f"    for (int warp = 1; warp < {warps}; warp++) {{",
+              f"    for (int warp = 1; warp < {WARPS}; warp++) {{",
               f"      if (warp < lane / {WARP}) before = {_combined(kernel, 'before', 'totals[warp]')};",
               f"      total = {_combined(kernel, 'total', 'totals[warp]')};", "    }",
               "    __syncthreads();",
@@ -217,80 +220,89 @@ def _put_add(kernel: RoutineKernel) -> list[str]:
         "}"]
 
 
+def _share(kernel: RoutineKernel) -> tuple[int, int]:
+    """The largest share of a warp that leaves enough blocks; of those that no slice is shorter than."""
+    before, size, behind = (typical(d) for d in kernel.arguments[-1].shape)
+    fitting = [s for s in SHARES if s[1] == 1 or (s[1] - 1) * WARP < behind]
+    return next((s for s in fitting if before * -(-size // (s[0] * WARPS)) * -(-behind // (s[1] * WARP))
+                 >= BLOCKS), fitting[-1])
+
+
 def _slices(kernel: RoutineKernel) -> list[str]:
     updates = kernel.arguments[-2]
     dtype, adds = updates.dtype, kernel.routine == "scatter_add"
-    kind, behind = C_TYPES[dtype], kernel.arguments[-1].shape[2]
-    across = min(-(-behind // WARP), MOST_ACROSS) if isinstance(behind, int) else MOST_ACROSS
-    base = literal(0, dtype) if adds else "x[start + i]"
+    slices, across = _share(kernel)
+    base = literal(0, dtype) if adds else f"x[start + s * I + j * {WARP}]"
     value = apply("add", ["sums[j]", "next[u][j]"], dtype, dtype) if adds else "next[u][j]"
     head = [
-        f"__shared__ unsigned char slices[{PIECE}];  // that the indices of a piece point to; {SLICES}: none",
-        f"__shared__ unsigned short listed[{THREADS // WARP}][{PIECE}];  // by warp: number, slice",
+        f"__shared__ unsigned char slices[{PIECE}];  // of the block, of each index; {slices * WARPS}: none",
+        f"__shared__ unsigned short listed[{WARPS}][{PIECE}];  // by warp: number, slice",
         f"const int lane = threadIdx.x % {WARP}, warp = threadIdx.x / {WARP};",
-        f"const idx count = {dimension(updates.shape[1])}, groups = (N + {SLICES - 1}) / {SLICES};",
-        "for (idx group = blockIdx.x; group < O * groups; group += gridDim.x) {",
-        f"  const idx o = group / groups, first = group % groups * {SLICES};",
-        f"  const idx own = first + warp * {WARP_SLICES}, start = (o * N + own) * I;",
-        f"  const idx end = N - own < {WARP_SLICES} ? (N - own) * I : {WARP_SLICES} * I;",
-        "  #pragma unroll 4",
-        f"  for (idx i = lane; i < end; i += {WARP}) y[start + i] = {base};",
-        "  __syncwarp();  // other lanes add to them"]
-    return [*head, *_listed(), *_taken_up(kind, across, value), "  }", "}"]
+        f"const idx count = {dimension(updates.shape[1])};",
+        f"const unsigned groups = (N + {slices * WARPS - 1}) / {slices * WARPS};",
+        f"const unsigned pieces = (I + {across * WARP - 1}) / {across * WARP};",
+        "for (unsigned group = blockIdx.x; group < O * groups * pieces; group += gridDim.x) {",
+        "  const idx o = group / pieces / groups;",
+        f"  const idx first = group / pieces % groups * {slices * WARPS}, own = first + warp * {slices};",
+        f"  const idx i = group % pieces * {across * WARP} + lane, start = (o * N + own) * I + i;",
+        f"  for (int s = 0; s < {slices}; s++)",
+        f"    for (int j = 0; j < {across}; j++)",
+        f"      if (own + s < N && i + j * {WARP} < I) y[start + s * I + j * {WARP}] = {base};"]
+    return [*head, *_listed(slices), *_taken_up(C_TYPES[dtype], slices, across, value), "}"]
 
 
-def _listed() -> list[str]:
+def _listed(own: int) -> list[str]:
     """Opens the loop over pieces of the indices; each warp lists what is for its slices."""
     return [
         f"  for (idx piece = 0; piece < count; piece += {PIECE}) {{",
         f"    for (int k = threadIdx.x; k < {PIECE}; k += {THREADS}) {{",
         "      const i64 at = piece + k < count ? (i64)indices[piece + k] : -1;",
-        f"      slices[k] = at >= first && at < N && at < first + {SLICES} ? at - first : {SLICES};",
+        f"      const bool here = at >= first && at < N && at < first + {own * WARPS};",
+        f"      slices[k] = here ? at - first : {own * WARPS};",
         "    }",
         "    __syncthreads();",
         "    int many = 0;",
         f"    for (int k = lane; k < {PIECE}; k += {WARP}) {{",
-        f"      const bool mine = slices[k] / {WARP_SLICES} == warp;",
+        f"      const bool mine = slices[k] / {own} == warp;",
         "      const unsigned all = __ballot_sync(0xffffffffu, mine);",
         "      const int place = many + __popc(all & ((1u << lane) - 1));",
-        f"      if (mine) listed[warp][place] = k * {WARP_SLICES} + slices[k] % {WARP_SLICES};",
+        f"      if (mine) listed[warp][place] = k * {own} + slices[k] % {own};",
         "      many += __popc(all);",
         "    }",
         "    __syncthreads();"]
 
 
-def _taken_up(kind: str, across: int, value: str) -> list[str]:
+def _taken_up(kind: str, own: int, across: int, value: str) -> list[str]:
     """A warp takes up what it has listed; a slice stays in registers as long as the next update is for it."""
     flush = [f"  for (int j = 0; j < {across}; j++)",
-             f"    if (slice >= 0 && i + j * {WARP} < I) y[start + slice * I + i + j * {WARP}] = sums[j];"]
+             f"    if (slice >= 0 && i + j * {WARP} < I) y[start + slice * I + j * {WARP}] = sums[j];"]
     fetch = [f"  for (int j = 0; j < {across}; j++)",
-             f"    if (i + j * {WARP} < I) sums[j] = y[start + slice * I + i + j * {WARP}];"]
+             f"    if (i + j * {WARP} < I) sums[j] = y[start + slice * I + j * {WARP}];"]
     return [
-        f"    for (idx i = lane; i < I && many > 0; i += {WARP * across}) {{",
-        f"      {kind} sums[{across}];",
-        "      int slice = -1;",
-        f"      for (int e = 0; e < many; e += {UNDER_WAY}) {{",
-        f"        {kind} next[{UNDER_WAY}][{across}];",
-        "        #pragma unroll",
-        f"        for (int u = 0; u < {UNDER_WAY}; u++) {{",
-        "          if (e + u >= many) break;",
-        f"          const idx from = (o * count + piece + listed[warp][e + u] / {WARP_SLICES}) * I + i;",
-        f"          for (int j = 0; j < {across}; j++)",
-        f"            if (i + j * {WARP} < I) next[u][j] = updates[from + j * {WARP}];",
+        f"    {kind} sums[{across}];",
+        "    int slice = -1;",
+        f"    for (int e = 0; e < many; e += {UNDER_WAY}) {{",
+        f"      {kind} next[{UNDER_WAY}][{across}];",
+        "      #pragma unroll",
+        f"      for (int u = 0; u < {UNDER_WAY}; u++) {{",
+        "        if (e + u >= many) break;",
+        f"        const idx from = (o * count + piece + listed[warp][e + u] / {own}) * I + i;",
+        f"        for (int j = 0; j < {across}; j++)",
+        f"          if (i + j * {WARP} < I) next[u][j] = updates[from + j * {WARP}];",
+        "      }",
+        "      #pragma unroll",
+        f"      for (int u = 0; u < {UNDER_WAY}; u++) {{",
+        "        if (e + u >= many) break;",
+        f"        const int to = listed[warp][e + u] % {own};",
+        "        if (to != slice) {",
+        *("        " + line for line in flush),
+        "          slice = to;",
+        *("        " + line for line in fetch),
         "        }",
-        "        #pragma unroll",
-        f"        for (int u = 0; u < {UNDER_WAY}; u++) {{",
-        "          if (e + u >= many) break;",
-        f"          const int to = listed[warp][e + u] % {WARP_SLICES};",
-        "          if (to != slice) {",
-        *("          " + line for line in flush),
-        "            slice = to;",
-        *("          " + line for line in fetch),
-        "          }",
-        f"          for (int j = 0; j < {across}; j++) sums[j] = {value};",
-        "        }", "      }",
-        *("    " + line for line in flush),
-        "    }"]
+        f"        for (int j = 0; j < {across}; j++) sums[j] = {value};",
+        "      }", "    }",
+        *("  " + line for line in flush),
+        "  }"]
 
 
 ROUTINES = ("cumulative", "recurrence", "argsort", "scatter_add", "scatter_set", "put_add")

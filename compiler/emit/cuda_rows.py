@@ -40,22 +40,24 @@ from graphflow.compiler.kernel.form import (
     Store,
 )
 from graphflow.compiler.kernel.walk import statements, subexpressions
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol
 
 SHORT = 64
 """A reduction of a column over at most so many elements is a thread's own business."""
-MANY_COLUMNS = 1 << 17
-"""So many columns need no teams."""
-WARP_ROW = 1024
-"""The longest row of a warp."""
+MANY_COLUMNS, SEVERAL_COLUMNS = 1 << 15, 1 << 11
+"""So many columns need no teams, or, where they are about `SHORT`, so many."""
+WARP_ROW, FEW_ROWS = 1024, 64
+"""The longest row of a warp; of fewer rows, each has a block."""
 MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
 """Threads of a team and the registers of each that may hold elements of a row."""
+FEW_REGISTERS = 4
+"""Registers that the chunks of a thread of the largest team may take."""
 COLUMN_TEAM = 16
 UNROLLED, UNDER_WAY = 4, 2
 """Chunks that a thread reads before it uses the first, in reductions and in loops with stores."""
-BLOCKS, LEAST_SHARE, MOST_PARTS = 264, 8, 64
+BLOCKS, LEAST_SHARE, MOST_PARTS, FURTHER = 264, 8, 64, 16
 """Blocks that keep a large device busy; chunks of each thread that make another block for a row worth while;
-the most blocks of a row."""
+the most blocks of a row; how much longer than typical symbolic rows may be to have enough blocks."""
 
 
 def has_rows(kernel: LoopKernel) -> bool:
@@ -74,8 +76,9 @@ def _across(kernel: LoopKernel) -> bool:
     """Whether the lanes of the grid are the columns of long reductions, and not very many."""
     grid, body = grid_of(kernel.body)
     reductions = [r for s in statements(body) if not isinstance(s, Loop) for r in _reductions(s.value)]
-    columns = typical(product(x for _, x in grid))
-    return bool(grid) and any(map(_is_long, reductions)) and columns < MANY_COLUMNS
+    longest = max((typical(product(x for _, x in r.loops)) for r in reductions), default=0)
+    many = SEVERAL_COLUMNS if longest <= SHORT else MANY_COLUMNS
+    return bool(grid) and any(map(_is_long, reductions)) and typical(product(x for _, x in grid)) < many
 
 
 def _reductions(e: Expr) -> Iterator[Reduce]:
@@ -105,8 +108,9 @@ class Rows(Vectors):
         self.inside = False                                  # a loop that the threads of a team share
         self.found: dict[int, str] = {}                      # results of reductions that are written already
         self.passes = list(self._passes(self.body))
-        for loops, _ in self.passes:                         # the same names, so that equal elements
-            self.names.update((var, f"e{n}") for n, (var, _) in enumerate(loops))        # have equal texts
+        for loops, _ in self.passes:
+            self.names.update((var, f"e{n}") for n, (var, _) in enumerate(loops))
+        self.names.update((name, name) for name in list(self.names.values()))
         self.kept: list[tuple[Load, str]] = []                # and the innermost variable
         self.steps, self.team = 0, COLUMN_TEAM
         if not self.across:
@@ -116,6 +120,12 @@ class Rows(Vectors):
         if self.parts > 1 and not self.across:
             self.team, self.kept, self.steps = THREADS, [], 0
         self.threads = self.team * WARP if self.across else THREADS if self.team == WARP else self.team
+
+    def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
+        """An element of an argument. Its text is the same in all passes, whatever their variables are called
+        and in which order these would stand."""
+        same: dict[str, DimLike] = {var: symbol(name) for var, name in self.names.items()}
+        return f"{arg}[{self.dim(substitute(self.flat(arg, index), same))}]"
 
     # -- how
 
@@ -180,7 +190,12 @@ class Rows(Vectors):
                 return
         longest = max((typical(product(x for _, x in loops)) for loops, _ in self.passes), default=0)
         rows = typical(product(x for _, x in self.grid))
-        self.team = WARP if longest <= WARP_ROW else THREADS if rows >= BLOCKS else 1024
+        packs = {self.element(x.arg, x.index) for x, var in self._accesses() if self.is_pack(x, var)}
+        large = 512 if len(packs) * self.width > FEW_REGISTERS else 1024
+        if longest <= WARP_ROW:
+            self.team = WARP if rows >= FEW_ROWS or longest <= WARP else THREADS
+        else:
+            self.team = THREADS if rows >= BLOCKS else large
 
     def _read_again(self) -> list[tuple[Load, str]]:
         """Loads that several passes do, with the innermost variable of the first of them."""
@@ -203,11 +218,9 @@ class Rows(Vectors):
         if (not isinstance(groups, int) or not groups or len(shapes) != 1 or any(
                 isinstance(s, Loop) for s in self.body) or not self._independent()):
             return 1
-        size = product(shapes.pop())
-        most = min(MOST_PARTS, BLOCKS // groups)
-        if not isinstance(size, int):
-            return max(most, 1)
-        return max(min(most, size // (self._least() * self.width)), 1)
+        length = product(shapes.pop())
+        size = length if isinstance(length, int) else FURTHER * typical(length)
+        return max(min(MOST_PARTS, BLOCKS // groups, size // (self._least() * self.width)), 1)
 
     def _least(self) -> int:
         """Chunks that are worth a block."""
