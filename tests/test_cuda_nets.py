@@ -176,14 +176,14 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with few images laid out like MNIST and few rows of the digits; examples write beside it."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    for stem, rows in (("train", 24 if FAKE else 600), ("t10k", 10 if FAKE else 100)):
+    for stem, rows in (("train", 12 if FAKE else 600), ("t10k", 6 if FAKE else 100)):
         labels = rng.integers(0, 10, rows)
         images = rng.integers(0, 60, (rows, 28, 28))
         images[np.arange(rows), 2 * labels + 4] += 150
         write_idx(tmp_path / f"{stem}-images-idx3-ubyte.gz", images)
         write_idx(tmp_path / f"{stem}-labels-idx1-ubyte.gz", labels)
     with gzip.open(Path(examples.__file__).parent / "data" / "digits.csv.gz", "rt") as lines:
-        few = [line for _, line in zip(range(120 if FAKE else 2000), lines)]
+        few = [line for _, line in zip(range(64 if FAKE else 2000), lines)]
     (tmp_path / "digits.csv").write_text("".join(few))
     return tmp_path
 
