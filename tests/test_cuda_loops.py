@@ -128,7 +128,7 @@ NETS = {
     "softmax, a warp": Net(((N, 100),), gf.softmax, softmax, (1, 19), r"gf_pack<float, 4> x1\[1\]"),
     "softmax, odd": Net(((N, 333),), gf.softmax, softmax, (5,), r"float x1\[11\]"),
     "softmax, a block": Net(((N, 5000),), gf.softmax, softmax, (1, 5), r"bounds__\(256\)(?s:.)*x1\[5\]"),
-    "softmax, long": Net(((N, 50002),), gf.softmax, softmax, (1, 3), r"bounds__\(1024\)"),
+    "softmax, long": Net(((N, 50002),), gf.softmax, softmax, (1, 3), r"bounds__\(512\)"),
     "softmax, halves": Net(
         ((N, 64),),
         lambda x: gf.cast(gf.softmax(gf.cast(x, "float32")), "float16"),

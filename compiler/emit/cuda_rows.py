@@ -50,8 +50,8 @@ WARP_ROW, FEW_ROWS = 1024, 64
 """The longest row of a warp; of fewer rows, each has a block."""
 MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
 """Threads of a team and the registers of each that may hold elements of a row."""
-FEW_REGISTERS = 4
-"""Registers that the chunks of a thread of the largest team may take."""
+LARGE_TEAM = 512
+"""Threads of a long row of few; twice as many would have too few registers."""
 COLUMN_TEAM = 16
 UNROLLED, UNDER_WAY = 4, 2
 """Chunks that a thread reads before it uses the first, in reductions and in loops with stores."""
@@ -190,12 +190,10 @@ class Rows(Vectors):
                 return
         longest = max((typical(product(x for _, x in loops)) for loops, _ in self.passes), default=0)
         rows = typical(product(x for _, x in self.grid))
-        packs = {self.element(x.arg, x.index) for x, var in self._accesses() if self.is_pack(x, var)}
-        large = 512 if len(packs) * self.width > FEW_REGISTERS else 1024
         if longest <= WARP_ROW:
             self.team = WARP if rows >= FEW_ROWS or longest <= WARP else THREADS
         else:
-            self.team = THREADS if rows >= BLOCKS else large
+            self.team = THREADS if rows >= BLOCKS else LARGE_TEAM
 
     def _read_again(self) -> list[tuple[Load, str]]:
         """Loads that several passes do, with the innermost variable of the first of them."""
