@@ -76,7 +76,7 @@ TILES = (
     BlockTile("half", 32, 128, 32, 32, 32, 4),
     BlockTile("half", 32, 32, 16, 16, 64, 4),
     BlockTile("tf32", 128, 128, 64, 32, 16, 2),
-    BlockTile("tf32", 64, 64, 32, 32, 32, 2),
+    BlockTile("tf32", 64, 64, 32, 32, 16, 3),
     BlockTile("tf32", 128, 32, 32, 32, 16, 3),
     BlockTile("tf32", 32, 128, 32, 32, 16, 3),
     BlockTile("tf32", 32, 32, 16, 16, 32, 4),
