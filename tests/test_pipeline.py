@@ -98,8 +98,9 @@ def test_one_program_serves_every_batch_with_the_planned_memory(make: Callable[[
         loss = program.run(arrays)[0]
         outputs, updates = interpret(reference, feeds, state)
         np.testing.assert_allclose(loss, outputs["loss"], rtol=1e-5)
-        for name, expected in updates.items():
-            np.testing.assert_allclose(program.store[name], expected, rtol=1e-3, atol=1e-5, err_msg=name)
+        for name, expected in updates.items():          # a sum errs by its summands, not by itself
+            near = 1e-5 * max(1, np.abs(expected).max(initial=0))
+            np.testing.assert_allclose(program.store[name], expected, rtol=1e-4, atol=near, err_msg=name)
 
 
 @pytest.mark.cpu
