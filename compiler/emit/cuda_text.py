@@ -252,10 +252,11 @@ class Writer:
         return f"{prefix}{self.made}"
 
     def let(self, s: Let) -> None:
-        """Declares a local, if something uses it."""
+        """Declares a local, if something uses it. It is not const: of a chain of const integers in a generic lambda
+        nvcc tries to find the values, in exponential time."""
         if s.name in self.used:                              # nvcc warns of a value without a use
             value = self.expr(s.value)
-            self.line(f"const {C_TYPES[s.value.dtype]} {c_name(s.name)} = {value};")
+            self.line(f"{C_TYPES[s.value.dtype]} {c_name(s.name)} = {value};")
 
     def variable(self, name: str) -> str:
         """The C name of a variable."""
