@@ -252,8 +252,8 @@ class Writer:
         return f"{prefix}{self.made}"
 
     def let(self, s: Let) -> None:
-        """Declares a local, if something uses it. It is not const: of a chain of const integers in a generic lambda
-        nvcc tries to find the values, in exponential time."""
+        """Declares a local, if something uses it. It is not const: nvcc would try to find the values of
+        a chain of const integers in a generic lambda, in exponential time."""
         if s.name in self.used:                              # nvcc warns of a value without a use
             value = self.expr(s.value)
             self.line(f"{C_TYPES[s.value.dtype]} {c_name(s.name)} = {value};")
