@@ -120,3 +120,23 @@ def test_what_is_left_to_others(change: str) -> None:
     w = b.input(name="w", dtype=dtype, shape=(channels, channels, kernel, kernel))
     graph = graph_of([x, w], [b.conv(x, w, stride=2 if change == "stride" else 1)])
     assert ("conv" in ops_of(graph)) == bool(change)
+
+
+@pytest.mark.usefixtures("always")
+@pytest.mark.parametrize("axes", [1, 3])
+def test_images_of_one_and_of_three_axes_are_left_to_others(axes: int) -> None:
+    """Of them no spectra are made, of the gradients neither."""
+    rng = np.random.default_rng(axes)
+    x, w = (rng.standard_normal((2, 3, *[size] * axes)).astype(np.float32) for size in (11, 7))
+    b = Builder()
+    fx, fw = (b.input(name=name, dtype=F32, shape=array.shape) for name, array in (("x", x), ("w", w)))
+    y = b.conv(fx, fw)
+    gradients = [b.conv_weight_grad(fx, y, kernel=w.shape[2:]), b.conv_input_grad(y, fw, spatial=x.shape[2:])]
+    found = native_program(graph_of([fx, fw], [y, *gradients])).run([x, w])
+    out = np.stack([[correlate(p, q, "valid")[0] for q in w] for p in x])
+    for_w = np.array([[correlate(p, q, "valid")[0] for p in x.swapaxes(0, 1)] for q in out.swapaxes(0, 1)])
+    turned = np.flip(w, tuple(range(2, w.ndim))).swapaxes(0, 1)
+    wide = np.pad(out, ((0, 0), (0, 0), *[(6, 6)] * axes))
+    for_x = np.stack([[correlate(p, q, "valid")[0] for q in turned] for p in wide])
+    for value, expected in zip(found, (out, for_w, for_x)):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
