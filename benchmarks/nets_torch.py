@@ -150,12 +150,9 @@ NETS: dict[str, Callable[..., torch.Tensor]] = {
 }
 
 
-PRECISIONS = ("fp32", "tf32", "bf16")
-"""How products are computed: in float32; in float32 with rounded factors; with operands of bfloat16."""
-
-
 class Engine:
-    """A training step; mode: "eager", "cl", "compile", or "graphs" on a GPU."""
+    """A training step; mode: "eager", "cl", "compile", or "graphs" on a GPU. Precision, how products are
+    computed: "fp32"; "tf32", in float32 with rounded factors; "bf16", with operands of bfloat16."""
 
     def __init__(
         self,

@@ -187,16 +187,16 @@ class CudaProgram:
             sent = {id: self._sent(feed) for id, feed, stacked in zip(self.plan.feeds, feeds, stack.stacked)
                     if stacked}
             slot.fill({id: feed for id, feed in zip(self.plan.feeds, feeds) if id not in sent})
-            places = {id: (feed.address, feed.nbytes // stack.steps) for id, feed in sent.items()}
+            stacked_at = {id: (feed.address, feed.nbytes // stack.steps) for id, feed in sent.items()}
 
             def feed_at(step: int, id: str) -> int:
-                address, size = places.get(id, (slot.address(id), 0))
+                address, size = stacked_at.get(id, (slot.address(id), 0))
                 return address + step * size
 
             steps, wrong = stack.steps, self._wrong_feed(bound, slot, stack.steps, feed_at)
             outputs = [self._stacked(bound, id, steps, slot.done) for id in self.plan.outputs]
             count = steps if wrong is None else wrong[0]
-            done = self._steps(count, bound, slot, self._ready(bound), places, outputs, steps)
+            done = self._steps(count, bound, slot, self._ready(bound), stacked_at, outputs, steps)
             if wrong is not None:
                 raise failed(self.checker.check_failed(wrong[1]), done, steps)
         return outputs

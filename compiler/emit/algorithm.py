@@ -7,10 +7,11 @@ from collections.abc import Mapping
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
 from graphflow.compiler.emit.loops import start_function
+from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.tiling import whole_lines
 from graphflow.compiler.kernel.form import Argument, ContractionKernel
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, substitute
+from graphflow.compiler.plan.dims import DimLike, substitute, symbol
 from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
@@ -58,6 +59,21 @@ class AlgorithmEmitter:
         """total + left * right, the left a scalar or a vector."""
         b, left = self.b, self.b.splat(left, right.type.lanes)
         return b.fma(left, right, total) if self.e.target.has_fma else b.add(b.mul(left, right), total)
+
+    def store_turned(self, at: DimLike, step: int, out: str, first: Value, values: Mapping[str, DimLike]
+                     ) -> None:
+        """The stores of as many vectors of finished sums as one has lanes, turned round. They lie in
+        "sums ", from element `at` on, `step` apart; lane i is value `first` + i of the variable `out`, and
+        "m start" is `first`."""
+        e, b, lanes = self.e, self.b, self.type.lanes
+        vectors = [b.load(self.type, e.address("sums ", at + i * step), align=4 * lanes)
+                   for i in range(lanes)]
+        for i, vector in enumerate(transpose(e, vectors)):
+            b.store(vector, e.address("block ", i * lanes), align=4 * lanes)
+        with e.scopes.loop(out, first, b.add(first, lanes)) as row:
+            row.next()
+            place = e.address("block ", (symbol(out) - symbol("m start")) * lanes)
+            self.store(b.load(self.type, place, align=4 * lanes), values)
 
     def store(self, total: Value, values: Mapping[str, DimLike]) -> None:
         """The kernel's stores of a vector of finished sums; `values` stand for variables of the axes."""

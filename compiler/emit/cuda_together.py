@@ -1,5 +1,5 @@
 """CUDA C for loops of small kernels: all trips in one launch, with a barrier of the whole grid behind each
-kernel, which takes about a third of the time of a launch.
+kernel instead of a launch.
 
 All blocks must be resident at once, so there are few of them: the runtime sees to that, and launches the
 kernels one by one where they do not fit. Every kernel is right for any number of blocks, so its text stands

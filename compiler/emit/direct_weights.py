@@ -36,7 +36,7 @@ from graphflow.compiler.emit.operands import (
     names_of,
     shared_limit,
 )
-from graphflow.compiler.emit.packing import axis_values, transpose
+from graphflow.compiler.emit.packing import axis_values
 from graphflow.compiler.emit.tiling import whole_lines
 from graphflow.compiler.kernel.form import ContractionKernel, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
@@ -396,15 +396,7 @@ class _AlongOuts(_Emission):
 
         def body(carry: list[Value]) -> list[Value]:
             at = (symbol("flat") - symbol("start") * d.weights) * d.outs + symbol("m start")
-            vectors = [b.load(self.type, e.address("sums ", at + i * d.outs), align=4 * u.lanes)
-                       for i in range(u.lanes)]
-            for i, vector in enumerate(transpose(e, vectors)):
-                b.store(vector, e.address("block ", i * u.lanes), align=4 * u.lanes)
-            with e.scopes.loop(d.out, outs.index, b.add(outs.index, u.lanes)) as out:
-                out.next()
-                row = e.address("block ", (symbol(d.out) - symbol("m start")) * u.lanes)
-                self.store(b.load(self.type, row, align=4 * u.lanes),
-                           axis_values(e, self.c.n, symbol("flat"), ""))
+            self.store_turned(at, d.outs, d.out, outs.index, axis_values(e, self.c.n, symbol("flat"), ""))
             return []
 
         with e.scopes.loop("m start", ZERO, constant(I64, d.outs), u.lanes) as outs:

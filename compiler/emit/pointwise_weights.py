@@ -23,7 +23,6 @@ from graphflow.compiler.emit.operands import (
     names_of,
     shared_limit,
 )
-from graphflow.compiler.emit.packing import transpose
 from graphflow.compiler.emit.tiling import whole_lines
 from graphflow.compiler.kernel.form import ContractionKernel, Guard, Load
 from graphflow.compiler.plan import dtypes
@@ -203,19 +202,12 @@ class _PointwiseWeights(AlgorithmEmitter):
 
     def _results(self) -> None:
         """The stores, with vectors along the input channels."""
-        e, b, d = self.e, self.b, self.d
+        e, d = self.e, self.d
         e.bounds[d.out] = (0, d.outs - 1)
 
         def body(carry: list[Value]) -> list[Value]:
             at = symbol(d.channel) * d.outs + symbol("m start")
-            vectors = [b.load(self.type, e.address("sums ", at + i * d.outs), align=4 * d.lanes)
-                       for i in range(d.lanes)]
-            for i, vector in enumerate(transpose(e, vectors)):
-                b.store(vector, e.address("block ", i * d.lanes), align=4 * d.lanes)
-            with e.scopes.loop(d.out, outs.index, b.add(outs.index, d.lanes)) as out:
-                out.next()
-                row = e.address("block ", (symbol(d.out) - symbol("m start")) * d.lanes)
-                self.store(b.load(self.type, row, align=4 * d.lanes), {})
+            self.store_turned(at, d.outs, d.out, outs.index, {})
             return []
 
         with e.scopes.loop("m start", ZERO, constant(I64, d.outs), d.lanes) as outs:

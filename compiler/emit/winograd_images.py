@@ -31,14 +31,12 @@ from graphflow.compiler.emit.operands import (
     names_of,
     shared_limit,
 )
-from graphflow.compiler.emit.winograd_matrices import Matrices, winograd_matrices
+from graphflow.compiler.emit.winograd_matrices import SIZES, Matrices, winograd_matrices
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol
 from graphflow.compiler.target import Target
 
-SIZES = {3: (4, 2), 5: (4, 2)}
-"""By the places of a kernel along an axis: outputs of a tile along an axis."""
 _MANY = 288
 """Terms from which tiles of 4 are taken unasked: shorter sums round so little that the transformations'
 rounding would show."""

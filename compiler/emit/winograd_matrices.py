@@ -42,6 +42,9 @@ _PAIRS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)), 7: (Fraction(1
 _SINGLE = {7: (Fraction(-3, 8),)}
 """The point without a partner, where the number is odd."""
 
+SIZES = {3: (4, 2), 5: (4, 2)}
+"""By the places of a kernel along an axis: outputs of a tile along an axis."""
+
 
 @dataclass(frozen=True)
 class Matrices:

@@ -35,14 +35,12 @@ from graphflow.compiler.emit.operands import (
     load_offset,
     names_of,
 )
-from graphflow.compiler.emit.winograd_matrices import Matrices, winograd_matrices
+from graphflow.compiler.emit.winograd_matrices import SIZES, Matrices, winograd_matrices
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guarded, Store
 from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, ceildiv, substitute, symbols_of
 from graphflow.compiler.target import Target
 
-SIZES = {3: (4, 2), 5: (4, 2)}
-"""By the places of a kernel along an axis: outputs of a tile along an axis."""
 _MANY = 32
 """Channels from which tiles of 4 are taken unasked: shorter sums round so little that the transformations'
 rounding would show, and a net with batch norm that is trained with a high rate would drift from others."""
