@@ -84,9 +84,9 @@ class Tuning:
 
     def _choose(self, kernel: ContractionKernel, target: Target) -> Choice | None:
         from graphflow.compiler.emit.candidates import candidates
-        from graphflow.compiler.emit.cost import UNKNOWN
+        from graphflow.compiler.plan.dims import TYPICAL_SIZE
 
-        symbols = {name: self.symbols.get(name, UNKNOWN) for name in kernel.symbols}
+        symbols = {name: self.symbols.get(name, TYPICAL_SIZE) for name in kernel.symbols}
         tiles = candidates(kernel, target)
         arguments = [Array(a.dtype, evaluate(product(a.shape), symbols), a.mode) for a in kernel.arguments]
         bytes = sum(a.size * a.dtype.bytes for a in arguments)

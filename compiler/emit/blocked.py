@@ -18,7 +18,6 @@ from math import ceil
 
 from graphflow.compiler.emit.builder import I64, Module, Type, Value, constant
 from graphflow.compiler.emit.contraction import FRACTION, PANEL, STEP, ZERO, DirectContraction
-from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.nodes import Node
 from graphflow.compiler.emit.operands import algorithm_asked, arranged, coefficient, load_offset
 from graphflow.compiler.emit.packing import (
@@ -30,7 +29,14 @@ from graphflow.compiler.emit.packing import (
 )
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
 from graphflow.compiler.kernel.form import Contraction, ContractionKernel
-from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, symbol, symbols_of
+from graphflow.compiler.plan.dims import (
+    TYPICAL_SIZE,
+    DimLike,
+    ceildiv,
+    product,
+    symbol,
+    typical,
+)
 from graphflow.compiler.target import Target
 
 BLOCKED = 3
@@ -132,7 +138,7 @@ def _images(c: Contraction, along: str) -> bool:
 
 def _pays(t: Tiling, c: Contraction, along: str, target: Target) -> bool:
     """Whether a or the result is too large for the second cache, and packed b not for the last."""
-    rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, c.k[0][1]))
+    rows, columns, depth = (typical(d) for d in (t.m_total, t.n_total, c.k[0][1]))
     size = c.a.dtype.bytes
     large = max(rows * columns, rows * depth) * size > target.l2 // 4 and columns * depth * size <= target.l3
     panels = _PANELS
@@ -145,9 +151,9 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     """A tile of a takes half of the first cache, a strip of b half of the second, or a quarter if the next
     one comes from memory meanwhile."""
     size, extent = c.a.dtype.bytes, c.k[0][1]
-    rows, columns, depth = (_guess(d) for d in (t.m_total, t.n_total, extent))
+    rows, columns, depth = (typical(d) for d in (t.m_total, t.n_total, extent))
     mr = min(t.mr, _FEW) if depth < _LONG or rows * columns * size > target.l3 else t.mr
-    deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else UNKNOWN
+    deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else TYPICAL_SIZE
     _, chunk, _ = cut_k(c.k, deep)
     panel_rows = chunk or depth
     far = columns * depth * size > target.l2 and not _images(c, along)
@@ -161,11 +167,6 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     if _images(c, along):
         t = replace(t, batch=c.m[:1], m=c.m[1:], mr=min(mr, int(c.m[1][1])))
     return Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), tasks, along, size)
-
-
-def _guess(d: DimLike) -> int:
-    """The dimension, or what it is if every symbol counts as UNKNOWN."""
-    return evaluate(d, {name: UNKNOWN for name in symbols_of(d)})
 
 
 def blocked_tasks(how: Blocked) -> DimLike:

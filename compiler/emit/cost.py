@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from graphflow.compiler.kernel.form import Apply, Expr, Guarded, Let, Load, Loop, Reduce, Statement, Store
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike
 
 TASK_NS = 2_500
 """A task should take about this long, in nanoseconds: far more than handing it to a thread."""
-UNKNOWN = 128
-"""What a symbolic extent counts as."""
 _FLOP_NS, _ACCESS_NS, _SERIAL = 0.03, 0.15, 8
 
 
 def trips(extent: DimLike) -> int:
     """The extent, or a guess for a symbolic one."""
-    return extent if isinstance(extent, int) else UNKNOWN
+    return extent if isinstance(extent, int) else TYPICAL_SIZE
 
 
 def statement_ns(s: Statement, vector: bool) -> float:

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 from graphflow.compiler.emit.cuda_rows import Rows, has_rows
 from graphflow.compiler.emit.cuda_text import THREADS, WARP, signature
-from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors, typical, without_unused
+from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors, without_unused
 from graphflow.compiler.emit.operands import coefficient
 from graphflow.compiler.kernel.form import Let, Load, LoopKernel, Statement, Store
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbols_of
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbols_of, typical
 
 MANY = 1 << 20
 """With so many points, and at most two arrays that are read, a thread has two chunks under way."""

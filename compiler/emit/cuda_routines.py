@@ -18,9 +18,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, apply, dimension, literal, signature
-from graphflow.compiler.emit.cuda_vectors import typical
 from graphflow.compiler.kernel.form import RoutineKernel
-from graphflow.compiler.plan.dims import DimLike, ceildiv
+from graphflow.compiler.plan.dims import DimLike, ceildiv, typical
 from graphflow.compiler.plan.dtypes import DType
 
 SHARES, PIECE = ((8, 4), (4, 4), (2, 4), (1, 4), (1, 2), (1, 1)), 1024

@@ -23,7 +23,6 @@ from graphflow.compiler.emit.cuda_vectors import (
     Loops,
     Vectors,
     grid_of,
-    typical,
     without_unused,
 )
 from graphflow.compiler.kernel.form import (
@@ -40,7 +39,7 @@ from graphflow.compiler.kernel.form import (
     Store,
 )
 from graphflow.compiler.kernel.walk import statements, subexpressions
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol, typical
 
 SHORT = 64
 """A reduction of a column over at most so many elements is a thread's own business."""

@@ -7,13 +7,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.cuda_target import CudaTarget
-from graphflow.compiler.emit.cost import UNKNOWN
+from graphflow.compiler.emit.cuda_text import WARP
 from graphflow.compiler.emit.operands import coefficient, load_offset, names_of
 from graphflow.compiler.kernel.form import Apply, Const, ContractionKernel, Expr, Guarded, Load
-from graphflow.compiler.plan.dims import DimLike, ceildiv, evaluate, product, symbols_of
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, typical
 from graphflow.compiler.plan.dtypes import F32, DType
-
-WARP = 32
 
 
 @dataclass(frozen=True)
@@ -209,16 +207,9 @@ def _shared(t: BlockTile, groups: int, size: int) -> int:
     return max(t.stages * runs, (t.slices - 1) * t.rows * t.columns * groups) * size
 
 
-def _guess(d: DimLike) -> int:
-    """The extent, or for one with symbols what it is with those that count as UNKNOWN."""
-    if isinstance(d, int):
-        return d
-    return max(1, evaluate(d, dict.fromkeys(symbols_of(d), UNKNOWN)))
-
-
 def _extent(kernel: ContractionKernel, axes: str) -> int:
     """Of all axes of a kind together."""
-    return _guess(product(x for _, x in getattr(kernel.contraction, axes)))
+    return max(1, typical(product(x for _, x in getattr(kernel.contraction, axes))))
 
 
 def _runs(kernel: ContractionKernel, t: BlockTile) -> int:

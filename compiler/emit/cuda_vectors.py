@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeGuard
 
-from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, used_locals
 from graphflow.compiler.emit.operands import coefficient
 from graphflow.compiler.kernel.form import (
@@ -27,7 +26,7 @@ from graphflow.compiler.kernel.form import (
     Store,
 )
 from graphflow.compiler.kernel.walk import expressions, statements, subexpressions
-from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, evaluate, symbol, symbols_of
+from graphflow.compiler.plan.dims import Dim, DimLike, Symbol, symbol, symbols_of
 
 PACK_BYTES = 16
 """The longest load of a thread."""
@@ -35,8 +34,7 @@ Loops = Sequence[tuple[str, DimLike]]
 
 
 class Vectors(Writer):
-    """Writes chunks. `width`: elements of one; `wide`: the text of what must hold for packs at run time;
-    `kernel.symbols` may have to be multiples of the width, those in `multiples`."""
+    """Writes chunks. `width`: elements of one; `multiples`: symbols that must be multiples of the width."""
 
     def __init__(self, kernel: LoopKernel):
         super().__init__(kernel.arguments, kernel.indirect, _used(kernel))
@@ -178,11 +176,6 @@ class Vectors(Writer):
         self.close()
         for s, name in packs:
             self.line(f"{guard}gf_store({self.pointer(s.arg, s.index, var, first)}, {name}{wide});")
-
-
-def typical(d: DimLike) -> int:
-    """The dimension where every symbol has a typical size."""
-    return evaluate(d, {s: UNKNOWN for s in symbols_of(d)})
 
 
 def grid_of(body: tuple[Statement, ...]) -> tuple[list[tuple[str, DimLike]], tuple[Statement, ...]]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from graphflow.compiler.emit.cost import TASK_NS, UNKNOWN
+from graphflow.compiler.emit.cost import TASK_NS
 from graphflow.compiler.emit.expr import MAX_SPAN
 from graphflow.compiler.emit.operands import (
     Axes,
@@ -25,7 +25,7 @@ from graphflow.compiler.emit.operands import (
     shared_limit,
 )
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product
 from graphflow.compiler.target import Target
 
 _FLOPS_PER_NS = 60.0
@@ -243,7 +243,7 @@ def _tiles(m: DimLike, n: DimLike, mr: int, nr: int, rows: int, blocks: bool) ->
     wanted = max(1, round(TASK_NS / 2 / work))
     if blocks:
         wanted = max(wanted, 128 // mr)
-    most = -(-m // mr) if isinstance(m, int) else max(1, UNKNOWN // mr)
+    most = -(-m // mr) if isinstance(m, int) else max(1, TYPICAL_SIZE // mr)
     tiles = max(1, min(wanted, most))
     if not blocks or not isinstance(n, int):
         return tiles

@@ -20,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.emit.algorithm import padded
-from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import (
     algorithm_asked,
     coefficient,
@@ -34,7 +33,7 @@ from graphflow.compiler.emit.operands import (
 from graphflow.compiler.emit.winograd_matrices import SIZES, Matrices, winograd_matrices
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product, substitute, symbol
 from graphflow.compiler.target import Target
 
 _MANY = 288
@@ -305,7 +304,7 @@ def _register_tile(outs: int, tiles: int, target: Target) -> tuple[int, int]:
 
 def _images(tiles: Tiles) -> int:
     """Images, with those that lanes are left over for."""
-    images = tiles.image[1] if isinstance(tiles.image[1], int) else UNKNOWN
+    images = tiles.image[1] if isinstance(tiles.image[1], int) else TYPICAL_SIZE
     return -(-images // tiles.lanes) * tiles.lanes
 
 
@@ -320,7 +319,7 @@ def _cycles(w: WinogradImages) -> float:
 
 def _direct_cycles(w: WinogradImages) -> float:
     """That of the definition."""
-    images = w.tiles.image[1] if isinstance(w.tiles.image[1], int) else UNKNOWN
+    images = w.tiles.image[1] if isinstance(w.tiles.image[1], int) else TYPICAL_SIZE
     products = w.height * w.width * w.tiles.side ** 2 * w.operand.channels * w.outs
     return images * products / (w.tiles.lanes * _PEAK)
 
@@ -395,7 +394,7 @@ def _weight_cycles(w: WinogradImagesWeights) -> float:
 def _direct_weight_cycles(w: WinogradImagesWeights) -> float:
     """That of the definition."""
     t = w.tiles
-    images = t.image[1] if isinstance(t.image[1], int) else UNKNOWN
+    images = t.image[1] if isinstance(t.image[1], int) else TYPICAL_SIZE
     products = t.side ** 2 * w.inputs.channels * w.gradients.channels * t.height * t.width
     return images * products / (t.lanes * _PEAK)
 

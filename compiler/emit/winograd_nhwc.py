@@ -25,7 +25,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from graphflow.compiler.emit.algorithm import padded
-from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.expr import strides
 from graphflow.compiler.emit.operands import (
     algorithm_asked,
@@ -38,7 +37,7 @@ from graphflow.compiler.emit.operands import (
 from graphflow.compiler.emit.winograd_matrices import SIZES, Matrices, winograd_matrices
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guarded, Store
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, ceildiv, substitute, symbols_of
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, substitute, symbols_of
 from graphflow.compiler.target import Target
 
 _MANY = 32
@@ -261,7 +260,7 @@ def _folded(w: WinogradNhwc, b: Expr) -> WinogradNhwc:
 
 def _total(w: WinogradNhwc) -> int:
     """The number of tiles, for a guess at the number of images where it is not known."""
-    total = w.tiles(w.image[1] if isinstance(w.image[1], int) else UNKNOWN)
+    total = w.tiles(w.image[1] if isinstance(w.image[1], int) else TYPICAL_SIZE)
     assert isinstance(total, int)
     return total
 
@@ -291,7 +290,7 @@ def _cycles(w: WinogradNhwc, target: Target) -> float:
 
 def _direct_cycles(w: WinogradNhwc) -> float:
     """That of the definition."""
-    images = w.image[1] if isinstance(w.image[1], int) else UNKNOWN
+    images = w.image[1] if isinstance(w.image[1], int) else TYPICAL_SIZE
     return images * w.height * w.width * w.side**2 * w.channels * -(-w.outs // w.lanes) / _PEAK
 
 

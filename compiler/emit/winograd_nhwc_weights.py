@@ -31,7 +31,6 @@ from dataclasses import dataclass
 
 from graphflow.compiler.emit.algorithm import FLOAT, ZERO, AlgorithmEmitter, padded
 from graphflow.compiler.emit.builder import I32, I64, Module, Value, constant
-from graphflow.compiler.emit.cost import UNKNOWN
 from graphflow.compiler.emit.operands import (
     algorithm_asked,
     coefficient,
@@ -52,7 +51,7 @@ from graphflow.compiler.emit.winograd_matrices import (
 )
 from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded, Load
 from graphflow.compiler.plan import dtypes
-from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, product, substitute, symbol
 from graphflow.compiler.target import Target
 
 OUTPUTS = {3: (5, 4, 2), 5: (4, 2)}
@@ -274,7 +273,7 @@ def _tile_cycles(out: int, inside: int, lanes: int, n: int) -> float:
 
 
 def _images(w: WinogradNhwcWeights) -> int:
-    return w.image[1] if isinstance(w.image[1], int) else UNKNOWN
+    return w.image[1] if isinstance(w.image[1], int) else TYPICAL_SIZE
 
 
 def _cycles(w: WinogradNhwcWeights) -> float:

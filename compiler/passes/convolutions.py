@@ -11,9 +11,8 @@ from collections.abc import Sequence
 
 from graphflow.compiler.ir.graph import Node, Value
 from graphflow.compiler.ops.contract import per_axis, per_side
-from graphflow.compiler.passes.fuse import typical
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule
-from graphflow.compiler.plan.dims import product
+from graphflow.compiler.plan.dims import product, typical
 
 WORTH = 8
 """A product that is written, read and added costs about as much as this many multiplications."""

@@ -23,9 +23,8 @@ import numpy as np
 
 from graphflow.compiler.ir.graph import Node, Value
 from graphflow.compiler.ops.contract import per_axis, per_side
-from graphflow.compiler.passes.fuse import typical
 from graphflow.compiler.passes.rewrite import Result, RewriteBuilder, Rule
-from graphflow.compiler.plan.dims import DimLike
+from graphflow.compiler.plan.dims import DimLike, typical
 from graphflow.compiler.plan.dtypes import F32
 
 SIDES = (16, 32, 64)

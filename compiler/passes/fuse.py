@@ -35,12 +35,10 @@ from graphflow.compiler.passes.access import (
 )
 from graphflow.compiler.passes.parts import is_in_parts
 from graphflow.compiler.passes.precedence import Precedence
-from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
+from graphflow.compiler.plan.dims import DimLike, product, typical
 from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.errors import Location
 
-TYPICAL_SIZE = 128
-"""What a symbolic dimension is taken to be when kernels are weighed against each other."""
 MANY_ELEMENTS = 1 << 14
 CONVOLUTIONS = ("conv", "conv_input_grad", "conv_weight_grad")
 FEW_ROWS = 8
@@ -344,11 +342,6 @@ def _plain(group: Group) -> bool:
 def _few_rows(shape: tuple[DimLike, ...], axes: tuple[int, ...]) -> bool:
     rows = typical(product(d for i, d in enumerate(shape) if i not in axes))
     return rows < FEW_ROWS and rows * typical(product(shape[i] for i in axes)) > MANY_ELEMENTS
-
-
-def typical(d: DimLike) -> int:
-    """The dimension's value when every symbol has its typical size."""
-    return evaluate(d, {s: TYPICAL_SIZE for s in symbols_of(d)})
 
 
 def _commit(f: Fusion, node: Node, group: Group, inside: list[tuple[Node, Read]]) -> None:

@@ -33,9 +33,8 @@ from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract, Routine
 from graphflow.compiler.passes.access import domain, reduced_axes
 from graphflow.compiler.passes.evaluate import Evaluator, Loops, OpPoint
-from graphflow.compiler.passes.fuse import typical
 from graphflow.compiler.passes.parts import made_at
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbol, typical
 from graphflow.compiler.plan.layouts import CHANNELS_LAST, in_memory, is_layout
 
 Index = tuple[DimLike, ...]

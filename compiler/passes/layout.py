@@ -20,8 +20,7 @@ from graphflow.compiler.ir.builder import Builder, rebuild, rebuild_region
 from graphflow.compiler.ir.graph import Graph, Node, Value, walk
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.passes.bodies import in_bodies
-from graphflow.compiler.passes.fuse import typical
-from graphflow.compiler.plan.dims import product
+from graphflow.compiler.plan.dims import product, typical
 from graphflow.compiler.plan.errors import Location
 from graphflow.compiler.plan.layouts import CHANNELS_LAST
 

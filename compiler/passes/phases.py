@@ -18,7 +18,6 @@ from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import Argument, Expr, Guard, Kernel, Load, Reduce, Statement, Store
 from graphflow.compiler.ops import OPS
 from graphflow.compiler.passes.evaluate import Evaluator, OpPoint, Scope
-from graphflow.compiler.passes.fuse import typical
 from graphflow.compiler.passes.kernels import (
     PIECE,
     Formals,
@@ -29,7 +28,7 @@ from graphflow.compiler.passes.kernels import (
     nest,
     row_shape,
 )
-from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol
+from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol, typical
 from graphflow.compiler.plan.dtypes import DType
 
 IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
-from graphflow.compiler.passes.fuse import typical
-from graphflow.compiler.plan.dims import product
+from graphflow.compiler.plan.dims import product, typical
 
 SMALL = 64
 """An operand so many times smaller than the result counts for nothing."""

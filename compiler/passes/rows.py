@@ -9,8 +9,7 @@ from graphflow.compiler.emit.operands import packed_columns
 from graphflow.compiler.kernel.form import ContractionKernel, Kernel, Load, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.kernel.rows import dependence, row_axis
-from graphflow.compiler.passes.fuse import typical
-from graphflow.compiler.plan.dims import DimLike, product
+from graphflow.compiler.plan.dims import DimLike, product, typical
 from graphflow.compiler.plan.schema import Item, Launch, Repeat, launches, map_items
 from graphflow.compiler.target import Target
 

@@ -15,10 +15,10 @@ from graphflow.compiler.ops import OPS
 from graphflow.compiler.ops.record import Contract
 from graphflow.compiler.passes.access import Probe, domain
 from graphflow.compiler.passes.bodies import in_bodies
-from graphflow.compiler.passes.fuse import FEW_ROWS, typical
+from graphflow.compiler.passes.fuse import FEW_ROWS
 from graphflow.compiler.passes.kernels import column_groups, domain_layout
 from graphflow.compiler.passes.phases import cut_axis
-from graphflow.compiler.plan.dims import DimLike, product
+from graphflow.compiler.plan.dims import DimLike, product, typical
 from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.layouts import CHANNELS_LAST
 

@@ -249,6 +249,15 @@ def substitute(d: DimLike, values: Mapping[str, DimLike]) -> DimLike:
                     lambda inner: substitute(inner, values))
 
 
+TYPICAL_SIZE = 128
+"""What a symbol counts as where a choice depends on sizes."""
+
+
+def typical(d: DimLike) -> int:
+    """The dimension's value when every symbol has its typical size."""
+    return evaluate(d, dict.fromkeys(symbols_of(d), TYPICAL_SIZE))
+
+
 def evaluate(d: DimLike, values: Mapping[str, int]) -> int:
     """The number that `d` is when every symbol has its value; KeyError names a symbol without one."""
     if isinstance(d, int):
