@@ -29,14 +29,7 @@ from graphflow.compiler.emit.packing import (
 )
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
 from graphflow.compiler.kernel.form import Contraction, ContractionKernel
-from graphflow.compiler.plan.dims import (
-    TYPICAL_SIZE,
-    DimLike,
-    ceildiv,
-    product,
-    symbol,
-    typical,
-)
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product, symbol, typical
 from graphflow.compiler.target import Target
 
 BLOCKED = 3

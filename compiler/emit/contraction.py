@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from graphflow.compiler.emit.builder import I64, MEMORY_TYPES, Module, Type, Value, constant
+from graphflow.compiler.emit.cost import trips
 from graphflow.compiler.emit.expr import Emitter
 from graphflow.compiler.emit.loops import start_function
 from graphflow.compiler.emit.nodes import Node
@@ -38,16 +39,7 @@ from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import Apply, Argument, ContractionKernel, Expr, Load, Local, Store
 from graphflow.compiler.kernel.scalars import SCALARS
-from graphflow.compiler.plan.dims import (
-    TYPICAL_SIZE,
-    DimLike,
-    ceildiv,
-    product,
-    simplify,
-    substitute,
-    symbol,
-    symbols_of,
-)
+from graphflow.compiler.plan.dims import DimLike, ceildiv, product, simplify, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
 ZERO = constant(I64, 0)
@@ -418,7 +410,7 @@ class DirectContraction:
         e.scopes.bind("asked", b.lshr(so_far, FRACTION))
         e.bounds["asked"] = (0, None)
         each, across = 64 // self.dtype.bytes, t.nr if t.b == "transpose" else self._lines
-        rows = t.tiles * t.mr if t.chunk else t.fixed_m or TYPICAL_SIZE
+        rows = t.tiles * t.mr if t.chunk else trips(t.m_total)
         for i in range(-(-STEP * self._lines * t.mr // rows)):
             line = symbol("asked") + i
             k, column = line // across, line % across
@@ -436,7 +428,7 @@ class DirectContraction:
         again."""
         e, b, t = self.e, self.b, self.t
         extent = self.c.k[0][1]
-        rows = -(-t.mr * STEP // max(extent if isinstance(extent, int) else TYPICAL_SIZE, 1))
+        rows = -(-t.mr * STEP // max(trips(extent), 1))
         at_once = b.mul(b.lshr(step, STEP.bit_length() - 1), rows)
         e.bounds["asked row"] = (0, t.mr - 1)
         for i in range(rows if self.results else 0):
