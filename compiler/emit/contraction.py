@@ -410,7 +410,7 @@ class DirectContraction:
         e.scopes.bind("asked", b.lshr(so_far, FRACTION))
         e.bounds["asked"] = (0, None)
         each, across = 64 // self.dtype.bytes, t.nr if t.b == "transpose" else self._lines
-        rows = t.tiles * t.mr if t.chunk else trips(t.m_total)
+        rows = t.tiles * t.mr if t.chunk else max(1, trips(t.m_total))
         for i in range(-(-STEP * self._lines * t.mr // rows)):
             line = symbol("asked") + i
             k, column = line // across, line % across
