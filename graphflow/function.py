@@ -263,7 +263,8 @@ class Program:
     """A compiled graph over a Store: call it with arrays by position, or by name.
 
     `store` holds its parameters; `inputs` and `outputs` are names; `tuning` says how its kernels are timed,
-    if they are. What the compiler made of it: `text`, `graph`, `dump`, `explain`, `plan`, `peak_bytes`.
+    if they are. What the compiler made of it: `text`, `graph`, `dump`, `explain`, `plan`, `peak_bytes`,
+    `explain_memory`.
     """
 
     def __init__(self, graph: Graph, structure: Any, device: str, store: Store, threads: int | None,
@@ -416,14 +417,24 @@ class Program:
 
         The batch that inputs leave open with None is called ``batch``: ``program.peak_bytes(batch=128)``.
         """
+        from graphflow.compiler.plan.bind import bind
+        return bind(self.plan, *self._sizes("peak_bytes", symbols)).peak_bytes
+
+    def explain_memory(self, **symbols: int) -> str:
+        """Where the working memory of a call goes, with these values of the program's dimensions: its peak,
+        as a formula too, and what is alive there, the largest first, with your lines."""
+        from graphflow.compiler.plan.peak import describe_peak
+        values, threads = self._sizes("explain_memory", symbols)
+        return describe_peak(self.plan, values, threads, self.compilation.context.lines())
+
+    def _sizes(self, what: str, symbols: Mapping[str, int]) -> tuple[dict[str, int], int]:
+        """The values in the order of the plan's symbols, and the number of threads."""
         from graphflow.runtime.native import default_threads
-        from graphflow.runtime.null import NullProgram
         known = self.plan.symbols
         if set(symbols) != set(known):
-            raise UseError(f"peak_bytes of {self.name} needs the value of "
-                           f"{_list(known) if known else 'nothing'}",
+            raise UseError(f"{what} of {self.name} needs the value of {_list(known) if known else 'nothing'}",
                            where=here())
-        return NullProgram(self.plan, self.threads or default_threads()).peak_bytes(symbols)
+        return {name: symbols[name] for name in known}, self.threads or default_threads()
 
     def fingerprint(self) -> str:
         """A hash of what is computed and where: equal for programs whose results have the same bits on one

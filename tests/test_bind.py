@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from graphflow.compiler.plan.bind import MAX_BYTES, bind, explain_peak, peak_formula, solve_symbols
+from graphflow.compiler.plan.bind import MAX_BYTES, bind, solve_symbols
 from graphflow.compiler.plan.dims import DimLike, evaluate, symbol
 from graphflow.compiler.plan.dtypes import F32, F64, U8
 from graphflow.compiler.plan.errors import DeviceError
+from graphflow.compiler.plan.peak import describe_peak, explain_peak, peak_formula
 from graphflow.compiler.plan.schema import ALIGNMENT, Buffer, Function, Launch, Plan, Repeat
 
 N, M = symbol("N"), symbol("M")
@@ -163,6 +164,30 @@ def test_explain_peak(seed):
     assert report.scratch == scratch_of(plan.body[report.position], symbols, 3)
     whole, found = bind(plan, symbols, 3).live_peak_bytes, report.live_bytes + report.scratch
     assert whole - ALIGNMENT * (len(sizes) + 1) <= found <= whole
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_peak_of_a_gpu_has_the_largest_scratch_throughout(seed):
+    plan, symbols = replace(random_plan(seed), functions=(Function("k", 128),)), {"N": 20, "M": 3}
+    whole, report = bind(plan, symbols).live_peak_bytes, explain_peak(plan, symbols)
+    found = report.live_bytes + report.scratch
+    assert whole - ALIGNMENT * (len(report.live) + 1) <= found <= whole
+    assert found <= max(evaluate(d, symbols) for d in peak_formula(plan)) <= whole
+
+
+def test_describe_peak():
+    """The numbers of a plan small enough to count by hand."""
+    buffers = (Buffer("b0", "arena", "hidden", F32, (N, 4), first=0, last=1, origins=(3, 5)),
+               Buffer("b1", "arena", "loss", F64, (), first=1, last=1, origins=(7,)))
+    plan = Plan("p", "t", ("N",), buffers, (), (), (), (),
+                (Launch("k", (), 2), Launch("k", (), 2, scratch=64)))
+    assert describe_peak(plan, {"N": 100}, 2, {3: "net.py:1", 5: "net.py:2"}) == (
+        "1,736 bytes at N = 100\n"
+        "= 16*N + 136, beside alignment\n"
+        "1,600  hidden f32[N, 4]        net.py:1, net.py:2\n"
+        "  128  scratch of the kernels\n"
+        "    8  loss f64[]              ?\n"
+    )
 
 
 def test_empty_plan():

@@ -367,5 +367,7 @@ def test_peak_bytes_needs_every_dimension() -> None:
     f = gf.function(batch, batch + 1, device="cpu")
     with pytest.raises(UseError, match="needs the value of 'N'"):
         f.peak_bytes()
+    with pytest.raises(UseError, match="explain_memory of .* needs the value of 'N'"):
+        f.explain_memory(M=3)
     with pytest.raises(UseError, match="there is no stage 'nope'"):
         f.text("nope")

@@ -88,7 +88,7 @@ def bind(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> Binding:
     if plan.functions:                             # a GPU's kernels have theirs where the arena begins
         first = align(max((block.bytes for block in blocks if not block.buffers), default=0))
         blocks = [block for block in blocks if block.buffers]
-    lower = max(_live_bytes(blocks), default=0)
+    lower = max(live_bytes(blocks), default=0)
     placed = _pack(blocks, lower)
     peak = first + max((placed[i] + block.bytes for i, block in enumerate(blocks)), default=0)
     offsets = {id: first + placed[i] for i, block in enumerate(blocks) for id in block.buffers}
@@ -145,7 +145,7 @@ def scratch_bytes(item: Launch, symbols: Mapping[str, int], threads: int) -> int
     return align(shared) + (busy - 1) * align(own) + own if busy > 0 else 0
 
 
-def _scratch_lives(plan: Plan) -> list[tuple[int, int, Launch]]:
+def scratch_lives(plan: Plan) -> list[tuple[int, int, Launch]]:
     """For each launch the positions between which its scratch is alive: its own, but in a loop that is cut
     along its rows, where every thread is at another step, the whole loop's."""
     found = places(plan.body)
@@ -161,15 +161,15 @@ def _scratch_lives(plan: Plan) -> list[tuple[int, int, Launch]]:
 def blocks_of(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> list[Block]:
     """The arena's blocks: a buffer and those that take over its memory are one; the scratch of a launch."""
     out = [Block(tuple(b.id for b in group), max(buffer_bytes(b, symbols) for b in group),
-                 group[0].first, group[-1].last) for group in _sharing(plan)]
-    for number, (first, last, item) in enumerate(_scratch_lives(plan)):
+                 group[0].first, group[-1].last) for group in sharing(plan)]
+    for number, (first, last, item) in enumerate(scratch_lives(plan)):
         size = scratch_bytes(item, symbols, threads)
         if size:
             out.append(Block((), size, first, last, number))
     return out
 
 
-def _sharing(plan: Plan) -> list[list[Buffer]]:
+def sharing(plan: Plan) -> list[list[Buffer]]:
     """The arena buffers, grouped by whose memory they take over, in the order of their lives."""
     groups: dict[str, list[Buffer]] = {}
     for b in plan.buffers:
@@ -236,7 +236,7 @@ def _best_gap(starts: np.ndarray, ends: np.ndarray, size: int) -> int:
     return int(taken[fitting[np.argmin(gaps[fitting])]])
 
 
-def _live_bytes(blocks: Sequence[Block]) -> list[int]:
+def live_bytes(blocks: Sequence[Block]) -> list[int]:
     """For each position of the body up to the last that any block lives at, the bytes alive there."""
     if not blocks:
         return []
@@ -249,71 +249,6 @@ def _live_bytes(blocks: Sequence[Block]) -> list[int]:
         total += step
         out.append(total)
     return out
-
-
-def peak_formula(plan: Plan, threads: int = 1) -> list[DimLike]:
-    """The peak as a formula: for all values of the symbols it is the largest of these expressions, in bytes.
-
-    They are the sums of what is alive at each point of the body, the scratch of `threads` workers included
-    (rounding up to the alignment left out); those that another one is never below are dropped.
-    """
-    change: dict[int, DimLike] = {}
-
-    def live(first: int, last: int, size: DimLike) -> None:
-        change[first] = change.get(first, 0) + size
-        change[last + 1] = change.get(last + 1, 0) - size
-
-    for group in _sharing(plan):
-        live(group[0].first, group[-1].last, product(group[0].shape) * group[0].dtype.bytes)
-    for first, last, item in _scratch_lives(plan):
-        busy = min(threads, item.tasks) if isinstance(item.tasks, int) else threads
-        live(first, last, item.shared + item.scratch * busy)
-    sums: list[DimLike] = [0]
-    for position in sorted(change):
-        sums.append(sums[-1] + change[position])
-    return _largest(sums)
-
-
-def _largest(sizes: Iterable[DimLike]) -> list[DimLike]:
-    """The distinct sizes, without those that another is never below."""
-    kept: list[DimLike] = []
-    for size in dict.fromkeys(sizes):
-        if not any(_never_below(other, size) for other in kept):
-            kept = [other for other in kept if not _never_below(size, other)] + [size]
-    return kept
-
-
-def _never_below(a: DimLike, b: DimLike) -> bool:
-    low = bounds_of(a - b, {})[0]
-    return low is not None and low >= 0
-
-
-@dataclass(frozen=True)
-class PeakReport:
-    """Who is alive where the most is: `position` in the body, (buffer, bytes), largest first, and the bytes
-    of scratch."""
-    position: int
-    live: tuple[tuple[Buffer, int], ...]
-    scratch: int
-
-    @property
-    def live_bytes(self) -> int:
-        """The sum of the live buffers, without scratch and alignment."""
-        return sum(size for _, size in self.live)
-
-
-def explain_peak(plan: Plan, symbols: Mapping[str, int], threads: int = 1) -> PeakReport:
-    """The buffers alive at the point of the body where the most bytes are (the first of several)."""
-    blocks = blocks_of(plan, symbols, threads)
-    live = _live_bytes(blocks)
-    position = live.index(max(live)) if live else 0
-    found = [(b, buffer_bytes(b, symbols)) for b in plan.buffers
-             if b.role == "arena" and b.first <= position <= b.last]
-    taken_over = {b.alias for b, _ in found if b.alias}
-    found = [(b, size) for b, size in found if b.id not in taken_over]
-    found.sort(key=lambda pair: (-pair[1], pair[0].id))
-    return PeakReport(position, tuple(found),
-                      sum(x.bytes for x in blocks if not x.buffers and x.first <= position <= x.last))
 
 
 def solve_symbols(shapes: Sequence[tuple[Sequence[DimLike], Sequence[int]]]) -> dict[str, int]:
