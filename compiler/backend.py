@@ -28,6 +28,7 @@ class CpuBackend:
     target: Target
     ending = "ll"
     widen = False                            # halves in float32 are computed with more quickly than halves
+    blocks = False                           # rows are cut into pieces by `schedule`
 
     def lay_out(self, graph: Graph) -> Graph:
         """Images that are kept channels-last."""
@@ -80,10 +81,12 @@ class CudaBackend:
     target: CudaTarget
     ending = "cu"
     widen = True                             # half the memory to move, and tensor cores take halves
+    blocks = True                            # rows are cut among blocks by their kernels
 
     def lay_out(self, graph: Graph) -> Graph:
-        """Images stay as they are."""
-        return graph
+        """Images that are kept channels-last: those of convolutions of halves, which are copied 16 bytes, or
+        eight channels, at a time."""
+        return lay_out(graph, 8, halves=True)
 
     def prepare(self, program: KernelProgram) -> KernelProgram:
         """Nothing is packed."""

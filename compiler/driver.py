@@ -90,7 +90,7 @@ def _fuse(graph: Graph, context: Context) -> Graph:
 
 
 def _schedule(graph: Graph, context: Context) -> Graph:
-    return schedule(context.backend.lay_out(graph))
+    return schedule(context.backend.lay_out(graph), context.backend.blocks)
 
 
 def _tile(program: KernelProgram, context: Context) -> KernelProgram:

@@ -32,6 +32,9 @@ from graphflow.compiler.plan.dims import DimLike, ceildiv, symbol, typical
 from graphflow.compiler.plan.dtypes import DType
 
 IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}
+WHOLE = -1
+"""The `split` of rows that are not cut: blocks of threads share them, in a kernel for each level of reductions
+and one for the elements."""
 ENOUGH_PIECES = 8
 """An axis so long is cut, if there is one, rather than the first one."""
 
@@ -44,7 +47,7 @@ class Phases(NamedTuple):
 
 
 def row_phases(name: str, node: Node, f: Formals) -> Phases:
-    """The kernels of a row node whose `split` is the length of a piece."""
+    """The kernels of a row node whose `split` is the length of a piece, or WHOLE."""
     return _Phases(name, node, f).run()
 
 
@@ -62,7 +65,8 @@ class _Phases:
         self.shape, self.axes = row_shape(node)
         self.layout = domain_layout(node, self.shape)
         self.axis, self.piece = cut_axis(self.shape, self.axes), node.attrs["split"]
-        self.pieces = ceildiv(self.shape[self.axis], self.piece)
+        whole = self.piece == WHOLE
+        self.pieces = 1 if whole else ceildiv(self.shape[self.axis], self.piece)
         self.loops, self.index = axes_of("i", self.shape, self.layout)
         self.outer = tuple((n, x) for n, x in self.loops if int(n[1:]) not in self.axes)
         self.at_row = tuple(d for i, d in enumerate(self.index) if i not in self.axes)
@@ -75,7 +79,7 @@ class _Phases:
         self.total: dict[Value, str] = {}
         used = {v for n in self.level for v in n.inputs}
         for n in self.level:
-            if _is_reduction(n):
+            if _is_reduction(n) and not whole:
                 self._leave("p", self.partial, n, (self.pieces, *self.rows))
             if self.level[n] and n.result() in used and n.types[0].shape == self.rows and (
                     OPS[n.op].kind in ("reduce", "elementwise")):
@@ -104,7 +108,8 @@ class _Phases:
             asked = {a.name for k in made for a in k.arguments}
             wanted = [v for v, name in self.total.items() if name in asked and self.level[v.node] == level]
             made.insert(0, self._combined(level, wanted, of_rows if level == deepest else []))
-            made.insert(0, self._partial(level, [j for j in left if depth[j] == level - 1]))
+            if self.piece != WHOLE:
+                made.insert(0, self._partial(level, [j for j in left if depth[j] == level - 1]))
         asked = {a.name for k in made for a in k.arguments}
         return Phases(made, {name: t for name, t in self.between.items() if name in asked})
 
@@ -167,7 +172,8 @@ class _Phases:
         return point.reduce(kind, loops, point.operand(0, index, guards, fill))
 
     def _combined(self, level: int, wanted: list[Value], results: list[int]) -> Kernel:
-        """The reductions of one level from those of the pieces, and values of rows that follow."""
+        """The reductions of one level, from those of the pieces if there are any, and values of rows that
+        follow."""
         e = self._evaluator(level, self.at_row)
         e.declare((*self.outer, (PIECE, self.pieces)))
         for v, name in self.partial.items():

@@ -8,6 +8,8 @@ the kernels that can run, the one that leaves the least memory alive. Layouts ar
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from math import prod
 
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, Value
@@ -17,7 +19,7 @@ from graphflow.compiler.passes.access import Probe, domain
 from graphflow.compiler.passes.bodies import in_bodies
 from graphflow.compiler.passes.fuse import FEW_ROWS
 from graphflow.compiler.passes.kernels import column_groups, domain_layout
-from graphflow.compiler.passes.phases import cut_axis
+from graphflow.compiler.passes.phases import WHOLE, cut_axis
 from graphflow.compiler.plan.dims import DimLike, product, typical
 from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.plan.layouts import CHANNELS_LAST
@@ -25,6 +27,9 @@ from graphflow.compiler.plan.layouts import CHANNELS_LAST
 PIECE = 2048
 """About how many products one piece of a split contraction sums, and
 how many elements (times 8) one piece of a split reduction does."""
+BLOCKS, SHARE, COLUMNS, ENOUGH_BLOCKS = 264, 1 << 13, 32, 4
+"""Of a GPU: the blocks that keep it busy, the elements that are worth one, the columns that one takes, and the
+blocks for a row that are worth a kernel more."""
 MAX_PARTIALS = 1 << 20
 TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
 MOST_WEIGHTS = 1 << 16
@@ -33,16 +38,16 @@ CHANNELS = 96
 """About the channels, on either side, of a task of a gradient for weights that sums over tiles."""
 
 
-def schedule(graph: Graph) -> Graph:
+def schedule(graph: Graph, blocks: bool = False) -> Graph:
     """The same graph with `position` and `split` set on every fused node; those in a body have positions of
-    their own, from 0."""
+    their own, from 0. `blocks`: whether a row is cut among blocks of threads, by its kernel."""
     position = {node: i for i, node in enumerate(order(graph))}
 
     def make(b: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
         if node.op != "fused":
             return b.copy(node, inputs).results
-        attrs = {**node.attrs, "position": position[node], "split": split(node)}
-        regions = in_bodies(node, schedule).regions
+        attrs = {**node.attrs, "position": position[node], "split": split(node, blocks)}
+        regions = in_bodies(node, partial(schedule, blocks=blocks)).regions
         return b.intern(Node("fused", tuple(inputs), attrs, regions, node.types, node.origins)).results
 
     return rebuild(graph, make)
@@ -97,9 +102,9 @@ def _needed_by_checks(graph: Graph) -> set[Node]:
     return seen
 
 
-def split(node: Node) -> int:
-    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split. A function
-    of the shapes alone, with symbols at their typical size."""
+def split(node: Node, blocks: bool) -> int:
+    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split; or WHOLE. A
+    function of the shapes alone, with symbols at their typical size."""
     region = node.regions[0]
     inner = region.nodes()
     if node.attrs["kind"] == "contraction":
@@ -122,6 +127,8 @@ def split(node: Node) -> int:
         return piece if piece < first else 0
     if node.attrs["kind"] == "row":
         reductions = [n for n in inner if OPS[n.op].kind == "reduce"]
+        if blocks:
+            return _split_among_blocks(node, reductions)
         if not reductions or not node.attrs["axes"] or any(r.op in ("argmax", "argmin") for r in reductions):
             return 0
         shape, axes = domain(reductions[0]), node.attrs["axes"]
@@ -137,6 +144,20 @@ def split(node: Node) -> int:
         piece = _power_of_two(8 * PIECE // max(total // first, 1))
         return piece if piece < first else 0
     return 0
+
+
+def _split_among_blocks(node: Node, reductions: Sequence[Node]) -> int:
+    """WHOLE where a row is worth several blocks, but the kernel would do more than reduce it: blocks can't
+    wait for each other."""
+    if not reductions or not node.attrs["axes"]:
+        return 0
+    shape, axes = domain(reductions[0]), node.attrs["axes"]
+    kept = [typical(d) for i, d in enumerate(shape) if i not in axes]
+    size, rows = typical(product(shape)), prod(kept)
+    groups = rows if len(shape) - 1 in axes else rows // max(kept[-1], 1) * -(-kept[-1] // COLUMNS)
+    waits = any(v.type.rank != len(kept) for v in node.regions[0].results) or any(
+        _depends(r, set(reductions) - {r}) for r in reductions)
+    return WHOLE if waits and min(BLOCKS, size // SHARE) >= ENOUGH_BLOCKS * groups else 0
 
 
 def _images_of_piece(node: Node, shape: Sequence[DimLike], axes: Sequence[int]) -> int:
@@ -191,10 +212,19 @@ def _between_rows_and_channels(anchor: Node) -> bool:
     if anchor.op != "conv_weight_grad" or anchor.attrs["kernel"] != (1, 1):
         return False
     geometry = (anchor.attrs.get(name) for name in ("stride", "dilation", "groups"))
-    images, above = (v.type for v in anchor.inputs)
+    images, above = anchor.inputs
     few = product(anchor.types[0].shape)
-    return (not images.layout and above.layout == CHANNELS_LAST and above.dtype == F32
+    return (not _lies_channels_last(images) and _lies_channels_last(above) and above.type.dtype == F32
             and isinstance(few, int) and 0 < few <= MOST_WEIGHTS and all(_ones(g) for g in geometry))
+
+
+def _lies_channels_last(image: Value) -> bool:
+    """Whether the channels of an image lie side by side: by its layout, or because it is such an array of the
+    user's with its axes in another order."""
+    made = image.node
+    if made.op == "transpose" and not made.inputs[0].type.layout:
+        return bool(made.attrs["perm"] == (0, 3, 1, 2))
+    return image.type.layout == CHANNELS_LAST
 
 
 def _images_read_once(anchor: Node) -> int:
