@@ -236,6 +236,16 @@ def convolutions() -> dict[str, Case]:
             54,
             sizes=(1, 4),
         ),
+        **{
+            f"channels-last {name}": made(
+                ((BF16, shapes[0]), (BF16, shapes[1])),
+                lambda b, x, w, build=build: build(b, *(_stored(b, v) for v in (x, w))),
+                lambda x, w, oracle=oracle: 4 * oracle(x, w),
+                terms,
+                sizes=(1, 5),
+            )
+            for name, shapes, build, oracle, terms in CHANNELS_LAST
+        },
         "strided gradient": made(
             ((F32, (N, 6, 8, 8)), (F32, (6, 5, 3, 3))),
             lambda b, dy, w: b.conv_input_grad(dy, w, spatial=(17, 17), stride=2),
@@ -244,6 +254,37 @@ def convolutions() -> dict[str, Case]:
             sizes=(2,),
         ),
     }
+
+
+def _stored(b: Builder, x: Value) -> Value:
+    """Twice x: a half that a kernel of its own stores, in the layout that it likes."""
+    return b.cast(b.cast(b.mul(b.cast(x, dtype=F32), 2.0), dtype=BF16), dtype=F32)
+
+
+CHANNELS_LAST = (
+    (
+        "conv",
+        ((N, 24, 9, 11), (40, 24, 3, 4)),
+        lambda b, x, w: b.conv(x, w, stride=(2, 1), padding=((1, 1), (2, 2))),
+        _conv,
+        288,
+    ),
+    (
+        "weight gradient",
+        ((N, 16, 12, 13), (N, 24, 10, 11)),
+        lambda b, x, dy: b.conv_weight_grad(x, dy, kernel=(3, 3)),
+        _weight_grad,
+        550,
+    ),
+    (
+        "input gradient",
+        ((N, 40, 7, 9), (40, 24, 3, 3)),
+        lambda b, dy, w: b.conv_input_grad(dy, w, spatial=(9, 11)),
+        _input_grad,
+        360,
+    ),
+)
+"""Convolutions of halves whose operands are kept channels-last."""
 
 
 @cache
@@ -263,6 +304,7 @@ NAMES = [
     *("fused", "batch", "symbolic k", "everything symbolic", "double", "conv", "conv half"),
     *("gates fma", "gates half", "gates tf32", "strided gradient"),
     *("weight gradient", "input gradient", "computed halves"),
+    *(f"channels-last {case[0]}" for case in CHANNELS_LAST),
 ]
 
 
@@ -363,6 +405,13 @@ def test_copies_of_16_bytes() -> None:
     assert copies(product(64, 64, 64)) == {"gf_copy<1>", "gf_copy<4>"}  # turned on its way
 
 
+@pytest.mark.parametrize("name", [case[0] for case in CHANNELS_LAST])
+def test_convolutions_of_halves_are_channels_last(name: str) -> None:
+    """Both operands come 16 bytes, or eight channels, at a time, padding or not."""
+    text = emit_cuda(cases()[f"channels-last {name}"].program)
+    assert re.findall(r"gf_copy<\d>\(|next_left", text) == ["gf_copy<8>("] * 2
+
+
 def test_column_groups_and_computed_operands_are_covered() -> None:
     assert all(len(contraction(cases()[f"gates {u}"]).contraction.accumulators) == 4 for u in TENSOR_ERROR)
     assert "next_left" in emit_cuda(cases()["half 64x64 NN odd"].program)
@@ -407,6 +456,19 @@ def test_harness_notices(
     monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: re.sub(planted, replacement, emit_cuda(p)))
     with pytest.raises(AssertionError, match=noticed):
         run("planted")
+
+
+def test_padding_that_is_not_zero_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import cuda_host
+
+    case = cases()["channels-last conv"]
+    assert "], holds);" in emit_cuda(case.program)
+    monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: emit_cuda(p).replace("], holds);", "], true);"))
+    feeds = values(case, 1)
+    host = HostKernels([case.program], tmp_path)
+    outputs, _ = host.run(case.program, {f"x{i}": a for i, a in enumerate(feeds)}, {}, {"N": 1})
+    with pytest.raises(AssertionError):
+        check(case, *outputs.values(), feeds)
 
 
 # --- with nvcc

@@ -15,9 +15,9 @@ import re
 
 from graphflow.compiler.cuda_target import ANY, CudaTarget
 from graphflow.compiler.emit.cuda_mma import TensorSums
-from graphflow.compiler.emit.cuda_operands import Operand, axis_values, declare_axes, side_by_side
+from graphflow.compiler.emit.cuda_operands import Operand, axis_values, declare_axes
 from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, apply, c_name, signature, used_locals
-from graphflow.compiler.emit.cuda_tiles import WARP, BlockTile, Work, half_of, work
+from graphflow.compiler.emit.cuda_tiles import WARP, BlockTile, Work, half_of, side_by_side, work
 from graphflow.compiler.emit.operands import load_offset
 from graphflow.compiler.kernel.form import ContractionKernel, Load, Store
 from graphflow.compiler.plan.dims import DimLike, product

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, c_name, literal
-from graphflow.compiler.emit.cuda_tiles import BlockTile, padding
+from graphflow.compiler.emit.cuda_tiles import BlockTile, padding, side_by_side
 from graphflow.compiler.emit.operands import Axes, coefficient, load_offset, names_of
 from graphflow.compiler.kernel.form import Const, ContractionKernel, Expr, Guarded, Load
 from graphflow.compiler.kernel.walk import subexpressions
@@ -129,17 +129,6 @@ def _sum(terms: list) -> DimLike:
     if not terms:
         return 0
     return terms[0][1] if len(terms) == 1 and not terms[0][0] else Dim(tuple(terms))
-
-
-def side_by_side(offset: DimLike, axes: Axes, count: int) -> bool:
-    """Whether `count` elements along the last axis lie side by side from each multiple of `count` on, and at
-    a multiple of it."""
-    if not axes or not isinstance(axes[-1][1], int) or axes[-1][1] % count:
-        return False
-    var = axes[-1][0]
-    rest = [c for atoms, c in (offset.terms if isinstance(offset, Dim) else (((), offset),))
-            if var not in symbols_of(Dim(((atoms, c),)) if atoms else 0)]
-    return coefficient(offset, var) == 1 and all(c % count == 0 for c in rest)
 
 
 def _split_number(threads: int, width: int) -> tuple[str, str]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from graphflow.compiler.cuda_target import CudaTarget
 from graphflow.compiler.emit.cuda_text import WARP
-from graphflow.compiler.emit.operands import coefficient, load_offset, names_of
+from graphflow.compiler.emit.operands import Axes, coefficient, load_offset, names_of
 from graphflow.compiler.kernel.form import Apply, Const, ContractionKernel, Expr, Guarded, Load
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product, typical
+from graphflow.compiler.plan.dims import Dim, DimLike, ceildiv, product, symbols_of, typical
 from graphflow.compiler.plan.dtypes import F32, DType
 
 
@@ -147,7 +147,11 @@ def half_of(e: Expr) -> Expr | None:
         return e.args[0]
     if isinstance(e, Guarded) and isinstance(e.fill, Const) and e.fill.value == 0:
         value = half_of(e.value)
-        return None if value is None else Guarded(e.guards, value, Const(0.0, value.dtype))
+        if value is None:
+            return None
+        if isinstance(value, Guarded):                       # by the same bounds, for the most part
+            return Guarded(tuple(dict.fromkeys((*e.guards, *value.guards))), value.value, value.fill)
+        return Guarded(e.guards, value, Const(0.0, value.dtype))
     return None
 
 
@@ -167,8 +171,9 @@ def _units(kernel: ContractionKernel, target: CudaTarget) -> str:
 
 
 def _arranged(kernel: ContractionKernel) -> ContractionKernel:
-    """With the operands exchanged where the results lie side by side along m, and with batch axes that only
-    one operand uses moved to m or n."""
+    """With the operands exchanged where the results lie side by side along m, with batch axes that only one
+    operand uses moved to m or n, and with the axis last along which operands can be copied 16 bytes at a
+    time: the channels of channels-last images."""
     c = kernel.contraction
     if kernel.indirect or c.groups:
         return kernel
@@ -181,7 +186,30 @@ def _arranged(kernel: ContractionKernel) -> ContractionKernel:
     to_n = tuple(axis for axis in c.batch if axis[0] not in in_a)
     to_m = tuple(axis for axis in c.batch if axis[0] not in in_b and axis not in to_n)
     batch = tuple(axis for axis in c.batch if axis not in (*to_m, *to_n))
-    return replace(kernel, contraction=replace(c, batch=batch, m=(*to_m, *c.m), n=(*to_n, *c.n)))
+    m, n, k = (_copied_wide(kernel, *x) for x in (((*to_m, *c.m), c.a), ((*to_n, *c.n), c.b), (c.k, c.a, c.b)))
+    return replace(kernel, contraction=replace(c, batch=batch, m=m, n=n, k=k))
+
+
+def _copied_wide(kernel: ContractionKernel, axes: Axes, *operands: Expr) -> Axes:
+    """The axes in the order in which most of the operands can be copied 16 bytes at a time along the last."""
+    loads = [x.value if isinstance(x, Guarded) else x for x in (half_of(e) or e for e in operands)]
+    offsets = [(load_offset(kernel, x), 16 // x.dtype.bytes) for x in loads]
+
+    def wide(order: Axes) -> int:
+        return sum(at is not None and side_by_side(at, order, many) for at, many in offsets)
+
+    return max([axes, *((*(x for x in axes if x != last), last) for last in axes)], key=wide)
+
+
+def side_by_side(offset: DimLike, axes: Axes, count: int) -> bool:
+    """Whether `count` elements along the last axis lie side by side from each multiple of `count` on, and at
+    a multiple of it."""
+    if not axes or not isinstance(axes[-1][1], int) or axes[-1][1] % count:
+        return False
+    var = axes[-1][0]
+    rest = [c for atoms, c in (offset.terms if isinstance(offset, Dim) else (((), offset),))
+            if var not in symbols_of(Dim(((atoms, c),)) if atoms else 0)]
+    return coefficient(offset, var) == 1 and all(c % count == 0 for c in rest)
 
 
 def _fitted(t: BlockTile, groups: int, size: int) -> BlockTile:

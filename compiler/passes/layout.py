@@ -9,7 +9,8 @@ routines.
 The choice is made for whole regions, so that nothing is converted within one: two images are of one region
 where a kernel reads or writes both at the same elements, up to windows and shifts. A region is channels-last
 if the convolutions at its arrays count for more than the elements that its kernels then read or write across
-memory.
+memory. A GPU has this for convolutions of halves, weights included: 16 bytes are eight channels of a pixel,
+while pixels in rows, of which a guard may hold for one and not for the next, would be copied one by one.
 """
 from __future__ import annotations
 
@@ -36,13 +37,14 @@ ACROSS = 64.0
 convolution."""
 
 
-def lay_out(graph: Graph, lanes: int) -> Graph:
+def lay_out(graph: Graph, lanes: int, halves: bool = False) -> Graph:
     """The graph of `fused` nodes with the layout in the types of their results and parameters, in bodies of
-    loops and branches too. `lanes`: float32 elements of a vector."""
-    chosen = _chosen(graph, lanes)
+    loops and branches too. `lanes`: elements of a vector. `halves`: only convolutions of halves count, with
+    their weights."""
+    chosen = _chosen(graph, lanes, halves)
 
     def make(b: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
-        node = in_bodies(node, lambda body: lay_out(body, lanes))
+        node = in_bodies(node, lambda body: lay_out(body, lanes, halves))
         if node.op != "fused":
             return b.copy(node, inputs).results
         types = [v.type for v in inputs[:len(node.inputs) - node.attrs["after"]]]
@@ -84,14 +86,14 @@ class _Regions:
         self.votes[root] = self.votes.get(root, 0.0) + amount
 
 
-def _chosen(graph: Graph, lanes: int) -> set[Value]:
+def _chosen(graph: Graph, lanes: int, halves: bool) -> set[Value]:
     """The results of fused nodes that are channels-last."""
     regions = _Regions()
     candidates = _candidates(graph, lanes)
     for node in graph.nodes():
         if node.op == "fused" and node.attrs["kind"] in KINDS:
             for inner in node.regions[0].nodes():
-                _relate(regions, node, inner, lanes)
+                _relate(regions, node, inner, lanes, halves)
             for outside, inside in _border(node):
                 if outside in candidates:
                     regions.tie([outside, (node, inside)])
@@ -133,7 +135,7 @@ def _read_as_images(node: Node) -> set[Value]:
     return {v for n in node.regions[0].nodes() if n.op not in _MOVES for v in n.inputs}
 
 
-def _relate(regions: _Regions, node: Node, inner: Node, lanes: int) -> None:
+def _relate(regions: _Regions, node: Node, inner: Node, lanes: int, halves: bool) -> None:
     """Ties the images that one op of a kernel reads and writes at the same places, and counts its votes."""
     kind = OPS[inner.op].kind
     images = [(node, v) for v in (*inner.inputs, *inner.results) if _is_image(v)]
@@ -142,13 +144,15 @@ def _relate(regions: _Regions, node: Node, inner: Node, lanes: int) -> None:
             regions.vote((node, v), -ACROSS * typical(v.type.size))
     elif kind in ("elementwise", "view", "window") or inner.op == "pool_take":
         regions.tie(images)
-    elif inner.op in _CONVOLUTIONS:
-        for v in _images(inner):
+    elif inner.op in _CONVOLUTIONS and not (halves and any(v.op != "cast" or not v.node.inputs[0].dtype.is_half
+                                                           for v in inner.inputs)):
+        for v in _images(inner, halves):
             regions.vote((node, v), _worth(inner, lanes))
 
 
-def _images(conv: Node) -> list[Value]:
-    return [(*conv.inputs, conv.result())[at] for at in _CONVOLUTIONS[conv.op]]
+def _images(conv: Node, weights: bool = False) -> list[Value]:
+    which = {*_CONVOLUTIONS[conv.op], *((0, 1) if weights else ())}
+    return [(*conv.inputs, conv.result())[at] for at in which]
 
 
 def _worth(conv: Node, lanes: int) -> float:
