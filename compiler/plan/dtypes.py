@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ class DType:
     kind: str
     bytes: int
 
-    @property
+    @cached_property
     def numpy(self) -> np.dtype:
         """The same type in NumPy; bfloat16 is that of the package ml_dtypes."""
         if self.name == "bf16":
