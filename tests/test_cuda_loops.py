@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cuda_host import COMPILER, HostKernels, lowered, united
+from cuda_host import COMPILER, HostKernels, united
 
 import graphflow as gf
+from graphflow.compiler.cuda_target import ANY
+from graphflow.compiler.driver import Compilation
 from graphflow.compiler.emit.cuda import emit_cuda
 from graphflow.compiler.kernel.form import Argument, Kernel, RoutineKernel
 from graphflow.compiler.kernel.program import KernelProgram
@@ -68,6 +70,15 @@ def batch_norm_oracle(x: np.ndarray) -> np.ndarray:
     return (x - x.mean((0, 2), keepdims=True)) / np.sqrt(x.var((0, 2), keepdims=True) + 1e-5)
 
 
+def channels_last(x: gf.Tensor) -> gf.Tensor:
+    centred = x - gf.mean(x, (0, 1), keepdims=True)
+    return centred / gf.sqrt(gf.mean(centred * centred, (0, 1), keepdims=True) + 1e-5)
+
+
+def channels_last_oracle(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean((0, 1), keepdims=True)) / np.sqrt(x.var((0, 1), keepdims=True) + 1e-5)
+
+
 NETS = {
     # chunks
     "flat, with a tail": Net(
@@ -117,7 +128,7 @@ NETS = {
         ("float32", "int64"),
     ),
     "transposed": Net(((N, 36),), lambda x: gf.transpose(x) + 1, lambda x: x.T + 1, (1, 32, 45), r"tile1"),
-    "channels last": Net(
+    "made channels last": Net(
         ((N, 20, 5, 7), (20,)),
         lambda x, b: gf.transpose(x, (0, 2, 3, 1)) * b,
         lambda x, b: x.transpose(0, 2, 3, 1) * b,
@@ -155,6 +166,33 @@ NETS = {
         r"x1\[6\]",
     ),
     "batch norm of known size": Net(((20, 3, 28),), batch_norm, batch_norm_oracle, (1,), r"x1\[\d\]"),
+    # rows of several blocks, whose elements are another kernel's
+    "few channels": Net(((N, 3, 1024),), batch_norm, batch_norm_oracle, (1, 20), r"88 blocks per row"),
+    "few channels, odd": Net(((N, 2, 1111),), batch_norm, batch_norm_oracle, (1, 11), r"132 blocks per row"),
+    "two sums of few channels": Net(
+        ((N, 5, 1024), (N, 5, 1024)),
+        lambda x, y: (x * gf.mean(x * y, (0, 2), keepdims=True) + gf.mean(y, (0, 2), keepdims=True)),
+        lambda x, y: x * (x * y).mean((0, 2), keepdims=True) + y.mean((0, 2), keepdims=True),
+        (1, 17),
+        r"acc1 = [^}]*\n[^}]*acc2 = [^}]*}\s*}",
+    ),
+    "channels last": Net(
+        ((N, 700, 16),), channels_last, channels_last_oracle, (1, 5), r"bounds__\(512\)(?s:.)*acc1s\[4\]"
+    ),
+    "20 channels last": Net(((N, 700, 20),), channels_last, channels_last_oracle, (1, 5), r"acc1s\[4\]"),
+    "6 channels last": Net(((N, 2100, 6),), channels_last, channels_last_oracle, (1, 7), r"acc1s\[2\]"),
+    "37 channels last": Net(((N, 700, 37),), channels_last, channels_last_oracle, (1, 5), r"gf_last_block"),
+    "halves of channels last": Net(
+        ((N, 700, 24),),
+        lambda x: channels_last(gf.cast(x, "float32")),
+        lambda x: channels_last_oracle(x.astype(np.float64)),
+        (1, 5),
+        r"acc1s\[8\]",
+        ("float16",),
+    ),
+    "the largest of channels last": Net(
+        ((7000, 12),), lambda x: gf.argmax(x, 0), lambda x: x.argmax(0), (1,), r"acc2s\[4\]"
+    ),
     # reductions by several blocks
     "everything": Net(
         ((N, 40),), lambda x: gf.mean(x * x), lambda x: (x * x).mean(), (1, 205, 1000), r"gf_last_block"
@@ -196,14 +234,19 @@ def programs() -> dict[str, KernelProgram]:
 
 
 def traced(feeds: list[gf.Tensor], outputs: Any, updates: dict[gf.Tensor, gf.Tensor]) -> KernelProgram:
-    return lowered(gf.function(feeds, outputs, updates).compilation.result("trace"))
+    graph = gf.function(feeds, outputs, updates).compilation.result("trace")
+    return Compilation(graph, ANY).result("memory")
 
 
 def steps() -> dict[str, KernelProgram]:
     x = gf.input("x", (N, 96))
     rows, column = gf.parameter((4, 96), 0.0, "rows"), gf.parameter((96,), 0.0, "column")
     w = gf.constant(np.eye(96, dtype=np.float32) * 2)
+    y, scale = gf.input("y", (N, 3, 1024)), gf.parameter((3,), 1.0, "scale")
+    total = gf.mean(y * y, (0, 2))
     return {
+        "read until the end": traced([y], y * gf.reshape(scale, (1, 3, 1)) + gf.reshape(total, (1, 3, 1)),
+                                     {scale: scale - total}),
         "in place": traced([x], gf.softmax(x @ w) @ w, {}),
         "updates": traced(
             [x], gf.sum(x), {rows: rows * 0.5 + gf.max(rows, 1, keepdims=True), column: column - gf.sum(x, 0)}
@@ -273,6 +316,16 @@ def test_in_place(kernels: HostKernels) -> None:
         old = state["rows"].astype(np.float64)
         near(updated["rows"], old * 0.5 + old.max(1, keepdims=True), "rows")
         near(updated["column"], state["column"] - x.astype(np.float64).sum(0), "column")
+
+
+def test_states_that_elements_read(kernels: HostKernels) -> None:
+    """A number of each row is updated when the elements, in a kernel of their own, have read it."""
+    program, rng = programs()["read until the end"], np.random.default_rng(3)
+    y, scale = rng.standard_normal((9, 3, 1024), np.float32), rng.standard_normal(3, np.float32)
+    outputs, updated = kernels.run(program, {"y": y}, {"scale": scale}, {"N": 9})
+    total = (y.astype(np.float64) ** 2).mean((0, 2))
+    near(next(iter(outputs.values())), y * scale.astype(np.float64)[:, None] + total[:, None], "elements")
+    near(updated["scale"], scale - total, "scale")
 
 
 @pytest.mark.parametrize("name", ["flat, with a tail", "a bias", "softmax, a warp", "halves", "everything"])
@@ -406,7 +459,7 @@ def test_routines(case: tuple[Any, ...], kernels: HostKernels) -> None:
         (
             "columns",
             300,
-            r"(part\d\[lane\]\[side\] = acc\d;)\s*__syncthreads\(\);",
+            r"(part\d\[\S+ / 32\]\[side\] = acc\d;)\s*__syncthreads\(\);",
             r"\1",
             "depends on the order of threads",
         ),

@@ -13,17 +13,16 @@ from graphflow.compiler.cuda_target import ANY, CudaTarget
 from graphflow.compiler.emit.cuda_contraction import (
     block_tile,
     contraction_blocks,
+    contraction_code,
     contraction_scratch,
-    contraction_text,
 )
-from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_scratch, loop_text, loop_threads
+from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_code, loop_scratch, loop_threads
 from graphflow.compiler.emit.cuda_mma import TENSOR_HELPERS
 from graphflow.compiler.emit.cuda_operands import COPY_HELPERS
-from graphflow.compiler.emit.cuda_routines import routine_blocks, routine_text
-from graphflow.compiler.emit.cuda_text import HELPERS, THREADS
+from graphflow.compiler.emit.cuda_routines import routine_blocks, routine_code
+from graphflow.compiler.emit.cuda_text import HELPERS, THREADS, Code
 from graphflow.compiler.emit.cuda_together import (
     BARRIER,
-    as_function,
     loop_function,
     loop_of_kernels,
     loops_together,
@@ -52,10 +51,9 @@ def emit_cuda(program: KernelProgram, target: CudaTarget = ANY, lines: Mapping[i
     called = {x.kernel for item in loops for x in launches(item.body)}
     parts = []
     for kernel in program.kernels.values():
-        text = _text(kernel, target)
+        code = _code(kernel, target)
         parts.append(_comment(program, kernel, first.get(kernel.name), lines or {})
-                     + (as_function(text, cuda_function(kernel, target).threads)
-                        if kernel.name in called else text))
+                     + (code.as_function() if kernel.name in called else code.as_kernel()))
 
     def launched(kernel: Kernel) -> tuple[int, DimLike, DimLike]:
         own = cuda_function(kernel, target).threads
@@ -75,18 +73,18 @@ def cuda_functions(program: KernelProgram, target: CudaTarget = ANY) -> tuple[Fu
 
 
 def _loops(program: KernelProgram, target: CudaTarget) -> list[Repeat]:
-    return loops_together(program, lambda k: cuda_function(k, target), lambda k: cuda_blocks(k, target),
-                          lambda k: _text(k, target))
+    return loops_together(program, lambda k: _code(k, target), lambda k: cuda_blocks(k, target),
+                          lambda k: cuda_scratch(k, target))
 
 
 def _loop_threads(program: KernelProgram, item: Repeat, target: CudaTarget) -> int:
     return max(cuda_function(program.kernels[x.kernel], target).threads for x in launches(item.body))
 
 
-def _text(kernel: Kernel, target: CudaTarget) -> str:
+def _code(kernel: Kernel, target: CudaTarget) -> Code:
     if isinstance(kernel, ContractionKernel):
-        return contraction_text(kernel, target)
-    return routine_text(kernel) if isinstance(kernel, RoutineKernel) else loop_text(kernel)
+        return contraction_code(kernel, target)
+    return routine_code(kernel) if isinstance(kernel, RoutineKernel) else loop_code(kernel)
 
 
 def cuda_function(kernel: Kernel, target: CudaTarget = ANY) -> Function:

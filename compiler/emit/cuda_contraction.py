@@ -16,7 +16,7 @@ import re
 from graphflow.compiler.cuda_target import ANY, CudaTarget
 from graphflow.compiler.emit.cuda_mma import TensorSums
 from graphflow.compiler.emit.cuda_operands import Operand, axis_values, declare_axes
-from graphflow.compiler.emit.cuda_text import C_TYPES, Writer, apply, c_name, signature, used_locals
+from graphflow.compiler.emit.cuda_text import C_TYPES, Code, Writer, apply, c_name, code_of, used_locals
 from graphflow.compiler.emit.cuda_tiles import WARP, BlockTile, Work, half_of, side_by_side, work
 from graphflow.compiler.emit.operands import load_offset
 from graphflow.compiler.kernel.form import ContractionKernel, Load, Store
@@ -43,9 +43,9 @@ def contraction_scratch(kernel: ContractionKernel, target: CudaTarget = ANY) -> 
     return work(kernel, target).scratch
 
 
-def contraction_text(kernel: ContractionKernel, target: CudaTarget = ANY) -> str:
-    """The ``__global__`` function."""
-    return _Contraction(work(kernel, target)).text()
+def contraction_code(kernel: ContractionKernel, target: CudaTarget = ANY) -> Code:
+    """The kernel's code."""
+    return _Contraction(work(kernel, target)).code()
 
 
 class FmaSums:
@@ -119,8 +119,8 @@ class _Contraction(Writer):
         kind = FmaSums if tile.units == "fma" else TensorSums
         self.sums = kind(tile, a.dtype, len(c.accumulators))
 
-    def text(self) -> str:
-        """The ``__global__`` function."""
+    def code(self) -> Code:
+        """The kernel's code."""
         t, parts = self.tile, self.work.parts
         extents = (*self.c.batch, *self.c.m, *self.c.n)
         done = ""
@@ -129,9 +129,7 @@ class _Contraction(Writer):
             if parts > 1:
                 done = f"static __device__ int {self.kernel.name}_done[{self.work.tiles}];\n"
         form = f"one block per tile of {t.rows} x {t.columns}{f' and part of {parts}' if parts > 1 else ''}"
-        head = signature(self.kernel, t.threads, self.work.scratch)
-        return "\n".join([f"// Launch with {t.threads} threads a block, {form}.", done + head, "{",
-                          *self.lines, "}"]) + "\n"
+        return code_of(self.kernel, self.lines, form, t.threads, self.work.scratch, statics=done)
 
     def _tiles(self) -> None:
         t, parts = self.tile, self.work.parts
@@ -157,10 +155,10 @@ class _Contraction(Writer):
                   f"warp_column = warp % {across} * {t.warp_columns};")
         self.sums.declare(self)
         if parts > 1:
-            self.open(f"for (idx task = blockIdx.x; task < tiles * {parts}; task += gridDim.x)")
+            self.open(f"for (idx task = block; task < tiles * {parts}; task += blocks)")
             self.line("const idx tile = task % tiles;")
         else:
-            self.open("for (idx tile = blockIdx.x; tile < tiles; tile += gridDim.x)")
+            self.open("for (idx tile = block; tile < tiles; tile += blocks)")
         self._place()
         declare_axes(self, self.c.batch, "(tile / across / down)")
         self._products()

@@ -1,4 +1,5 @@
-"""CUDA C for loop kernels: fused elementwise chains, windows, and, in `cuda_rows`, reductions.
+"""CUDA C for loop kernels: fused elementwise chains, windows, and, in `cuda_rows` and
+`cuda_columns`, reductions.
 
 Where every point of the loops stands for itself, a thread takes chunks of neighbouring points (see
 `cuda_vectors`) in a grid-stride loop. It may read two of them before it writes the first, so that enough is
@@ -10,9 +11,10 @@ other.
 """
 from __future__ import annotations
 
+from graphflow.compiler.emit.cuda_columns import Columns, has_columns
 from graphflow.compiler.emit.cuda_rows import Rows, has_rows
-from graphflow.compiler.emit.cuda_text import THREADS, WARP, signature
-from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors, without_unused
+from graphflow.compiler.emit.cuda_text import THREADS, WARP, Code, code_of
+from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors
 from graphflow.compiler.emit.operands import coefficient
 from graphflow.compiler.kernel.form import Let, Load, LoopKernel, Statement, Store
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, symbols_of, typical
@@ -21,9 +23,9 @@ MANY = 1 << 20
 """With so many points, and at most two arrays that are read, a thread has two chunks under way."""
 
 
-def loop_text(kernel: LoopKernel) -> str:
-    """The ``__global__`` function."""
-    return _form(kernel).text()
+def loop_code(kernel: LoopKernel) -> Code:
+    """The kernel's code."""
+    return _form(kernel).code()
 
 
 def loop_threads(kernel: LoopKernel) -> int:
@@ -44,6 +46,8 @@ def loop_scratch(kernel: LoopKernel) -> DimLike:
 def _form(kernel: LoopKernel) -> Rows | _Points | _Tiles:
     if has_rows(kernel):
         return Rows(kernel)
+    if has_columns(kernel):
+        return Columns(kernel)
     tiles = _Tiles(kernel)
     return tiles if tiles.turned else _Points(kernel)
 
@@ -78,13 +82,11 @@ class _Tiles(Vectors):
         turned = (self.other, self.grid[-1][0])
         return product(ceildiv(x, WARP) if var in turned else x for var, x in self.grid)
 
-    def text(self) -> str:
-        """The ``__global__`` function."""
+    def code(self) -> Code:
+        """The kernel's code."""
         if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
             self._tiles()
-        lines = [f"// Launch with {THREADS} threads a block, one block per tile of {WARP} x {WARP}.",
-                 signature(self.kernel), "{", *without_unused(self.lines), "}"]
-        return "\n".join(lines) + "\n"
+        return code_of(self.kernel, self.lines, f"one block per tile of {WARP} x {WARP}")
 
     def _tiles(self) -> None:
         extents, (var, extent), other = dict(self.grid), self.grid[-1], self.other
@@ -97,7 +99,7 @@ class _Tiles(Vectors):
         self.line(f"const unsigned tiles = {self.dim(product(x for _, x in loops))} * down * across;")
         self.line(f"const int side = threadIdx.x % {WARP};")
         self.line(f"const int row = threadIdx.x / {WARP};")
-        self.open("for (unsigned tile = blockIdx.x; tile < tiles; tile += gridDim.x)")
+        self.open("for (unsigned tile = block; tile < tiles; tile += blocks)")
         self.place(loops, "tile / across / down", "1")
         self._open_part(other, var)
         for x, name in zip(self.turned, names):
@@ -167,17 +169,15 @@ class _Points(Vectors):
         """Blocks for all points."""
         return ceildiv(product(x for _, x in self.grid), THREADS * self.width * self.under_way)
 
-    def text(self) -> str:
-        """The ``__global__`` function."""
+    def code(self) -> Code:
+        """The kernel's code."""
         what = f"{self.width} neighbouring elements" if self.width > 1 else "one element"
         if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
-            self.line("const unsigned thread = blockIdx.x * blockDim.x + threadIdx.x;")
-            self.line("const unsigned threads = gridDim.x * blockDim.x;")
+            self.line(f"const unsigned thread = block * {THREADS} + threadIdx.x;")
+            self.line(f"const unsigned threads = blocks * {THREADS};")
             self.line(f"const unsigned total = {self.dim(product(extent for _, extent in self.grid))};")
             self._one_by_one() if self.width == 1 else self._chunks()
-        lines = [f"// Launch with {THREADS} threads a block, {what} per thread.", signature(self.kernel), "{",
-                 *without_unused(self.lines), "}"]
-        return "\n".join(lines) + "\n"
+        return code_of(self.kernel, self.lines, f"{what} per thread", meets=False)
 
     def _one_by_one(self) -> None:
         self.open("for (unsigned point = thread; point < total; point += threads)")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, apply, dimension, literal, signature
+from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, Code, apply, code_of, dimension, literal
 from graphflow.compiler.kernel.form import RoutineKernel
 from graphflow.compiler.plan.dims import DimLike, ceildiv, typical
 from graphflow.compiler.plan.dtypes import DType
@@ -52,33 +52,33 @@ def _side_by_side(kernel: RoutineKernel) -> bool:
     return kernel.routine == "recurrence" or not isinstance(behind, int) or behind >= WARP
 
 
-def routine_text(kernel: RoutineKernel) -> str:
-    """The ``__global__`` function."""
+def routine_code(kernel: RoutineKernel) -> Code:
+    """The kernel's code."""
     before, size, behind = (dimension(d) for d in kernel.arguments[-1].shape)
-    what, body = _form(kernel)
-    lines = [f"// Launch with {THREADS} threads a block, {what}.", signature(kernel), "{",
-             f"  const idx O = {before}, N = {size}, I = {behind};",
-             *("  " + line for line in body(kernel)), "}"]
-    return "\n".join(lines) + "\n"
+    what, meets, body = _form(kernel)
+    lines = [f"  const idx O = {before}, N = {size}, I = {behind};", *("  " + line for line in body(kernel))]
+    return code_of(kernel, lines, what, meets=meets)
 
 
-def _form(kernel: RoutineKernel) -> tuple[str, Callable[[RoutineKernel], list[str]]]:
+def _form(kernel: RoutineKernel) -> tuple[str, bool, Callable[[RoutineKernel], list[str]]]:
+    """What a block does, whether its threads meet, and who writes that."""
     if kernel.routine in ("scatter_add", "scatter_set"):
         slices, across = _share(kernel)
-        return f"{slices * WARPS} slices of {across * WARP} elements per block", _slices
+        return f"{slices * WARPS} slices of {across * WARP} elements per block", True, _slices
     if kernel.routine == "argsort":
-        return "one thread per element", _argsort
+        return "one thread per element", False, _argsort
     if _side_by_side(kernel):
-        return "one thread per row", _thread_per_row
+        return "one thread per row", False, _thread_per_row
     if kernel.routine == "put_add":
-        return "one block per row", _put_add
-    return f"one {'warp' if typical(kernel.arguments[-1].shape[1]) < LONG_ROW else 'block'} per row", _scan
+        return "one block per row", True, _put_add
+    by_block = typical(kernel.arguments[-1].shape[1]) >= LONG_ROW
+    return f"one {'block' if by_block else 'warp'} per row", by_block, _scan
 
 
 def _each(what: str, count: str, body: list[str]) -> list[str]:
     """A grid-stride loop of threads."""
-    return [f"for (idx {what} = blockIdx.x * (idx)blockDim.x + threadIdx.x; {what} < {count}; "
-            f"{what} += (idx)gridDim.x * blockDim.x) {{", *("  " + line for line in body), "}"]
+    return [f"for (idx {what} = block * {THREADS} + threadIdx.x; {what} < {count}; "
+            f"{what} += blocks * {THREADS}) {{", *("  " + line for line in body), "}"]
 
 
 # --- a thread for each row
@@ -129,7 +129,7 @@ def _scan(kernel: RoutineKernel) -> list[str]:
     by_block = typical(kernel.arguments[-1].shape[1]) >= LONG_ROW
     kind, team = C_TYPES[kernel.arguments[0].dtype], THREADS if by_block else WARP
     head = ["const int lane = threadIdx.x;", f"__shared__ {kind} totals[{WARPS}];",
-            "for (idx row = blockIdx.x; row < O * I; row += gridDim.x) {"]
+            "for (idx row = block; row < O * I; row += blocks) {"]
     across = [f"    if (lane % {WARP} == {WARP - 1}) totals[lane / {WARP}] = own;", "    __syncthreads();",
               f"    {kind} total = totals[0], before = totals[0];",
               f"    for (int warp = 1; warp < {WARPS}; warp++) {{",
@@ -138,9 +138,8 @@ def _scan(kernel: RoutineKernel) -> list[str]:
               "    __syncthreads();",
               f"    if (lane >= {WARP}) own = {_combined(kernel, 'before', 'own')};"]
     if not by_block:
-        head = [f"const int lane = threadIdx.x % {WARP}, teams = gridDim.x * blockDim.x / {WARP};",
-                f"for (idx row = (blockIdx.x * (idx)blockDim.x + threadIdx.x) / {WARP}; row < O * I; "
-                "row += teams) {"]
+        head = [f"const int lane = threadIdx.x % {WARP}, teams = blocks * {WARPS};",
+                f"for (idx row = block * {WARPS} + threadIdx.x / {WARP}; row < O * I; row += teams) {{"]
         across = [f"    const {kind} total = ({kind})__shfl_sync(0xffffffffu, own, {WARP - 1});"]
     return [*head,
             "  const idx start = row / I * N * I + row % I;",
@@ -197,7 +196,7 @@ def _put_add(kernel: RoutineKernel) -> list[str]:
         f"__shared__ idx places[{PIECE}];",
         f"__shared__ {kind} values[{PIECE}];",
         f"const idx count = {count};",
-        "for (idx row = blockIdx.x; row < O * I; row += gridDim.x) {",
+        "for (idx row = block; row < O * I; row += blocks) {",
         "  const idx from = row / I * count * I + row % I;",
         f"  for (idx first = 0; first < N; first += {THREADS}) {{",
         "    const idx n = first + threadIdx.x;",
@@ -240,7 +239,7 @@ def _slices(kernel: RoutineKernel) -> list[str]:
         f"const idx count = {dimension(updates.shape[1])};",
         f"const unsigned groups = (N + {slices * WARPS - 1}) / {slices * WARPS};",
         f"const unsigned pieces = (I + {across * WARP - 1}) / {across * WARP};",
-        "for (unsigned group = blockIdx.x; group < O * groups * pieces; group += gridDim.x) {",
+        "for (unsigned group = block; group < O * groups * pieces; group += blocks) {",
         "  const idx o = group / pieces / groups;",
         f"  const idx first = group / pieces % groups * {slices * WARPS}, own = first + warp * {slices};",
         f"  const idx i = group % pieces * {across * WARP} + lane, start = (o * N + own) * I + i;",

@@ -1,8 +1,7 @@
-"""CUDA C for loop kernels with long reductions: a team of threads computes a row.
-
-- rows that lie along memory: a warp, or a block where they are long or few. The threads walk side by side
-  through the row and combine what they found with shuffles, the warps of a block through shared memory;
-- rows that lie across memory (sums over columns): 32 of them side by side, the warps of a block share them.
+"""CUDA C for loop kernels with long reductions: a team of threads computes a row that lies along memory
+(`cuda_columns` has those that lie across it): a warp, or a block where rows are long or few. The threads walk
+side by side through the row and combine what they found with shuffles, the warps of a block through shared
+memory.
 
 A row of known length that several passes read (its maximum, its sum, the results) and that the registers of a
 team can hold is read once. A kernel that only reduces few rows has several blocks for each: each leaves what
@@ -17,14 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import cached_property
 
-from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, identity, signature
-from graphflow.compiler.emit.cuda_vectors import (
-    PACK_BYTES,
-    Loops,
-    Vectors,
-    grid_of,
-    without_unused,
-)
+from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, Code, code_of, identity
+from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, Vectors, grid_of
 from graphflow.compiler.kernel.form import (
     Apply,
     Expr,
@@ -41,69 +34,50 @@ from graphflow.compiler.kernel.form import (
 from graphflow.compiler.kernel.walk import statements, subexpressions
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol, typical
 
-SHORT = 64
-"""A reduction of a column over at most so many elements is a thread's own business."""
-MANY_COLUMNS, SEVERAL_COLUMNS = 1 << 15, 1 << 11
-"""So many columns need no teams, or, where they are about `SHORT`, so many."""
 WARP_ROW, FEW_ROWS = 1024, 64
 """The longest row of a warp; of fewer rows, each has a block."""
 MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
 """Threads of a team and the registers of each that may hold elements of a row."""
 LARGE_TEAM = 512
 """Threads of a long row of few; twice as many would have too few registers."""
-COLUMN_TEAM = 16
-UNROLLED, UNDER_WAY = 4, 2
-"""Chunks that a thread reads before it uses the first, in reductions and in loops with stores."""
-BLOCKS, LEAST_SHARE, MOST_PARTS, FURTHER = 264, 8, 64, 16
+UNROLLED, UNDER_WAY, MOST_LOADS = 4, 2, 8
+"""Chunks that a thread reads before it uses the first, in reductions, if these are not too many loads, and in
+loops with stores."""
+BLOCKS, LEAST_SHARE, FURTHER = 264, 8, 16
 """Blocks that keep a large device busy; chunks of each thread that make another block for a row worth while;
-the most blocks of a row; how much longer than typical symbolic rows may be to have enough blocks."""
+how much longer than typical symbolic rows may be to have enough blocks."""
+Found = list[tuple[Reduce, list[str]]]
+"""Reductions with the names of their accumulators."""
 
 
 def has_rows(kernel: LoopKernel) -> bool:
-    """Whether teams of threads compute the kernel's rows."""
-    return _along(kernel) or _across(kernel)
-
-
-def _along(kernel: LoopKernel) -> bool:
     """Whether a loop or a reduction inside the grid runs over lanes."""
     _, body = grid_of(kernel.body)
-    return any(s.kind == "lanes" if isinstance(s, Loop) else any(r.lanes for r in _reductions(s.value))
+    return any(s.kind == "lanes" if isinstance(s, Loop) else any(r.lanes for r in reductions_of(s.value))
                for s in statements(body))
 
 
-def _across(kernel: LoopKernel) -> bool:
-    """Whether the lanes of the grid are the columns of long reductions, and not very many."""
-    grid, body = grid_of(kernel.body)
-    reductions = [r for s in statements(body) if not isinstance(s, Loop) for r in _reductions(s.value)]
-    longest = max((typical(product(x for _, x in r.loops)) for r in reductions), default=0)
-    many = SEVERAL_COLUMNS if longest <= SHORT else MANY_COLUMNS
-    return bool(grid) and any(map(_is_long, reductions)) and typical(product(x for _, x in grid)) < many
-
-
-def _reductions(e: Expr) -> Iterator[Reduce]:
+def reductions_of(e: Expr) -> Iterator[Reduce]:
     """The outermost reductions of an expression."""
     if isinstance(e, Reduce):
         yield e
     elif isinstance(e, Apply):
         for x in e.args:
-            yield from _reductions(x)
+            yield from reductions_of(x)
     elif isinstance(e, Guarded):
-        yield from _reductions(e.value)
-        yield from _reductions(e.fill)
-
-
-def _is_long(e: Reduce) -> bool:
-    size = product(x for _, x in e.loops)
-    return not (isinstance(size, int) and size <= SHORT)
+        yield from reductions_of(e.value)
+        yield from reductions_of(e.fill)
 
 
 class Rows(Vectors):
-    """Writes one kernel. `across`: whether rows are columns; `team`: threads of one; `kept`: what each holds
-    of it, in `steps` chunks; `parts`: blocks for each row."""
+    """Writes one kernel. `team`: threads of a row; `kept`: what each holds of it, in `steps` chunks; `parts`:
+    blocks for each row; `sides`: rows of a block that lie side by side; `along`: elements of a row in a
+    chunk."""
+
+    sides = 1
 
     def __init__(self, kernel: LoopKernel):
         super().__init__(kernel)
-        self.across = not _along(kernel)
         self.inside = False                                  # a loop that the threads of a team share
         self.found: dict[int, str] = {}                      # results of reductions that are written already
         self.passes = list(self._passes(self.body))
@@ -111,14 +85,28 @@ class Rows(Vectors):
             self.names.update((var, f"e{n}") for n, (var, _) in enumerate(loops))
         self.names.update((name, name) for name in list(self.names.values()))
         self.kept: list[tuple[Load, str]] = []                # and the innermost variable
-        self.steps, self.team = 0, COLUMN_TEAM
-        if not self.across:
-            self._choose_width()
-            self._choose_team()
+        self.steps, self.team = 0, THREADS
+        self.waiting = {s.name for s in self.body if isinstance(s, Let)}       # locals without a value so far
+        self._choose_width()
+        self.along = self.width
+        self._choose_team()
         self.parts = self._parts()
-        if self.parts > 1 and not self.across:
-            self.team, self.kept, self.steps = THREADS, [], 0
-        self.threads = self.team * WARP if self.across else THREADS if self.team == WARP else self.team
+        if self.parts > 1:
+            self.kept, self.steps = [], 0
+            self._share_row()
+        self.threads = self._threads()
+
+    @property
+    def by_warps(self) -> bool:
+        """Whether a team is a warp."""
+        return self.team == WARP
+
+    def _share_row(self) -> None:
+        """Chooses the team of a part of a row."""
+        self.team = THREADS
+
+    def _threads(self) -> int:
+        return THREADS if self.by_warps else self.team
 
     def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
         """An element of an argument. Its text is the same in all passes, whatever their variables are called
@@ -138,12 +126,12 @@ class Rows(Vectors):
                 else:
                     yield from self._passes(s.body)
             elif self.is_used(s):
-                for r in _reductions(s.value):
+                for r in reductions_of(s.value):
                     if self._is_shared(r):
                         yield r.loops, [*(x.value for x in r.lets if x.name in self.used), *r.operands]
 
     def _is_shared(self, e: Reduce) -> bool:
-        return _is_long(e) if self.across else bool(e.lanes)
+        return bool(e.lanes)
 
     def _nest(self, s: Loop) -> tuple[Loops, tuple[Statement, ...]]:
         """Perfectly nested loops whose points are independent, and what is inside; no loops if they are
@@ -152,7 +140,7 @@ class Rows(Vectors):
         while len(body) == 1 and isinstance(body[0], Loop):
             loops.append((body[0].var, body[0].extent))
             body = body[0].body
-        if any(isinstance(x, Loop) or any(map(self._is_shared, _reductions(x.value))) for x in body):
+        if any(isinstance(x, Loop) or any(map(self._is_shared, reductions_of(x.value))) for x in body):
             return [], s.body
         return loops, body
 
@@ -217,11 +205,11 @@ class Rows(Vectors):
             return 1
         length = product(shapes.pop())
         size = length if isinstance(length, int) else FURTHER * typical(length)
-        return max(min(MOST_PARTS, BLOCKS // groups, size // (self._least() * self.width)), 1)
+        return max(min(BLOCKS // groups, size // (self._least() * self.along)), 1)
 
     def _least(self) -> int:
         """Chunks that are worth a block."""
-        return LEAST_SHARE * (COLUMN_TEAM if self.across else THREADS)
+        return LEAST_SHARE * THREADS
 
     def _independent(self) -> bool:
         """Whether no reduction needs the result of another."""
@@ -241,15 +229,12 @@ class Rows(Vectors):
         return any(isinstance(x, Local) and x.name in self._results for x in subexpressions(e))
 
     def _groups(self) -> DimLike:
-        """Rows, or pieces of 32 columns."""
-        extents = [x for _, x in self.grid]
-        if self.across:
-            extents[-1] = ceildiv(extents[-1], WARP)
-        return product(extents)
+        """What teams there are for: rows."""
+        return product(x for _, x in self.grid)
 
     def blocks(self) -> DimLike:
         """Blocks for all teams."""
-        if self.across or self.team > WARP:
+        if not self.by_warps:
             return self._groups() * self.parts
         return ceildiv(self._groups(), self.threads // WARP)
 
@@ -262,47 +247,47 @@ class Rows(Vectors):
     def _region(self, operand: Expr) -> int:
         groups = self._groups()
         assert isinstance(groups, int)
-        return -(-groups * (WARP if self.across else 1) * self.parts * operand.dtype.bytes // 16) * 16
+        return -(-groups * self.sides * self.parts * operand.dtype.bytes // 16) * 16
 
     def _shared(self) -> list[Reduce]:
         """The reductions of the kernel, each once."""
         return [r for s in self.body if not isinstance(s, Loop) and self.is_used(s)
-                for r in _reductions(s.value) if self._is_shared(r)]
+                for r in reductions_of(s.value) if self._is_shared(r)]
 
     # -- the text
 
-    def text(self) -> str:
-        """The ``__global__`` function."""
+    def code(self) -> Code:
+        """The kernel."""
         if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
             self._rows()
-        what = (f"{WARP} columns per block" if self.across else
-                "one warp per row" if self.team == WARP else "one block per row")
-        if self.parts > 1:
-            what = f"{self.parts} blocks per {f'{WARP} columns' if self.across else 'row'}"
-        lines = [f"// Launch with {self.threads} threads a block, {what}.",
-                 signature(self.kernel, self.threads, self.scratch()), "{", *without_unused(self.lines), "}"]
-        if self.parts > 1:
-            lines.insert(0, f"static __device__ int {self.kernel.name}_done[{self._groups()}];")
-        return "\n".join(lines) + "\n"
+        done = f"static __device__ int {self.kernel.name}_done[{self._groups()}];\n" if self.parts > 1 else ""
+        what = f"{self.parts} blocks" if self.parts > 1 else "one warp" if self.by_warps else "one block"
+        return code_of(self.kernel, self.lines, f"{what} per {self._what()}", self.threads, self.scratch(),
+                       meets=not self.by_warps, statics=done)
+
+    def _what(self) -> str:
+        return "row"
+
+    def _packs(self) -> set[str]:
+        """The arguments that are read or written by chunks."""
+        return {x.arg for x, var in self._accesses() if self.width > 1 and self.is_pack(x, var)}
 
     def _rows(self) -> None:
         """The body for every row, in a grid-stride loop of teams; or for a part of a row."""
-        packs = {x.arg for x, var in self._accesses() if self.width > 1 and self.is_pack(x, var)}
+        packs = self._packs()
         if packs:
             self.line(f"const bool wide = {self.condition(packs)};")
         self.line(f"const unsigned groups = {self.dim(self._groups())};")
-        self.line(f"const int lane = threadIdx.x{self._lane()};")
-        if self.across:
-            self.line(f"const int side = threadIdx.x % {WARP};")
+        self._place_thread()
         if self.parts > 1:
-            self.line(f"const unsigned group = blockIdx.x / {self.parts};")
-            self.line(f"const idx part = blockIdx.x % {self.parts};")
-        elif self.team == WARP:
-            self.line(f"const unsigned teams = gridDim.x * blockDim.x / {WARP};")
-            self.open(f"for (unsigned group = (blockIdx.x * blockDim.x + threadIdx.x) / {WARP}; "
+            self.line(f"const unsigned group = block / {self.parts};")
+            self.line(f"const idx part = block % {self.parts};")
+        elif self.by_warps:
+            self.line(f"const unsigned teams = blocks * {self.threads // WARP};")
+            self.open(f"for (unsigned group = block * {self.threads // WARP} + threadIdx.x / {WARP}; "
                       "group < groups; group += teams)")
         else:
-            self.open("for (unsigned group = blockIdx.x; group < groups; group += gridDim.x)")
+            self.open("for (unsigned group = block; group < groups; group += blocks)")
         self._place_row()
         self._read_row()
         written = self._leave() if self.parts > 1 else set()
@@ -310,20 +295,11 @@ class Rows(Vectors):
         if self.parts == 1:
             self.close()
 
-    def _lane(self) -> str:
-        return f" / {WARP}" if self.across else f" % {WARP}" if self.team == WARP else ""
+    def _place_thread(self) -> None:
+        self.line(f"const int lane = threadIdx.x{f' % {WARP}' if self.by_warps else ''};")
 
     def _place_row(self) -> None:
-        if not self.across:
-            self.place(self.grid, "group", "1")
-            return
-        var, extent = self.grid[-1]
-        self.line(f"const idx columns = {self.dim(extent)};")
-        self.line(f"const idx across = (columns + {WARP - 1}) / {WARP};")
-        self.line(f"const idx column = group % across * {WARP} + side;")
-        self.line("const bool own = column < columns;")
-        self.line(f"const idx {self.variable(var)} = own ? column : columns - 1;")
-        self.place(self.grid[:-1], "group / across", "1")
+        self.place(self.grid, "group", "1")
 
     def _read_row(self) -> None:
         """What several passes read, into registers."""
@@ -347,10 +323,10 @@ class Rows(Vectors):
 
     # -- loops that a team shares
 
-    def _open_share(self, loops: Loops, first: str = "lane", end: str = "", unroll: bool = False) -> None:
-        """Opens the loop over the chunks of a thread, and places one."""
+    def _open_share(self, loops: Loops, first: str = "lane", end: str = "", loads: int = 0) -> None:
+        """Opens the loop over the chunks of a thread, and places one; `loads` of a chunk."""
         size = product(x for _, x in loops)
-        chunks = f"{self.dim(size)} / {self.width}" if self.width > 1 else self.dim(size)
+        chunks = f"{self.dim(size)} / {self.along}" if self.along > 1 else self.dim(size)
         if self.steps:
             self.line("#pragma unroll")
             self.open(f"for (int j = 0; j < {self.steps}; j++)")
@@ -358,15 +334,20 @@ class Rows(Vectors):
             if size != self.steps * self.team * self.width:
                 self.line(f"if (chunk >= {chunks}) break;")
         else:
-            if unroll:
-                self.line(f"#pragma unroll {UNROLLED if self.width > 1 else 2 * UNROLLED}")
+            if loads:
+                unrolled = max(min(UNROLLED, MOST_LOADS // loads), 1)
+                self.line(f"#pragma unroll {unrolled if self.width > 1 else 2 * unrolled}")
             self.open(f"for (idx turn = {first}; turn < {end or chunks}; turn += {self.team})")
             self.line("const unsigned chunk = turn;")        # numbers that can wrap cannot be unrolled
-        self.place(loops, "chunk", str(self.width))
+        self.place(loops, "chunk", str(self.along))
+
+    def _var(self, loops: Loops) -> str:
+        """The variable along which chunks lie."""
+        return loops[-1][0]
 
     def _fetch_packs(self, loops: Loops, values: list[Expr]) -> list[str]:
         """Reads the chunks of what a pass uses and no register holds yet; their texts."""
-        var, made = loops[-1][0], []
+        var, made = self._var(loops), []
         for x, guards in (found for v in values for found in self.loads(v, var)) if self.width > 1 else ():
             text = self.element(x.arg, x.index)
             if text in self.held or not self.is_pack(x, var):
@@ -381,24 +362,48 @@ class Rows(Vectors):
         return made
 
     def reduce(self, e: Reduce) -> str:
-        """The same, where the reduction is a team's: by all of its threads, which all get the result."""
+        """The same, where the reduction is a team's: by all of its threads, which all get the result. Others
+        over the same elements that need nothing else go with it."""
         if id(e) in self.found:
             return self.found[id(e)]
         if self.inside or not self._is_shared(e):
             return super().reduce(e)
-        accs = self.accumulators(e)
-        self._accumulate_share(e, accs)
-        self._meet(e, accs)
-        return accs[e.result]
+        found = [(r, self.accumulators(r)) for r in (e, *self._with(e))]
+        self._accumulate_share(found)
+        self._meet(found, self.width)
+        self.found.update((id(r), accs[r.result]) for r, accs in found[1:])
+        return found[0][1][e.result]
 
-    def _accumulate_share(self, e: Reduce, accs: list[str], first: str = "lane", end: str = "") -> None:
-        self._open_share(e.loops, first, end, unroll=True)
-        made = self._fetch_packs(e.loops, [*(x.value for x in e.lets if x.name in self.used), *e.operands])
-        self._in_chunk(e.loops[-1][0], lambda: self.accumulate(e, accs))
+    def _with(self, e: Reduce) -> list[Reduce]:
+        shared, extents = self._shared(), [x for _, x in e.loops]
+        if not any(r is e for r in shared) or self.reads_back():
+            return []
+        return [r for r in shared if r is not e and id(r) not in self.found
+                and [x for _, x in r.loops] == extents
+                and not any(isinstance(x, Local) and x.name in self.waiting for x in subexpressions(r))]
+
+    def let(self, s: Let) -> None:
+        """Declares a local; see `Writer`."""
+        super().let(s)
+        self.waiting.discard(s.name)
+
+    def _accumulate_share(self, found: Found, first: str = "lane", end: str = "") -> None:
+        loops, made = found[0][0].loops, []
+        values = [[*(x.value for x in e.lets if x.name in self.used), *e.operands] for e, _ in found]
+        loads = {self.element(x.arg, x.index) for read in values for v in read
+                 for x, _ in self.loads(v, self._var(loops))}
+        self._open_share(loops, first, end, max(len(loads - self.held.keys()), 1))
+        for (e, _), read in zip(found, values):
+            made += self._fetch_packs(e.loops, read)
+        self._in_chunk(self._var(loops), lambda: [self.accumulate(e, self._own(accs)) for e, accs in found])
         self._forget(made)
         self.close()
 
-    def _in_chunk(self, var: str, write: Callable[[], None]) -> None:
+    def _own(self, accs: list[str]) -> list[str]:
+        """The accumulators of one element of a chunk."""
+        return accs
+
+    def _in_chunk(self, var: str, write: Callable[[], object]) -> None:
         """Writes what is done with each element of a chunk."""
         self.inside = True
         if self.width > 1:
@@ -414,33 +419,28 @@ class Rows(Vectors):
         for text in texts:
             del self.held[text]
 
-    def _meet(self, e: Reduce, accs: list[str]) -> None:
-        """Combines the accumulators of the threads of a team."""
-        if not self.across:
+    def _meet(self, found: Found, width: int) -> None:
+        """Combines the accumulators of the threads of a team, which has some for each of `width` columns."""
+        for e, accs in found:
             self._shuffle(e, accs, WARP // 2)
-            if self.team == WARP:
-                return
+        if self.by_warps:
+            return
         warps = self.threads // WARP
-        parts = [self.fresh("part") for _ in accs]
-        for acc, part, operand in zip(accs, parts, e.operands):
-            size = f"[{warps}][{WARP}]" if self.across else f"[{warps}]"
-            self.line(f"__shared__ {C_TYPES[operand.dtype]} {part}{size};")
-            self.line(f"{part}[lane][side] = {acc};" if self.across else
-                      f"if (lane % {WARP} == 0) {part}[lane / {WARP}] = {acc};")
+        parts = [[self.fresh("part") for _ in accs] for _, accs in found]
+        for (e, accs), names in zip(found, parts):
+            for acc, part, operand in zip(accs, names, e.operands):
+                self.line(f"__shared__ {C_TYPES[operand.dtype]} {part}[{warps}];")
+                self.line(f"if (lane % {WARP} == 0) {part}[lane / {WARP}] = {acc};")
         self.line("__syncthreads();")
-        for acc, part in zip(accs, parts):
-            self.line(f"{acc} = {part}{'[0][side]' if self.across else f'[lane % {warps}]'};")
-        if self.across:
-            step = self.fresh("step")
-            self.open(f"for (int {step} = 1; {step} < {warps}; {step}++)")
-            self.combine(e, accs, [f"{part}[{step}][side]" for part in parts])
-            self.close()
-        else:
+        for (e, accs), names in zip(found, parts):
+            for acc, part in zip(accs, names):
+                self.line(f"{acc} = {part}[lane % {warps}];")
             self._shuffle(e, accs, warps // 2)
 
-    def _shuffle(self, e: Reduce, accs: list[str], most: int) -> None:
+    def _shuffle(self, e: Reduce, accs: list[str], most: int, least: int = 1) -> None:
+        """Combines values of lanes that are `least`, twice that, … and `most` apart."""
         step = self.fresh("step")
-        self.open(f"for (int {step} = {most}; {step} > 0; {step} /= 2)")
+        self.open(f"for (int {step} = {most}; {step} >= {least}; {step} /= 2)")
         self.combine(e, accs, [f"(({C_TYPES[x.dtype]})__shfl_xor_sync(0xffffffffu, {acc}, {step}))"
                                for acc, x in zip(accs, e.operands)])
         self.close()
@@ -453,47 +453,50 @@ class Rows(Vectors):
         shared = self._shared()
         size = product(x for _, x in shared[0].loops)
         least, parts = self._least(), self.parts
-        self.line(f"const idx chunks = {self.dim(size)}{f' / {self.width}' if self.width > 1 else ''};")
+        self.line(f"const idx chunks = {self.dim(size)}{f' / {self.along}' if self.along > 1 else ''};")
         self.line(f"const idx even = (chunks + {parts - 1}) / {parts};")
         self.line(f"const idx share = even < {least} ? {least} : even;")
         self.line("const idx used = chunks > share ? (chunks + share - 1) / share : 1;")
         self.line("if (part >= used) return;")
         self.line("const idx end = part + 1 < used ? (part + 1) * share : chunks;")
-        written, results = set(), []
+        written = set()
         for s in self.body:
-            assert not isinstance(s, Loop)
-            own = [r for r in shared if any(r is x for x in _reductions(s.value))]
-            if isinstance(s, Let) and not own and not self._needs_result(s.value):
+            if isinstance(s, Let) and not self._needs_result(s.value) and not any(
+                    r is x for r in shared for x in reductions_of(s.value)):
                 self.let(s)
                 written.add(id(s))
-            for r in own:
-                results.append((r, self.accumulators(r)))
-                self._accumulate_share(*results[-1], "part * share + lane", "end")
-                self._meet(*results[-1])
+        found = [(r, self.accumulators(r)) for r in shared]
+        self._accumulate_share(found, "part * share + lane", "end")
+        self._meet(found, self.width)
         self.open("if (used > 1)")
-        self._last(results)
+        self._last(found)
         self.close()
-        self.found = {id(r): accs[r.result] for r, accs in results}
+        self.found = {id(r): accs[r.result] for r, accs in found}
         return written
 
-    def _last(self, results: list[tuple[Reduce, list[str]]]) -> None:
-        sides, at, lefts = (WARP if self.across else 1), 0, []
-        for r, accs in results:
+    def _last(self, found: Found) -> None:
+        at, lefts = 0, []
+        for r, accs in found:
             for acc, x in zip(accs, r.operands):
                 kind, left = C_TYPES[x.dtype], self.fresh("left")
-                place = f"({kind}*)(scratch + {at}) + group * {self.parts * sides}"
-                self.line(f"{kind}* const {left} = {place}{' + side' if self.across else ''};")
-                self.line(f"if (lane == 0) {left}[part * {sides}] = {acc};")
+                place = f"({kind}*)(scratch + {at}) + group * {self.parts * self.sides}{self._side()}"
+                self.line(f"{kind}* const {left} = {place};")
+                self.line(f"if (threadIdx.x < {self.sides}) {left}[part * {self.sides}] = {acc};")
                 at += self._region(x)
-                lefts.append(left)
+                lefts.append(f"{left}[p * {self.sides}]")
         self.line(f"if (!gf_last_block(&{self.kernel.name}_done[group], used)) return;")
-        for r, accs in results:
+        for r, accs in found:
             for acc, start in zip(accs, identity(r)):
                 self.line(f"{acc} = {start};")
-            self.open(f"for (idx p = lane; p < used; p += {self.team})")
-            self.combine(r, accs, [f"{lefts.pop(0)}[p * {sides}]" for _ in accs])
-            self.close()
-            self._meet(r, accs)
+        self.open(f"for (idx p = threadIdx.x / {self.sides}; p < used; p += {self.threads // self.sides})")
+        for r, accs in found:
+            self.combine(r, accs, [lefts.pop(0) for _ in accs])
+        self.close()
+        self._meet(found, 1)
+
+    def _side(self) -> str:
+        """What is added to find the row of a thread among those that lie side by side."""
+        return ""
 
     # -- statements
 
@@ -510,11 +513,10 @@ class Rows(Vectors):
                 continue
             value = self.expr(s.value) if isinstance(s, Store) else ""
             if not synced:
-                self.line("__syncwarp();" if self.team == WARP else "__syncthreads();")
+                self.line("__syncwarp();" if self.by_warps else "__syncthreads();")
                 synced = True
             if isinstance(s, Store):
-                self.line(f"if (lane == 0{' && own' if self.across else ''}) "
-                          f"{self.element(s.arg, s.index)} = {value};")
+                self.line(f"if ({self._one()}) {self.element(s.arg, s.index)} = {value};")
                 continue
             loops, inner = self._nest(s)
             if loops:
@@ -556,6 +558,14 @@ class Rows(Vectors):
         self.held.update((text, f"{name}[u].at[w]") for text, name in names.items())
         return list(found)
 
+    def _one(self) -> str:
+        """Whether a thread stores the results of its row."""
+        return "lane == 0"
+
+    def _guard(self) -> str:
+        """What stands before the stores of elements."""
+        return ""
+
     def _share_stores(self, loops: Loops, body: tuple[Statement, ...]) -> None:
         depth = self.depth
         values = [s.value for s in body if not isinstance(s, Loop) and self.is_used(s)]
@@ -563,7 +573,7 @@ class Rows(Vectors):
         if not made:
             self._open_share(loops)
             made = self._fetch_packs(loops, values)
-        guard = "if (own) " if self.across else ""
+        guard = self._guard()
         self.inside = True
         if self.width > 1:
             self.stored(body, loops[-1][0], "from", str(self.width), ", wide", guard)

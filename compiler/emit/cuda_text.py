@@ -2,7 +2,9 @@
 writer that turns the expressions of a kernel into statements."""
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -204,13 +206,72 @@ def dimension(d: DimLike, name: Callable[[str], str] = c_name) -> str:
     return f"({text})" if len(terms) > 1 or " * " in text else text
 
 
-def signature(kernel: Kernel, threads: int = THREADS, scratch: DimLike = 0) -> str:
-    """The head of the kernel's function: its arguments, its scratch if it has some, then its symbols."""
-    arguments = [f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}* {a.name}" for a in kernel.arguments]
-    arguments += ["char* scratch"] if scratch != 0 else []
-    arguments += [f"idx {c_name(s)}" for s in kernel.symbols]
-    return (f'extern "C" __global__ void __launch_bounds__({threads}) '
-            f"{kernel.name}({', '.join(arguments)})")
+@dataclass(frozen=True)
+class Code:
+    """The code of a kernel, as one that is launched or as a function that loops call. Its lines have the
+    number of a block as `block`, and how many there are as `blocks`. `parameters`: (type, name) of each;
+    `note`: for a comment; `meets`: whether the threads of a block wait for each other; `statics`: what lives
+    beside it."""
+
+    name: str
+    threads: int
+    parameters: tuple[tuple[str, str], ...]
+    lines: tuple[str, ...]
+    note: str
+    meets: bool
+    statics: str = ""
+
+    def as_kernel(self) -> str:
+        """The ``__global__`` function."""
+        numbers = ("  const unsigned block = blockIdx.x;", "  const unsigned blocks = gridDim.x;")
+        return self._head() + self._launched(without_unused([*numbers, *self.lines]))
+
+    def as_function(self) -> str:
+        """A function, and the ``__global__`` function that calls it."""
+        own = ", ".join(f"{kind} {name}" for kind, name in self.parameters)
+        lines = [f"static __device__ __forceinline__ void {self.name}_body(unsigned block, unsigned blocks, "
+                 f"{own})", "{", *without_unused(self.lines), "}\n\n"]
+        given = ", ".join(name for _, name in self.parameters)
+        return (self._head() + "\n".join(lines)
+                + self._launched([f"  {self.name}_body(blockIdx.x, gridDim.x, {given});"]))
+
+    def _head(self) -> str:
+        return f"// Launch with {self.threads} threads a block, {self.note}.\n{self.statics}"
+
+    def _launched(self, lines: Sequence[str]) -> str:
+        own = ", ".join(f"{kind} {name}" for kind, name in self.parameters)
+        head = f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}({own})'
+        return "\n".join([head, "{", *lines, "}"]) + "\n"
+
+
+def code_of(kernel: Kernel, lines: Sequence[str], note: str, threads: int = THREADS, scratch: DimLike = 0,
+            meets: bool = True, statics: str = "") -> Code:
+    """The kernel's code. Its parameters: the arguments, the scratch if it has some, the symbols."""
+    parameters = [(f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}*", a.name)
+                  for a in kernel.arguments]
+    parameters += [("char*", "scratch")] if scratch != 0 else []
+    parameters += [("idx", c_name(s)) for s in kernel.symbols]
+    return Code(kernel.name, threads, tuple(parameters), tuple(lines), note, meets, statics)
+
+
+_DECLARED = re.compile(r"( *)const (?:idx|unsigned|int|bool) (\w+) = [^,]*;$")
+
+
+def without_unused(lines: Sequence[str]) -> list[str]:
+    """The lines without the numbers that nothing uses, of which nvcc warns."""
+    kept: list[str] = []                                     # from the last line on
+    for line in reversed(lines):
+        found = _DECLARED.match(line)
+        if found is not None:
+            scope = []
+            for later in reversed(kept):
+                if later.strip() and len(later) - len(later.lstrip()) < len(found[1]):
+                    break
+                scope.append(later)
+            if not re.search(rf"\b{found[2]}\b", "\n".join(scope)):
+                continue
+        kept.append(line)
+    return kept[::-1]
 
 
 class Writer:

@@ -8,10 +8,9 @@ barrier has the multiprocessors forget what their first caches hold.
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 
-from graphflow.compiler.emit.cuda_text import C_TYPES, c_name, dimension
+from graphflow.compiler.emit.cuda_text import C_TYPES, Code, c_name, dimension
 from graphflow.compiler.kernel.form import Kernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import DimLike, evaluate, product, symbols_of
@@ -53,11 +52,10 @@ template <class T> static __device__ void gf_grid_copy(T* to, const T* from, idx
     to[i] = from[i];
 }
 """
-_HEAD = re.compile(r'extern "C" __global__ void (__launch_bounds__\([^)]*\)) (\w+)\((.*?)\)\n', re.DOTALL)
 
 
-def loops_together(program: KernelProgram, function: Callable[[Kernel], Function],
-                   blocks: Callable[[Kernel], DimLike], text: Callable[[Kernel], str]) -> list[Repeat]:
+def loops_together(program: KernelProgram, code: Callable[[Kernel], Code],
+                   blocks: Callable[[Kernel], DimLike], scratch: Callable[[Kernel], DimLike]) -> list[Repeat]:
     """The loops of the program that become one launch: without an end that a value decides, of copies and
     kernels with few blocks, of which one at most has shared memory and barriers of its own."""
     found = []
@@ -72,11 +70,12 @@ def loops_together(program: KernelProgram, function: Callable[[Kernel], Function
         counts = [blocks(k) for k in kernels]
         if not all(isinstance(n, int) and n <= FEW_BLOCKS for n in counts):
             continue
-        most = max(function(k).threads for k in kernels)
-        meeting = [k for k in kernels if re.search(r"__shared__|__syncthreads|gf_last_block", text(k))]
-        if len(meeting) <= 1 and all(function(k).threads == most for k in meeting) \
+        codes = [code(k) for k in kernels]
+        most = max(c.threads for c in codes)
+        meeting = [c for c in codes if c.meets]
+        if len(meeting) <= 1 and all(c.threads == most for c in meeting) \
                 and all(evaluate(n, {}) <= MOST_TOGETHER for k, n in zip(kernels, counts)
-                        if "char* scratch" in text(k)):      # which is right for one number of blocks only
+                        if scratch(k) != 0):                 # which is right for one number of blocks only
             found.append(item)
     return found
 
@@ -137,18 +136,3 @@ def loop_of_kernels(program: KernelProgram, item: Repeat, threads: int,
                   f"{', '.join(values)});",
                   f"    gf_grid_barrier(&{function.name}_count);"]
     return "\n".join([*lines, "  }", "}"]) + "\n"
-
-
-def as_function(text: str, threads: int) -> str:
-    """The kernel's text as a function that loops call, with the number of a block and that of all, and a
-    kernel that calls it."""
-    found = _HEAD.search(text)
-    assert found is not None
-    names = [p.split()[-1].lstrip("*") for p in found[3].split(",")]
-    head = (f"static __device__ __forceinline__ void {found[2]}_body(const unsigned gf_block, "
-            f"const unsigned gf_blocks, {found[3]})\n")
-    body = text[found.end():]
-    for name, ours in (("blockIdx", "gf_block"), ("gridDim", "gf_blocks"), ("blockDim", f"{threads}u")):
-        body = re.sub(rf"\b{name}\.x\b", ours, body)
-    return (f"{text[:found.start()]}{head}{body}\n{found[0]}{{\n  {found[2]}_body(blockIdx.x, gridDim.x, "
-            f"{', '.join(names)});\n}}\n")

@@ -7,7 +7,6 @@ whether symbolic extents are multiples of the width.
 """
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeGuard
 
@@ -196,23 +195,3 @@ def _used(kernel: LoopKernel) -> set[str]:
     lets += [x for e in expressions(kernel) if isinstance(e, Reduce) for x in e.lets]
     stored = [s.value for s in statements(kernel.body) if isinstance(s, Store)]
     return used_locals([*kernel.indirect.values(), *stored], lets)
-
-
-_DECLARED = re.compile(r"( *)const (?:idx|unsigned|int|bool) (\w+) = [^,]*;$")
-
-
-def without_unused(lines: Sequence[str]) -> list[str]:
-    """The lines without the numbers that nothing uses, of which nvcc warns."""
-    kept: list[str] = []                                     # from the last line on
-    for line in reversed(lines):
-        found = _DECLARED.match(line)
-        if found is not None:
-            scope = []
-            for later in reversed(kept):
-                if later.strip() and len(later) - len(later.lstrip()) < len(found[1]):
-                    break
-                scope.append(later)
-            if not re.search(rf"\b{found[2]}\b", "\n".join(scope)):
-                continue
-        kept.append(line)
-    return kept[::-1]

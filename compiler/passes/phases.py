@@ -33,8 +33,8 @@ from graphflow.compiler.plan.dtypes import DType
 
 IDENTITY = {"sum": 0, "prod": 1, "any": False, "all": True}
 WHOLE = -1
-"""The `split` of rows that are not cut: blocks of threads share them, in a kernel for each level of reductions
-and one for the elements."""
+"""The `split` of rows that are not cut: blocks of threads share them, in a kernel for each level of
+reductions and one for the elements."""
 ENOUGH_PIECES = 8
 """An axis so long is cut, if there is one, rather than the first one."""
 
