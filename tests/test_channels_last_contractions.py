@@ -16,7 +16,8 @@ from graphflow.compiler.emit.pool import pool_object
 from graphflow.compiler.emit.tiling import Tiling, contraction_tiling
 from graphflow.compiler.ir.builder import Builder
 from graphflow.compiler.ir.graph import Value
-from graphflow.compiler.kernel.form import ContractionKernel
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import ContractionKernel, Loop, LoopKernel, Reduce
 from graphflow.compiler.plan.dims import symbol
 from graphflow.compiler.plan.dtypes import F32
 from graphflow.compiler.target import Target, host_target
@@ -100,6 +101,71 @@ def test_gradients_of_strided_convolutions(case: tuple[Any, ...], target: Target
     close(found, expected.transpose(0, 2, 3, 1), size.transpose(0, 2, 3, 1), w[:, 0].size)
 
 
+# Few channels in rows to many side by side: bands, the last of them short; places left over of a row; rows
+# that are wider, and gradients that are, than the first cache has room for.
+FEW: tuple[tuple[Any, ...], ...] = (
+    (2, 3, 16, 37, 33, (3, 3), 1, 1),
+    (1, 3, 64, 131, 29, (7, 5), ((2, 2), (1, 1)), (3, 2)),
+    (2, 2, 32, 9, 301, (2, 4), ((1, 0), (0, 3)), (1, 4)),
+    (3, 4, 48, 5, 4, (3, 3), 1, 1),
+    (1, 1, 160, 15, 140, (3, 3), 0, 1),
+)
+
+
+def read_by_channels(b: Builder, y: Value) -> tuple[Value, Value, np.ndarray]:
+    """What reads an image so that it lies channels-last, and changes nothing: a feed, the result, the feed's
+    array."""
+    outs = y.shape[1]
+    assert isinstance(outs, int)
+    one = b.input(name="one", dtype=F32, shape=(outs, outs, 1, 1))
+    return one, b.conv(y, one), np.eye(outs, dtype=np.float32).reshape(outs, outs, 1, 1)
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_few_channels_in_rows_to_channels_last(case: tuple[Any, ...], target: Target) -> None:
+    x, w, dy, attrs = operands(case)
+    view = windows(x.astype(float), case[5], case[6], case[7])
+    b = Builder()
+    fx = b.input(name="x", dtype=F32, shape=(symbol("N"), *x.shape[1:]))
+    fw = b.input(name="w", dtype=F32, shape=w.shape)
+    one, out, eye = read_by_channels(b, b.conv(fx, fw, **attrs))
+    how = [direct(k, target) for k in contractions(graph_of([fx, fw, one], [out]), target)]
+    assert any(d.last for d in how if d is not None)
+    found, _ = computed(b, [fx, fw, one], out, [x, w, eye], target)
+    expected, size = (np.einsum("ncyxij,ocij->noyx", f(view), f(w.astype(float))) for f in (np.array, np.abs))
+    close(found, expected, size, w[0].size)
+    b = Builder()
+    fx = b.input(name="x", dtype=F32, shape=(symbol("N"), *x.shape[1:]))
+    fy, place, above = image(b, "dy", dy)
+    out = b.conv_weight_grad(fx, place, kernel=case[5], **attrs)
+    found, _ = computed(b, [fx, fy], out, [x, above], target)
+    expected, size = (np.einsum("ncyxij,noyx->ocij", f(view), f(dy.astype(float)))
+                      for f in (np.array, np.abs))
+    close(found, expected, size, dy[:, 0].size)
+
+
+@pytest.mark.parametrize("target", targets().values(), ids=targets())
+@pytest.mark.parametrize("case", [(2, 3, 16, 37, 33, (3, 4), ((2, 2), (1, 2)), 1),
+                                  (1, 2, 64, 9, 50, (2, 3), 0, 1)], ids=str)
+def test_gradient_for_input_with_weights_turned_round(case: tuple[Any, ...], target: Target) -> None:
+    """Images of few channels are those of the gradient."""
+    dy, back, _, attrs = operands(case)
+    w = np.ascontiguousarray(back.transpose(1, 0, 2, 3))
+    sides = 2 * ((0, 0),) if case[6] == 0 else case[6]
+    size = tuple(d + k - 1 - sum(s) for d, k, s in zip(dy.shape[2:], case[5], sides))
+    b = Builder()
+    fy = b.input(name="dy", dtype=F32, shape=(symbol("N"), *dy.shape[1:]))
+    fw = b.input(name="w", dtype=F32, shape=w.shape)
+    one, out, eye = read_by_channels(b, b.conv_input_grad(fy, fw, spatial=size, **attrs))
+    how = [direct(k, target) for k in contractions(graph_of([fy, fw, one], [out]), target)]
+    assert [d.image.steps for d in how if d is not None and d.last] == [(-1, -1)]
+    found, _ = computed(b, [fy, fw, one], out, [dy, w, eye], target)
+    expected, magnitudes = (input_gradient(f(dy.astype(float)), f(w.astype(float)), size, sides, 1)
+                            for f in (np.array, np.abs))
+    close(found, expected, magnitudes, w[:, 0].size)
+
+
 @pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS)
 @pytest.mark.parametrize("case", ROWS, ids=str)
 def test_weights_of_1x1_between_rows_and_channels_last(case: tuple[Any, ...], target: Target) -> None:
@@ -138,6 +204,20 @@ def test_weights_of_1x1_in_pieces(case: tuple[Any, ...], target: Target) -> None
     expected, size = (np.einsum("nchw,nohw->oc", f(wide), np.einsum("nchw,oc->nohw", f(wide), f(weights)))
                       for f in (np.array, np.abs))
     close(found[:, :, 0, 0], weights - expected / 2, size + np.abs(weights), x[:, 0].size + x.shape[1])
+
+
+def test_pieces_of_1x1_weights_are_added_along_memory() -> None:
+    """The weights lie side by side, though their last axes have one element: no vector gathers pieces."""
+    b = Builder()
+    feeds = [b.input(name="x", dtype=F32, shape=(symbol("N"), 48, 12, 9)),
+             b.input(name="dy", dtype=F32, shape=(symbol("N"), 12, 9, 32))]
+    out = b.conv_weight_grad(feeds[0], b.transpose(feeds[1], perm=(0, 3, 1, 2)), kernel=(1, 1))
+    kernels = Compilation(graph_of(feeds, [out]), host_target()).result("tile").kernels.values()
+    first, second = kernels
+    assert isinstance(first, ContractionKernel) and pointwise_weights(first, host_target()) is not None
+    assert isinstance(second, LoopKernel)
+    assert [s.kind for s in second.body if isinstance(s, Loop)] == ["lanes"]
+    assert not any(e.lanes for e in walk.expressions(second) if isinstance(e, Reduce))
 
 
 # Places that are cut into rows of 112, of 96 and of 31; more outputs than a row of tiles has.

@@ -39,6 +39,8 @@ from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, symbol
 from graphflow.compiler.target import Target
 
+ROW, COLUMN = "output row", "output column"
+"""The names of a row of the output, and of the first place of a tile in it."""
 _UNROLL = 5
 """Places along x of a kernel, up to which they become straight code."""
 _LIGHT_NS = 0.35
@@ -120,12 +122,12 @@ def applies(kernel: ContractionKernel, target: Target) -> Direct | None:
     assert isinstance(channels, int) and isinstance(py, int) and isinstance(px, int)
     lanes = target.vector_bytes // 4
     enough = _enough_rows(outs * channels * py * px * width / lanes)
+    last = outs % lanes == 0 and all(coefficient(s.index[-1], out) == 1 for s in c.stores)
     image = unfolded((y, height), (x, width), (channel, channels), ((ty, py), (tx, px)), steps, lanes,
-                     target.l2 // 2, enough)
+                     target.l2 // 2, enough, last)
     if image is None:
         return None
-    last = outs % lanes == 0 and all(coefficient(s.index[-1], out) == 1 for s in c.stores)
-    mr, nv = (_micro_kernel_of_outs(outs // lanes, image.band * width, target) if last else
+    mr, nv = (_micro_kernel_of_outs(outs // lanes, width, target) if last else
               _micro_kernel(outs, -(-image.band * width // lanes), target))
     return Direct(c.batch, image, out, outs, last, mr, nv)
 
@@ -149,10 +151,10 @@ def _pointwise(kernel: ContractionKernel, target: Target) -> Direct | None:
         return None
     image = unfolded(("row ", places // width), ("column of row ", width), (channel, channels),
                      (("tap y ", 1), ("tap x ", 1)), (1, 1), lanes, target.l2 // 2,
-                     _enough_rows(outs * channels * width / lanes))
+                     _enough_rows(outs * channels * width / lanes), True)
     if image is None:
         return None
-    mr, nv = _micro_kernel_of_outs(outs // lanes, image.band * width, target, _FLAT_TILE)
+    mr, nv = _micro_kernel_of_outs(outs // lanes, width, target, _FLAT_TILE)
     return Direct(c.batch, image, out, outs, True, mr, nv, place)
 
 
@@ -179,15 +181,17 @@ def _micro_kernel(outs: int, vectors: int, target: Target) -> tuple[int, int]:
     return min(choices, key=lambda c: total(*c))
 
 
-def _micro_kernel_of_outs(vectors: int, places: int, target: Target, most: tuple[int, int] = (14, 4)
+def _micro_kernel_of_outs(vectors: int, width: int, target: Target, most: tuple[int, int] = (14, 4)
                           ) -> tuple[int, int]:
-    """(places, vectors of output channels), at most so many; places that are left over are computed one by
-    one."""
+    """(places of a row, vectors of output channels), at most so many; places that are left over of a row are
+    a smaller form."""
 
     def total(mr: int, nv: int) -> float:
-        return (places // mr * max(mr * nv, nv + mr / 2, 5) + places % mr * max(nv, 5)) * (vectors // nv)
+        tiles = [(n, r) for n, r in ((width // mr, mr), (1, width % mr)) if n and r]
+        time = sum(n * max(r * nv, nv + r / 2, 5) for n, r in tiles) * (vectors // nv)
+        return time * (1 + _VARIANT * len(tiles))
 
-    choices = [(mr, nv) for nv in range(most[1], 0, -1) for mr in range(min(places, most[0]), 0, -1)
+    choices = [(mr, nv) for nv in range(most[1], 0, -1) for mr in range(min(width, most[0]), 0, -1)
                if vectors % nv == 0 and mr * nv + nv + 1 <= target.vector_registers]
     return min(choices, key=lambda c: total(*c))
 
@@ -204,6 +208,8 @@ def pays(kernel: ContractionKernel, d: Direct) -> bool:
     if not d.last and not all(coefficient(s.index[-1], u.x) == 1 for s in c.stores):
         return False
     products = d.outs * u.places[0] * u.band * u.width / u.lanes
+    if u.plain:
+        return u.rows() * -(-u.row // u.lanes) * _UNFOLD < products * u.places[1]
     unfolding = u.phases * u.rows() * -(-u.width // u.lanes) * _UNFOLD * abs(u.steps[1])
     return unfolding < products
 
@@ -294,16 +300,14 @@ class _Emission(DirectEmitter):
                 first = b.mul(b.sub(task.index, b.mul(flat, d.bands)), u.band)
             self.bind_batch(d.batch, flat)
             unfold_image(e, node, u, first, ZERO, constant(I64, u.channels))
-            start = b.mul(first, u.width)
-            e.scopes.bind("band start", start)
-            stop = constant(I64, u.height * u.width)
+            stop = constant(I64, u.height)
             if d.bands > 1:
-                stop = b.intrinsic("smin", b.add(start, u.band * u.width), stop)
-            self._panels(start, stop)
+                stop = b.intrinsic("smin", b.add(first, u.band), stop)
+            self._rows(first, stop)
         b.ret()
 
-    def _panels(self, start: Value, stop: Value) -> None:
-        """All outputs [start, stop) of the image."""
+    def _rows(self, first: Value, stop: Value) -> None:
+        """All outputs of the rows [first, stop) of the image."""
         raise NotImplementedError
 
     def _summed(self, sums: list[Value], products: Callable[[list[Value], DimLike], list[Value]]
@@ -327,33 +331,29 @@ class _Emission(DirectEmitter):
         return channel.results
 
     def _image(self, tap: DimLike) -> DimLike:
-        """The element of scratch under the current column, for the current channel and place along y."""
+        """The element of scratch under the first place, for the current channel and place along y."""
         u = self.d.image
-        at = u.copy(symbol(u.channel), tap) + u.below(symbol(u.taps[0]))
-        return at + symbol("column") - symbol("band start")
-
-    def _store(self, total: Value, row: DimLike, place: DimLike) -> None:
-        """The kernel's stores for a vector of finished sums."""
-        self.store(total, {self.d.out: row, **axis_values(self.e, self.c.n, place, "")})
+        return u.copy(symbol(u.channel), tap) + u.below(symbol(u.taps[0]))
 
 
 class _AlongPlaces(_Emission):
-    def _panels(self, start: Value, stop: Value) -> None:
-        """All outputs [start, stop) of the image."""
+    def _rows(self, first: Value, stop: Value) -> None:
         e, b, d = self.e, self.b, self.d
+        start, stop = b.mul(first, d.image.width), b.mul(stop, d.image.width)
+        e.scopes.bind("band start", start)
         wide = d.nv * d.image.lanes
         vectors = -(-d.image.band * d.image.width // d.image.lanes)
         whole = vectors // d.nv * wide
         # A shorter last band is computed by the larger form alone.
         with e.scopes.loop("column", start, b.intrinsic("smin", b.add(start, whole), stop), wide) as panel:
             panel.next()
-            self._rows(panel.index, stop, d.nv)
+            self._outs(panel.index, stop, d.nv)
         if vectors % d.nv:
             with e.scopes.loop("column", b.add(start, whole), stop, wide) as panel:
                 panel.next()
-                self._rows(panel.index, stop, vectors % d.nv)
+                self._outs(panel.index, stop, vectors % d.nv)
 
-    def _rows(self, column: Value, stop: Value, nv: int) -> None:
+    def _outs(self, column: Value, stop: Value, nv: int) -> None:
         """All output channels of a panel."""
         e, d = self.e, self.d
         whole = d.outs // d.mr * d.mr
@@ -372,7 +372,7 @@ class _AlongPlaces(_Emission):
                 for r in range(mr)]
 
         def products(sums: list[Value], tap: DimLike) -> list[Value]:
-            at = self._image(tap)
+            at = self._image(tap) + symbol("column") - symbol("band start")
             right = [b.load(self.type, e.address("unfolded ", at + v * u.lanes), align=4) for v in range(nv)]
             out = []
             for r, node in enumerate(rows):
@@ -381,6 +381,10 @@ class _AlongPlaces(_Emission):
             return out
 
         self._store_tile(self._summed([constant(self.type, 0)] * (mr * nv), products), column, stop, mr, nv)
+
+    def _store(self, total: Value, row: DimLike, place: DimLike) -> None:
+        """The kernel's stores for a vector of finished sums."""
+        self.store(total, {self.d.out: row, **axis_values(self.e, self.c.n, place, "")})
 
     def _store_tile(self, sums: list[Value], column: Value, stop: Value, mr: int, nv: int) -> None:
         e, b, lanes = self.e, self.b, self.d.image.lanes
@@ -411,18 +415,18 @@ class _AlongPlaces(_Emission):
 
 
 class _AlongOuts(_Emission):
-    def _panels(self, start: Value, stop: Value) -> None:
-        e, b, d = self.e, self.b, self.d
-        rest = b.urem(b.sub(stop, start), constant(I64, d.mr))
-        whole = b.sub(stop, rest)
-        with e.scopes.loop("column", start, whole, d.mr) as places:
-            places.next()
-            self._outs(d.mr)
-        u = d.image
-        if u.band * u.width % d.mr or u.height % u.band:
-            with e.scopes.loop("column", whole, stop) as place:
-                place.next()
-                self._outs(1)
+    def _rows(self, first: Value, stop: Value) -> None:
+        e, d, width = self.e, self.d, self.d.image.width
+        whole = width // d.mr * d.mr
+        e.bounds.update({ROW: (0, d.image.height - 1), COLUMN: (0, width - 1)})
+        with e.scopes.loop(ROW, first, stop) as row:
+            row.next()
+            with e.scopes.loop(COLUMN, ZERO, constant(I64, whole), d.mr) as places:
+                places.next()
+                self._outs(d.mr)
+            if width > whole:
+                with e.scopes.block(COLUMN, constant(I64, whole)):
+                    self._outs(width - whole)
 
     def _outs(self, mr: int) -> None:
         """All output channels of some places."""
@@ -431,12 +435,17 @@ class _AlongOuts(_Emission):
             outs.next()
             self._tile(outs.index, mr)
 
+    def _at(self, column: DimLike) -> dict[str, DimLike]:
+        """The variables of a place of the row."""
+        d, u = self.d, self.d.image
+        return {d.flat: symbol(ROW) * u.width + column} if d.flat else {u.y: symbol(ROW), u.x: column}
+
     def _tile(self, first: Value, mr: int) -> None:
         e, b, d, u = self.e, self.b, self.d, self.d.image
         nv, (py, px) = d.nv, u.places
         ahead = None                        # an element of the next task's rows, for each channel and tile
         if d.flat:
-            ahead = e.nodes.substitute(e.nodes.of(self.c.b), {d.flat: symbol("column") + u.band * u.width})
+            ahead = e.nodes.substitute(e.nodes.of(self.c.b), self._at(symbol(COLUMN) + u.band * u.width))
 
         def products(sums: list[Value], tap: DimLike) -> list[Value]:
             weight = ((symbol(u.channel) * py + symbol(u.taps[0])) * px + tap) * d.outs + symbol("m start")
@@ -446,7 +455,8 @@ class _AlongOuts(_Emission):
             if ahead is not None:
                 e.prefetch(ahead.data[0], e.offset(ahead.data[0], ahead.data[1]))
             for r in range(mr):
-                left = b.splat(b.load(FLOAT, e.address("unfolded ", at + r)), u.lanes)
+                place = at + u.under(symbol(ROW) - symbol("copy start"), symbol(COLUMN) + r)
+                left = b.splat(b.load(FLOAT, e.address("unfolded ", place)), u.lanes)
                 out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
             return out
 
@@ -457,19 +467,17 @@ class _AlongOuts(_Emission):
                 e.bounds[name] = (0, d.outs - 1)
                 with e.scopes.block(name, at, Lane(name, u.lanes, None, u.lanes)):
                     for r in range(mr):
-                        self._store(sums[r * nv + v], symbol(name), symbol("column") + r)
+                        self.store(sums[r * nv + v], {d.out: symbol(name), **self._at(symbol(COLUMN) + r)})
             return
         for i, total in enumerate(sums):
             b.store(total, e.address("sums ", i * u.lanes), align=4 * u.lanes)
-        e.bounds["place"] = (0, u.height * u.width - 1)
         with e.scopes.loop("r", ZERO, constant(I64, mr)) as row:
             row.next()
-            e.scopes.bind("place", b.add(e.scopes.bound("column"), row.index))
 
             def body(carry: list[Value]) -> list[Value]:
                 at = symbol("r") * (nv * u.lanes) + symbol(d.out) - symbol("m start")
                 total = b.load(self.type, e.address("sums ", at), align=4 * u.lanes)
-                self._store(total, symbol(d.out), symbol("place"))
+                self.store(total, {d.out: symbol(d.out), **self._at(symbol(COLUMN) + symbol("r"))})
                 return []
 
             e.scopes.lanes(d.out, first, b.add(first, nv * u.lanes), u.lanes, body)

@@ -1,10 +1,13 @@
-"""Images unfolded along x in scratch: what the direct convolutions share.
+"""Images in scratch, with their padding: what the direct convolutions share.
 
-For each channel and each place along x of the kernel there is a copy of the image, shifted by that place,
-with the padding in it and without the columns that a stride skips; its rows are as long as those of the
-output. So a run of neighbouring outputs, over the ends of rows too, needs a run of neighbouring elements of a
-copy, for each place along y: whole vectors, whatever the width. The rows of a copy are parted by their
-number modulo the stride along y.
+Where vectors run along places, images are *unfolded* along x: for each channel and each place along x of the
+kernel there is a copy of the image, shifted by that place, without the columns that a stride skips; its rows
+are as long as those of the output. So a run of neighbouring outputs, over the ends of rows too, needs a run
+of neighbouring elements of a copy, for each place along y: whole vectors, whatever the width. The rows of a
+copy are parted by their number modulo the stride along y.
+
+Where vectors run along output channels, elements are read one by one, and one *plain* copy serves all places:
+what a few neighbouring outputs need lies in a few lines of the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ MAX_STRIDE = 4
 
 @dataclass(frozen=True)
 class Unfolded:
-    """An image in scratch: "unfolded " [channel][place x][y mod stride][row][x].
+    """An image in scratch: "unfolded " [channel][place x][y mod stride][row][x], or, if `plain`,
+    [channel][row][x] with all columns.
 
     `y`, `x`, `channel`, `taps`: variables of the contraction; `height`, `width`: extents of the output,
     `band`: rows of the output whose inputs are there at a time, `channels`: channels that are there at a
@@ -44,25 +48,28 @@ class Unfolded:
     places: tuple[int, int]
     steps: tuple[int, int]
     lanes: int
+    plain: bool = False
 
     @property
     def phases(self) -> int:
         """Parts of a copy, by the number of the row modulo the stride."""
-        return min(self.steps[0], self.places[0]) if self.steps[0] > 0 else 1
+        return min(self.steps[0], self.places[0]) if self.steps[0] > 0 and not self.plain else 1
 
     def rows(self, phase: int = 0) -> int:
         """Rows of a part under a band of the output."""
+        if self.plain:
+            return abs(self.steps[0]) * (self.band - 1) + self.places[0]
         return self.band + (self.places[0] - 1 - phase) // abs(self.steps[0])
 
     @property
     def part(self) -> int:
         """Elements of a part."""
-        return self.rows() * self.width
+        return self.rows() * (self.row if self.plain else self.width)
 
     @property
     def size(self) -> int:
         """Elements of all copies."""
-        return self.channels * self.places[1] * self.phases * self.part
+        return self.channels * (1 if self.plain else self.places[1]) * self.phases * self.part
 
     @property
     def row(self) -> int:
@@ -72,34 +79,42 @@ class Unfolded:
     def parts(self) -> dict[str, int]:
         """The pieces of scratch, in elements: the copies, and where the stride skips columns, a row."""
         sizes = {"unfolded ": self.size}
-        return sizes | {"row ": self.row + self.lanes} if self.steps[1] > 1 else sizes
+        return sizes | {"row ": self.row + self.lanes} if self.steps[1] > 1 and not self.plain else sizes
 
     def below(self, tap: DimLike) -> DimLike:
         """How many elements behind that of place 0 in phase 0 the element under place `tap` along y is."""
         step = self.steps[0]
         if step < 0:
-            return (self.places[0] - 1 - tap) * self.width
+            tap = self.places[0] - 1 - tap
+        if self.plain or step < 0:
+            return tap * (self.row if self.plain else self.width)
         return tap % step * self.part + tap // step * self.width
 
     def copy(self, channel: DimLike, tap: DimLike) -> DimLike:
         """The first element of the copy for a channel and a place along x."""
+        if self.plain:
+            return channel * self.part + (tap if self.steps[1] > 0 else self.places[1] - 1 - tap)
         return (channel * self.places[1] + tap) * (self.phases * self.part)
+
+    def under(self, y: DimLike, x: DimLike) -> DimLike:
+        """How many elements behind the first of a plain copy that under a place of the band is."""
+        return y * (abs(self.steps[0]) * self.row) + x * abs(self.steps[1])
 
 
 Axis = tuple[str, int]
 
 
 def unfolded(y: Axis, x: Axis, channel: Axis, taps: tuple[Axis, Axis], steps: tuple[int, int], lanes: int,
-             most: int, enough: int = 1 << 40) -> Unfolded | None:
-    """The unfolded image, in bands of at most `enough` rows that take at most `most` bytes; None where such a
-    band would have less rows than it needs besides."""
+             most: int, enough: int = 1 << 40, plain: bool = False) -> Unfolded | None:
+    """The image, in bands of at most `enough` rows that take at most `most` bytes; None where such a band
+    would have less rows than it needs besides."""
     (ty, py), (tx, px) = taps
 
     def banded(band: int) -> Unfolded:
         return Unfolded(y[0], x[0], channel[0], (ty, tx), y[1], x[1], band, channel[1], (py, px), steps,
-                        lanes)
+                        lanes, plain)
 
-    row = 4 * channel[1] * px * banded(1).phases * x[1]
+    row = 4 * (banded(2).size - banded(1).size)
     besides = (py - 1) // abs(steps[0])
     room = most // row - besides
     if room < min(y[1], besides + 1):
@@ -136,12 +151,35 @@ def unfold_image(e: Emitter, node: Node, u: Unfolded, first: Value, start: Value
     e.scopes.bind("copy channel", start)
     with e.scopes.loop(u.channel, start, stop) as channel:
         channel.next()
+        if u.plain:
+            _plain_rows(e, node, u, first, base)
+            return
         if u.steps[1] > 1:
             _each_row(e, node, u, first, lambda element, phase: _by_row(e, element, u, phase, base))
             return
         with e.scopes.loop(tx, ZERO, constant(I64, px)) as tap:
             tap.next()
             _each_row(e, node, u, first, lambda element, phase: _copy_row(e, element, u, phase, base))
+
+
+def _plain_rows(e: Emitter, node: Node, u: Unfolded, first: Value, base: DimLike) -> None:
+    """The rows of a plain copy of a channel."""
+    (ty, tx), (py, px), (down, across) = u.taps, u.places, u.steps
+    row, column, start = map(symbol, ("copy row", "copy column", "copy start"))
+    e.bounds.update({"copy row": (0, u.rows() - 1), "copy column": (0, u.row - 1),
+                     "copy start": (0, u.height - 1)})
+    at = {u.y: start, ty: row} if down > 1 else {u.y: start + row - (py - 1 if down < 0 else 0), ty: 0}
+    at |= {u.x: 0, tx: column} if across > 1 else {u.x: column - (px - 1 if across < 0 else 0), tx: 0}
+    element = e.nodes.substitute(node, at)
+    end: Value = constant(I64, u.rows())
+    if u.height % u.band:
+        left = e.b.sub(constant(I64, u.height - 1), first)
+        end = e.b.intrinsic("smin", e.b.add(e.b.mul(left, abs(down)), py), u.rows())
+    place = base + (symbol(u.channel) - symbol("copy channel")) * u.part + row * u.row + column
+    with e.scopes.loop("copy row", ZERO, end) as loop:
+        loop.next()
+        e.scopes.lanes("copy column", ZERO, constant(I64, u.row), u.lanes,
+                       _put(e, element, "unfolded ", place))
 
 
 def _each_row(e: Emitter, node: Node, u: Unfolded, first: Value, body: Callable[[Node, int], None]) -> None:

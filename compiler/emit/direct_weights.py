@@ -43,6 +43,8 @@ from graphflow.compiler.plan import dtypes
 from graphflow.compiler.plan.dims import DimLike, product, substitute, symbol
 from graphflow.compiler.target import Target
 
+ROW, COLUMN = "output row", "output column"
+"""The names of a place of the gradient."""
 _TASK_CYCLES = 40_000
 """A task has as many channels as make about so many cycles."""
 _CHAIN = 32
@@ -138,7 +140,7 @@ def applies(kernel: ContractionKernel, target: Target) -> DirectWeights | None:
     group = min(group, max(1, round(_TASK_CYCLES / cycles)))
     group = -(-channels // -(-channels // group))
     image = unfolded((y, height), (x, width), (channel, group), ((ty, py), (tx, px)), steps, lanes,
-                     target.l2 // 4)
+                     target.l2 // 4, plain=last)
     if image is None:
         return None
     micro = _vectors_of_outs(outs // lanes, py, px, target) if last else _vectors_of_places(outs, py, target)
@@ -232,10 +234,8 @@ class _Emission(DirectEmitter):
                     with self._images([]) as image:
                         image.next()
                         unfold_image(e, node, u, band.index, start, stop, self._base())
-                    first = b.mul(band.index, u.width)
-                    e.scopes.bind("band start", first)
-                    last = b.intrinsic("smin", b.add(first, u.band * u.width), u.height * u.width)
-                    self._tiles(b.sub(stop, start), first, last)
+                    end = b.intrinsic("smin", b.add(band.index, u.band), u.height)
+                    self._tiles(b.sub(stop, start), band.index, end)
             self._results(start, stop)
         b.ret()
 
@@ -257,7 +257,7 @@ class _Emission(DirectEmitter):
             b.store(constant(self.type, 0), e.address("sums ", symbol("at")), align=4 * u.lanes)
 
     def _tiles(self, channels: Value, first: Value, last: Value) -> None:
-        """Adds the products of the places [first, last) of an image."""
+        """Adds the products of the rows [first, last) of an image."""
         raise NotImplementedError
 
     def _results(self, start: Value, stop: Value) -> None:
@@ -269,6 +269,8 @@ class _AlongPlaces(_Emission):
     def _tiles(self, channels: Value, first: Value, last: Value) -> None:
         e, d, u = self.e, self.d, self.d.image
         (mr, _, taps), (py, px) = d.micro, u.places
+        first, last = self.b.mul(first, u.width), self.b.mul(last, u.width)
+        e.scopes.bind("band start", first)
         whole = d.outs // mr * mr
         e.bounds.update({"group channel": (0, u.channels - 1), "tap x": (0, px - 1)})
 
@@ -349,44 +351,49 @@ class _AlongOuts(_Emission):
     def _tiles(self, channels: Value, first: Value, last: Value) -> None:
         e, d, u = self.e, self.d, self.d.image
         (nv, across, down), (py, px) = d.micro, u.places
-        e.bounds.update({"group channel": (0, u.channels - 1), "tap x": (0, px - 1),
-                         "column": (0, u.height * u.width - 1)})
-        step = max(e.target.l1 // 2 // (4 * d.outs), 16)          # the gradient under them stays in the cache
-        with e.scopes.loop("chunk", first, last, step) as chunk:
-            chunk.next()
-            stop = e.b.intrinsic("smin", e.b.add(chunk.index, step), last)
-            with e.scopes.loop("m start", ZERO, constant(I64, d.outs), nv * u.lanes) as outs:
-                outs.next()
-                with e.scopes.loop("group channel", ZERO, channels) as channel:
-                    channel.next()
-                    with e.scopes.loop("tap x", ZERO, constant(I64, px), across) as tap:
-                        tap.next()
-                        for at in range(0, py, down):
-                            rows = range(at, min(at + down, py))
-                            self._tile([(t, x) for x in range(across) for t in rows], chunk.index, stop)
+        e.bounds.update({"group channel": (0, u.channels - 1), "tap x": (0, px - 1), ROW: (0, u.height - 1),
+                         COLUMN: (0, u.width - 1)})
+        e.scopes.bind("copy start", first)
+        places = max(e.target.l1 // 2 // (4 * d.outs), 16)        # the gradient under them stays in the cache
+        high, wide = max(places // u.width, 1), -(-u.width // -(-u.width // places))
+        with (e.scopes.loop("rows", first, last, high) as rows,
+              e.scopes.loop("columns", ZERO, constant(I64, u.width), wide) as columns,
+              e.scopes.loop("m start", ZERO, constant(I64, d.outs), nv * u.lanes) as outs,
+              e.scopes.loop("group channel", ZERO, channels) as channel,
+              e.scopes.loop("tap x", ZERO, constant(I64, px), across) as tap):
+            for loop in (rows, columns, outs, channel, tap):
+                loop.next()
+            ends = (e.b.intrinsic("smin", e.b.add(rows.index, high), last),
+                    e.b.intrinsic("smin", e.b.add(columns.index, wide), u.width))
+            for at in range(0, py, down):
+                taps = [(t, x) for x in range(across) for t in range(at, min(at + down, py))]
+                self._tile(taps, (rows.index, columns.index), ends)
 
-    def _tile(self, taps: Sequence[tuple[int, int]], first: Value, last: Value) -> None:
-        """Adds the products of some places (y, x) of the kernel."""
+    def _tile(self, taps: Sequence[tuple[int, int]], starts: tuple[Value, Value], ends: tuple[Value, Value]
+              ) -> None:
+        """Adds the products of some places (y, x) of the kernel, for a rectangle of the gradient."""
         e, b, d, u = self.e, self.b, self.d, self.d.image
         channel, tap, nv, (py, px) = symbol("group channel"), symbol("tap x"), d.micro[0], u.places
         load = drop_guard(self.c.a, d.limit)
         offset = load_offset(self.kernel, load)
         assert isinstance(load, Load) and offset is not None
-        values = axis_values(e, ((u.y, u.height), (u.x, u.width)), symbol("column"), "")
         outs = [symbol("m start") + v * u.lanes for v in range(nv)]
         sums = [e.address("sums ", ((channel * py + t) * px + tap + x) * d.outs + out)
                 for t, x in taps for out in outs]
         before = [b.load(self.type, x, align=4 * u.lanes) for x in sums]
         with self._images(before) as image:
-            with e.scopes.loop("column", first, last, 1, image.carry) as place:
-                where = [substitute(offset, {**values, d.out: out}) for out in outs]
-                right = [b.load(self.type, e.address(load.arg, x), align=4) for x in where]
-                at = symbol("column") - symbol("band start")
-                left = [b.load(FLOAT, e.address("unfolded ", u.copy(channel, tap + x) + at + u.below(t)))
-                        for t, x in taps]
-                pairs = [(b.splat(x, u.lanes), y) for x in left for y in right]
-                place.next(*(self.multiply(x, y, total) for (x, y), total in zip(pairs, place.carry)))
-            image.next(*place.results)
+            with e.scopes.loop(ROW, starts[0], ends[0], 1, image.carry) as row:
+                with e.scopes.loop(COLUMN, starts[1], ends[1], 1, row.carry) as place:
+                    here: dict[str, DimLike] = {u.y: symbol(ROW), u.x: symbol(COLUMN)}
+                    where = [substitute(offset, {**here, d.out: out}) for out in outs]
+                    right = [b.load(self.type, e.address(load.arg, x), align=4) for x in where]
+                    at = u.under(symbol(ROW) - symbol("copy start"), symbol(COLUMN))
+                    left = [b.load(FLOAT, e.address("unfolded ", u.copy(channel, tap + x) + at + u.below(t)))
+                            for t, x in taps]
+                    pairs = [(b.splat(x, u.lanes), y) for x in left for y in right]
+                    place.next(*(self.multiply(x, y, total) for (x, y), total in zip(pairs, place.carry)))
+                row.next(*place.results)
+            image.next(*row.results)
         for address, total in zip(sums, image.results):
             b.store(total, address, align=4 * u.lanes)
 

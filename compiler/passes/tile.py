@@ -114,9 +114,15 @@ def _is_long(e: Reduce) -> bool:
 
 
 def _accesses(kernel: LoopKernel) -> list[tuple[DimLike, ...]]:
-    return [e.index for e in walk.expressions(kernel) if isinstance(e, Load)] + [
-        s.index for s in walk.stores(kernel)
-    ]
+    """The indices of all loads and stores, without axes of one element at their end."""
+    shapes = {a.name: a.shape for a in kernel.arguments}
+    found = []
+    for x in (*(e for e in walk.expressions(kernel) if isinstance(e, Load)), *walk.stores(kernel)):
+        index, shape = x.index, shapes[x.arg]
+        while index and shape[len(index) - 1] == 1:
+            index = index[:-1]
+        found.append(index)
+    return found
 
 
 def _unit_stride(kernel: LoopKernel, var: str) -> bool:
