@@ -162,6 +162,39 @@ def test_large_products_are_computed_block_by_block(form: str) -> None:
     assert np.all(np.abs(got - exact) <= bound)
 
 
+@pytest.mark.parametrize("form", ["TN", "TT"])
+@pytest.mark.parametrize("m, n, k, free", [
+    (128, 320, 64, ""), (45, 333, 100, ""), (37, 450, 33, "M"), (300, 700, 7, ""), (1, 400, 50, ""),
+    (0, 400, 50, "M"), (0, 400, 50, ""),
+])
+def test_a_transposed_left_operand_is_packed_once_for_many_strips(
+    m: int, n: int, k: int, free: str, form: str, target: Target
+) -> None:
+    small_target = small(target)
+    kernel = forced(product(form, {"M": m, "N": n, "K": k}, free, more="v: r f32[SHAPE],",
+                            stores="y[i, j] = maximum(add(acc, v[i, j]), f32(0.0))"))
+    how, panels = blocked(kernel, small_target), blocked(kernel, replace(small_target, l3=0))
+    assert how is not None and how.once and panels is not None and not panels.once
+    arrays, exact, bound = operands(form, m, n, k)
+    arrays["v"] = np.random.default_rng(5).standard_normal((m, n)).astype(np.float32)
+    symbols = {"M": m} if free else {}
+    one = run(kernel, arrays, small_target, symbols)["y"]
+    assert np.all(np.abs(one - np.maximum(exact + arrays["v"], 0)) <= bound + 1e-6)
+    for workers, l3 in ((2, small_target.l3), (3, small_target.l3), (1, 0)):
+        other = run(kernel, arrays, replace(small_target, l3=l3), symbols, workers, at_end=False)["y"]
+        np.testing.assert_array_equal(one, other)
+
+
+def test_when_a_transposed_left_operand_is_packed_once() -> None:
+    target = replace(TARGETS["host"], l2=1 << 20, l3=1 << 25)
+    for size, form, once in ((1024, "TN", True), (2048, "TT", True), (2048, "NN", False), (600, "TN", False)):
+        how = blocked(product(form, {"M": size, "N": size, "K": size}), target)
+        assert how is not None and how.once == once
+    for sizes, free in (({"M": 1024, "N": 1024, "K": 1 << 13}, ""), ({"M": 2048, "N": 4096, "K": 128}, "K")):
+        how = blocked(product("TN", sizes, free), target)
+        assert how is not None and not how.once             # it would not fit, or nobody knows
+
+
 @pytest.mark.parametrize("places, k, outs", [(169, 30, 40), (5, 17, 64), (48, 300, 32), (1, 5, 33)])
 @pytest.mark.parametrize("free", ["", "N"])
 def test_a_matrix_for_each_image(places: int, k: int, outs: int, free: str, target: Target) -> None:

@@ -5,6 +5,8 @@ of all columns, and who gets several tasks computes them together, strip by stri
 packs one tile of a after the other and multiplies it with the panels of the strip in turn. So a strip of b
 stays in the second cache for all tiles, a tile of a in the first, and rows of the result are read and written
 in long runs. They are asked for ahead, as are the next tile of a and the next strip of b where b is large.
+A transposed a is packed once for all strips where there are many, and all tiles side by side: what a tile
+needs lies a row of memory apart, and where that is a power of two, in the same few places of the caches.
 (K. Goto, R. van de Geijn, Anatomy of High-Performance Matrix Multiplication, 2008, has the idea of blocks for
 each cache.)
 """
@@ -23,6 +25,8 @@ from graphflow.compiler.emit.operands import algorithm_asked, arranged, coeffici
 from graphflow.compiler.emit.packing import (
     COLUMN,
     FROM,
+    TO,
+    KLoop,
     pack_a,
     pack_b,
     pack_columns,
@@ -39,6 +43,8 @@ _ROWS, _PANELS = 192, 4
 _FEW, _LONG = 8, 256
 """Rows of a tile at most where k is shorter than the last, or the result is larger than the last cache: the
 stores of so few proceed beside the sums of the next tile, and memory delivers so many streams fast."""
+_STRIPS, _RUN = 3, 8
+"""More strips than this are many; for so many k the tiles are packed one after the other."""
 _TASK_ROWS, _TASKS, _BLOCK_ROWS = 128, 32, 256
 """Where b is larger than the second cache: rows of a task, about, fewer if that leaves less tasks; and rows
 that a worker, which gets several tasks at once, multiplies with a strip before it goes on to the next."""
@@ -49,12 +55,13 @@ class Blocked:
     """How a product is computed so. `tiling`: as for others, with the mode of packing b and all rows of a
     block of k as its panel; `strip`: panels of a strip; `tasks`: so many are computed at once, and if more
     than one then what comes from memory is asked for ahead; `along`: whether vectors of a lie along "m" or
-    "k"; `bytes`: of an element."""
+    "k"; `once`: whether the tiles of a are packed before the first strip, for all; `bytes`: of an element."""
 
     tiling: Tiling
     strip: int
     tasks: int
     along: str
+    once: bool
     bytes: int
 
     @property
@@ -85,6 +92,8 @@ class Blocked:
         """Bytes of a worker's packed a and of its sums."""
         t = self.tiling
         packed = self.a_width * t.panel_rows * self.bytes
+        if self.once:
+            packed *= t.tiles * self.tasks * len(range(0, int(t.inner[0][1]), t.panel_rows))
         return whole_lines(packed), whole_lines(self.sum_rows * t.nr * self.bytes)
 
     def shared(self) -> DimLike:
@@ -159,7 +168,11 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
                 b="lanes" if coefficient(b, c.n[0][0]) == 1 else "transpose", limit=None)
     if _images(c, along):
         t = replace(t, batch=c.m[:1], m=c.m[1:], mr=min(mr, int(c.m[1][1])))
-    return Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), tasks, along, size)
+    how = Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), tasks, along, False, size)
+    if not far or along == "k" or not isinstance(extent, int) or how.panels <= _STRIPS * how.strip:
+        return how
+    once = replace(how, once=True)
+    return once if once.parts()[0] <= target.l3 // 8 else how
 
 
 def blocked_tasks(how: Blocked) -> DimLike:
@@ -251,6 +264,8 @@ class _Blocked(_Emission):
             e.scopes.bind(t.batch[0][0], image)
             end = b.add(index, 1)
         first_row, last_row, strip = b.mul(index, rows), b.mul(end, rows), self._strip()
+        if self.how.once:
+            self._pack_tiles(first_row, last_row)
         with e.scopes.loop("strip ", ZERO, b.udiv(b.add(strip, panels - 1), strip)) as at:
             at.next()
             start = b.mul(at.index, strip)
@@ -258,7 +273,8 @@ class _Blocked(_Emission):
             wait = b.compare("gt", self._k_limit(), t.panel_rows)    # else the strip may be longer
             chunks = self._chunks(self._k_limit())
             with chunks as (first, last), self._tiles(first_row, last_row) as tile:
-                self._pack_tile()
+                if not self.how.once:
+                    self._pack_tile(tile, self._k_loops()[0])
                 with e.scopes.loop("panel ", start, stop) as panel:
                     panel.next()
                     if last is not None:
@@ -277,14 +293,29 @@ class _Blocked(_Emission):
         room = b.udiv(constant(I64, how.strip * t.panel_rows), b.intrinsic("smax", e.scalar(extent), 1))
         return b.intrinsic("smin", b.intrinsic("smax", room, how.strip), how.panels)
 
-    def _pack_tile(self) -> None:
+    def _pack_tiles(self, first_row: Value, last_row: Value) -> None:
+        """Packs all tiles of a between these rows, as [block of k][tile][k][a_width]."""
+        e, b, var = self.e, self.b, self.c.k[0][0]
+        with self._chunks(self._k_limit()):
+            start, stop = e.scopes.bound(FROM), e.scopes.bound(TO)
+            with e.scopes.loop("run from", start, stop, _RUN) as run:
+                run.next()
+                e.scopes.bind("run to", b.intrinsic("smin", b.add(run.index, _RUN), stop))
+                with self._tiles(first_row, last_row) as tile:
+                    self._pack_tile(tile, (var, symbol("run from"), symbol("run to")))
+
+    def _pack_tile(self, tile: DimLike, loop: KLoop) -> None:
         """Packs the tile of a: [k][a_width], or [mr][k]."""
         e, t, how = self.e, self.t, self.how
         if how.along == "m":
             node = self._at_row(self.a, symbol("a row"), "")
-            pack_columns(e, node, self._k_loops()[0], how.a_width, t)
+            pack_columns(e, node, loop, how.a_width, t, self._packed_start(tile) + loop[1] - symbol(FROM))
         else:
-            pack_a(e, lambda row: self._at_row(self.a, row, ""), 0, self._k_loops(), t)
+            pack_a(e, lambda row: self._at_row(self.a, row, ""), 0, [loop], t)
+
+    def _packed_start(self, tile: DimLike) -> DimLike:
+        """The first k of "packed " that is the tile's."""
+        return symbol(FROM) * self.t.tiles + tile * self.t.panel_rows if self.how.once else 0
 
     @contextmanager
     def _packed_a(self, tile: DimLike) -> Iterator[None]:
@@ -292,7 +323,8 @@ class _Blocked(_Emission):
 
     def _packed_row(self, tile: DimLike, r: int) -> Node:
         how, k = self.how, symbol("k flat")
-        at = k * how.a_width + r if how.along == "m" else k + r * self.t.panel_rows
+        by_k = how.along == "m"
+        at = (self._packed_start(tile) + k) * how.a_width + r if by_k else k + r * self.t.panel_rows
         return self.e.nodes.make("load", ("packed ", (at,), 0), (), self.dtype, (at,))
 
     def _panel_start(self) -> DimLike:
@@ -340,6 +372,11 @@ class _Blocked(_Emission):
             return
         for line in self._shared("steps of b", step, max(t.nr // each, 1) / t.tiles):
             e.prefetch("panel ", symbol("next panel") * how.tiling.nr + line * each)
+        if how.once:
+            after = self._packed_start(symbol("tile") + 1) * how.a_width
+            for line in self._shared("steps of a", step, how.a_width / each / how.strip):
+                e.prefetch("packed ", after + line * each)
+            return
         wide = 1 if how.along == "m" else 1 << (t.mr - 1).bit_length()
         lines = wide / how.strip / (1 if how.along == "m" else each)
         for line in self._shared("steps of a", step, lines) if len(t.m) == 1 else ():

@@ -249,19 +249,20 @@ def pack_a(
                 return []
 
             var, start, stop = loops[-1]
-            e.scopes.lanes(var, e.scalar(start), e.scalar(stop), count, store, masked_only=True, align=1)
+            e.scopes.lanes(var, e.scalar(start), e.scalar(stop), count, store,
+                           masked_only=e.target.has_mask_registers, align=1)
 
         _each_k(e, loops[:-1], {}, inside, unroll=True)
 
 
-def pack_columns(e: Emitter, node: Node, loop: KLoop, width: int, t: Tiling) -> None:
-    """Copies a tile of a as [k][width], with vectors along m; `node`: a at the row "a row"."""
-    b, (var, start, stop) = e.b, loop
-    first = e.scopes.bound(ROW)
-    left = constant(I64, t.mr) if t.fixed_m else b.sub(e.scalar(t.m_total), first)
+def pack_columns(e: Emitter, node: Node, loop: KLoop, width: int, t: Tiling, first: DimLike) -> None:
+    """Copies a tile of a as [k][width], from that row of "packed " on, with vectors along m; `node`: a at the
+    row "a row"."""
+    b, (var, start, stop), row = e.b, loop, e.scopes.bound(ROW)
+    left = constant(I64, t.mr) if t.fixed_m else b.sub(e.scalar(t.m_total), row)
     mask = b.first_lanes(b.intrinsic("smin", left, t.mr), width) if width > 1 else None
     e.bounds["a row"] = (0, t.m_total - 1 if isinstance(t.m_total, int) else None)
-    with e.scopes.block("a row", first, Lane("a row", width, mask)):
+    with e.scopes.block("a row", row, Lane("a row", width, mask)):
         with e.scopes.loop(var, e.scalar(start), e.scalar(stop)) as k:
             k.next()
-            b.store(b.splat(e.value(node), width), e.address("packed ", panel_row([loop]) * width))
+            b.store(b.splat(e.value(node), width), e.address("packed ", (panel_row([loop]) + first) * width))
