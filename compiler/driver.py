@@ -172,8 +172,9 @@ def parse_stage(text: str, stage: str) -> Any:
 
 @contextmanager
 def _collecting_at_the_end() -> Iterator[None]:
-    """Cyclic garbage is collected once, behind the block. Python would go through all live objects again and
-    again while a graph grows, which takes a fifth of the time."""
+    """The block's cyclic garbage is collected once, behind it. Python would go through all live objects again
+    and again while a graph grows, which takes a fifth of the time. What was there before the block, such as
+    the modules of other packages, is left to Python's own rounds."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -181,7 +182,7 @@ def _collecting_at_the_end() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-        gc.collect()
+        gc.collect(1)
 
 
 def stage_index(name: str) -> int:
