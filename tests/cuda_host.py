@@ -63,7 +63,7 @@ def launcher(kernel: Kernel) -> str:
     symbols = [f"s[{i}]" for i in range(len(kernel.symbols))]
     return (
         f'extern "C" const char* launch_{kernel.name}(void** a, const long long* s, int blocks, int threads, '
-        f"int falling) {{\n  return host::launch(blocks, threads, falling, [&] {{ "
+        f"int shared, int falling) {{\n  return host::launch(blocks, threads, shared, falling, [&] {{ "
         f"{kernel.name}({', '.join(pointers + symbols)}); }});\n}}\n"
     )
 
@@ -74,10 +74,10 @@ class HostKernels:
     def __init__(self, programs: Iterable[KernelProgram], folder: Path):
         kernels = list(united(programs).kernels.items())
         self.functions: dict[str, Any] = {}
-        pieces = [dict(kernels[i::PIECES]) for i in range(PIECES)]
+        pieces = [dict(kernels[i::PIECES]) for i in range(min(PIECES, len(kernels)))]
         with ThreadPoolExecutor(2) as pool:  # two compilers at a time
             paths = list(
-                pool.map(lambda i: self._compile(pieces[i], folder / f"kernels{i}.cpp"), range(PIECES))
+                pool.map(lambda i: self._compile(pieces[i], folder / f"kernels{i}.cpp"), range(len(pieces)))
             )
         for piece, path in zip(pieces, paths):
             library = ctypes.CDLL(str(path))
@@ -122,14 +122,16 @@ class HostKernels:
     def _call(
         self, kernel: Kernel, arrays: list[np.ndarray], symbols: Mapping[str, int], falling: bool
     ) -> None:
-        blocks, threads, pointers = BLOCKS, cuda_function(kernel).threads, [*arrays]
+        blocks, function, pointers = BLOCKS, cuda_function(kernel), [*arrays]
         if cuda_scratch(kernel) != 0:  # right for one number of blocks only
             scratch = _fenced((evaluate(cuda_scratch(kernel), symbols),), np.dtype(np.uint8))
             pointers.append(scratch)
             blocks = evaluate(cuda_blocks(kernel), symbols)
         addresses = (ctypes.c_void_p * (len(pointers) + 1))(*(a.ctypes.data for a in pointers))
         sizes = (ctypes.c_longlong * max(1, len(kernel.symbols)))(*(symbols[s] for s in kernel.symbols))
-        fault = self.functions[kernel_name(kernel)](addresses, sizes, blocks, threads, int(falling))
+        fault = self.functions[kernel_name(kernel)](
+            addresses, sizes, blocks, function.threads, function.dynamic, int(falling)
+        )
         assert fault is None, f"{kernel.name}: {fault.decode()}"
         assert all(map(_intact, pointers[len(arrays) :])), f"{kernel.name} wrote outside its scratch"
 
