@@ -378,7 +378,7 @@ def compile_program(graph: Graph, target: Target | CudaTarget | None = None, tun
     plan, code = compilation.compile()
     choices = {"choices": tuning.text().encode()} if tuning else {}
     cache.put(key, {"plan": print_plan(plan).encode(), "object": code, **choices})
-    give_memory_back()
+    give_memory_back(pause=0.25)
     return Compiled(plan, code, compilation, locations, time.perf_counter() - begin, False)
 
 

@@ -1,12 +1,14 @@
 """The on-disk cache of compiled programs."""
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nets import mlp_step
@@ -202,3 +204,13 @@ def test_compiling_goes_on_after_memory_was_given_back() -> None:
     first = compile_pool(host_target())
     give_memory_back()
     assert pool_object(host_target()) == first
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is given back on Linux only")
+def test_memory_is_not_given_back_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[int] = []
+    library = SimpleNamespace(madvise=lambda *span: None, malloc_trim=times.append)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: library)
+    for pause in (0.0, 60.0, 0.0):
+        give_memory_back(pause)
+    assert len(times) == 2

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from graphflow.compiler.target import Target
 _DROP_PAGES = 4
 """MADV_DONTNEED."""
 
+_given_at = [float("-inf")]
+"""When memory was last given back."""
 _lock = threading.Lock()
 _initialized: set[bool] = set()
 
@@ -44,9 +47,14 @@ def llvm_version() -> str:
     return f"llvmlite {llvmlite.__version__} {' '.join(builds)}"
 
 
-def give_memory_back() -> None:
+def give_memory_back(pause: float = 0.0) -> None:
     """Returns what only compiling needs to the system: freed memory, and the pages of LLVM's own code, which
-    are read again from its file when they are next needed. Does nothing where the system is not Linux."""
+    are read again from its file when they are next needed. Does nothing where the system is not Linux, nor
+    within `pause` seconds of the last time: one small program after another would pay a sixth of its time."""
+    now = time.monotonic()
+    if now < _given_at[0] + pause:
+        return
+    _given_at[0] = now
     try:
         maps = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
