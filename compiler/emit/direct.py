@@ -9,9 +9,8 @@ convolution without stride as well.
 Where the output channels lie next to each other in memory, vectors run along them: a tile is `mr` places x
 `nv` vectors of channels, and a function of its own, which runs before, lays the weights side by side.
 
-A convolution by 1 x 1 of images in rows to such channels is one as well: its places are cut into rows of a
-good length, which are copied to scratch. So memory is read in long runs, and what the next task reads is
-asked for ahead.
+A convolution by 1 x 1 of images in rows to such channels is one as well. It reads images where they lie: for
+each channel a cache line of places, of which the next one is asked for meanwhile.
 """
 
 from __future__ import annotations
@@ -49,11 +48,13 @@ _UNFOLD = 3.0
 """Cycles to unfold a vector."""
 _GOOD_ROW, _LONGEST_ROW = 112, 256
 """Places of a row, where any number would do."""
+_LINE = 16
+"""Elements of a cache line."""
 _FLAT_TILE = 8, 2
 """The largest tile by 1 x 1, places x vectors of output channels: what it reads of all channels stays in the
 first cache."""
 _DEEP = 32
-"""Channels from which on it pays to copy images that are multiplied by 1 x 1."""
+"""Channels from which on a product by 1 x 1 pays so."""
 _VARIANT = 0.02
 """What one more form of the micro-kernel costs, as a share of the time."""
 
@@ -63,8 +64,8 @@ class Direct:
     """How a contraction is computed so. `batch`: its batch axes; `image`: the unfolded image; `out`, `outs`:
     the variable and extent of the output channels; `last`: they lie next to each other. mr, nv: the
     micro-kernel, output channels x vectors of places, or places x vectors of output channels. `flat`: the
-    variable of all places, where the contraction has no other; else "" (and y and x of `image` are its
-    variables)."""
+    variable of all places, where the contraction has no other, and the image is read where it lies; else ""
+    (and y and x of `image` are its variables)."""
 
     batch: tuple[tuple[str, DimLike], ...]
     image: Unfolded
@@ -83,8 +84,10 @@ class Direct:
     def parts(self) -> dict[str, int]:
         """The pieces of a worker's scratch, in elements: the unfolded image, and the sums of a tile."""
         lanes = self.image.lanes
-        sizes = {**self.image.parts(), "sums ": self.mr * self.nv * lanes}
-        sizes["unfolded "] += self.nv * lanes                       # what the last vectors read beyond it
+        sizes = {"sums ": self.mr * self.nv * lanes}
+        if not self.flat:
+            sizes |= self.image.parts()
+            sizes["unfolded "] += self.nv * lanes                   # what the last vectors read beyond it
         return {name: whole_lines(4 * size) // 4 for name, size in sizes.items()}
 
     def weights(self) -> dict[str, int]:
@@ -149,11 +152,10 @@ def _pointwise(kernel: ContractionKernel, target: Target) -> Direct | None:
                 key=lambda w: abs(w - _GOOD_ROW), default=0)
     if not width or any(coefficient(s.index[-1], out) != 1 for s in c.stores):
         return None
-    image = unfolded(("row ", places // width), ("column of row ", width), (channel, channels),
-                     (("tap y ", 1), ("tap x ", 1)), (1, 1), lanes, target.l2 // 2,
-                     _enough_rows(outs * channels * width / lanes), True)
-    if image is None:
-        return None
+    rows = places // width
+    band = min(rows, _enough_rows(outs * channels * width / lanes))
+    image = Unfolded("row ", "column of row ", channel, ("tap y ", "tap x "), rows, width,
+                     -(-rows // -(-rows // band)), channels, (1, 1), (1, 1), lanes, True)
     mr, nv = _micro_kernel_of_outs(outs // lanes, width, target, _FLAT_TILE)
     return Direct(c.batch, image, out, outs, True, mr, nv, place)
 
@@ -289,8 +291,6 @@ class _Emission(DirectEmitter):
         _, begin, end, _ = b.params
         self.scratch(d.parts(), d.weights())
         node = e.nodes.of(self.c.b)
-        if d.flat:
-            node = e.nodes.substitute(node, {d.flat: symbol(u.y) * u.width + symbol(u.x)})
         with e.scopes.loop("task ", begin, end) as task:
             task.next()
             flat = task.index
@@ -299,7 +299,8 @@ class _Emission(DirectEmitter):
                 flat = b.udiv(task.index, constant(I64, d.bands))
                 first = b.mul(b.sub(task.index, b.mul(flat, d.bands)), u.band)
             self.bind_batch(d.batch, flat)
-            unfold_image(e, node, u, first, ZERO, constant(I64, u.channels))
+            if not d.flat:
+                unfold_image(e, node, u, first, ZERO, constant(I64, u.channels))
             stop = constant(I64, u.height)
             if d.bands > 1:
                 stop = b.intrinsic("smin", b.add(first, u.band), stop)
@@ -443,20 +444,23 @@ class _AlongOuts(_Emission):
     def _tile(self, first: Value, mr: int) -> None:
         e, b, d, u = self.e, self.b, self.d, self.d.image
         nv, (py, px) = d.nv, u.places
-        ahead = None                        # an element of the next task's rows, for each channel and tile
-        if d.flat:
-            ahead = e.nodes.substitute(e.nodes.of(self.c.b), self._at(symbol(COLUMN) + u.band * u.width))
+
+        def element(column: DimLike, tap: DimLike) -> Value:
+            if d.flat:
+                return e.value(e.nodes.substitute(e.nodes.of(self.c.b), self._at(column)))
+            place = self._image(tap) + u.under(symbol(ROW) - symbol("copy start"), column)
+            return b.load(FLOAT, e.address("unfolded ", place))
 
         def products(sums: list[Value], tap: DimLike) -> list[Value]:
             weight = ((symbol(u.channel) * py + symbol(u.taps[0])) * px + tap) * d.outs + symbol("m start")
             right = [b.load(self.type, e.address("weights ", weight + v * u.lanes), align=4 * u.lanes)
                      for v in range(nv)]
-            at, out = self._image(tap), []
-            if ahead is not None:
+            out = []
+            if d.flat:
+                ahead = e.nodes.substitute(e.nodes.of(self.c.b), self._at(symbol(COLUMN) + _LINE))
                 e.prefetch(ahead.data[0], e.offset(ahead.data[0], ahead.data[1]))
             for r in range(mr):
-                place = at + u.under(symbol(ROW) - symbol("copy start"), symbol(COLUMN) + r)
-                left = b.splat(b.load(FLOAT, e.address("unfolded ", place)), u.lanes)
+                left = b.splat(element(symbol(COLUMN) + r, tap), u.lanes)
                 out += [self.multiply(left, x, total) for x, total in zip(right, sums[r * nv : r * nv + nv])]
             return out
 
