@@ -55,12 +55,14 @@ class Dim:
     __slots__ = ("terms", "key", "_hash")
     key: tuple
 
-    def __init__(self, terms: tuple[tuple[tuple[Atom, ...], int], ...]):
+    def __init__(self, terms: tuple[tuple[tuple[Atom, ...], int], ...], key: tuple | None = None):
         self.terms = terms  # ((atoms of the monomial, sorted), coefficient), sorted
-        self.key = tuple((tuple(a.key for a in atoms), c) for atoms, c in terms)
-        self._hash = hash(self.key)
+        self.key = tuple([(tuple([a.key for a in atoms]), c) for atoms, c in terms]) if key is None else key
+        self._hash: int | None = None
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            self._hash = hash(self.key)
         return self._hash
 
     def __eq__(self, other: object) -> bool:
@@ -70,9 +72,12 @@ class Dim:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
         if isinstance(other, int):  # nothing can fold: only the constant, the first term, changes
-            constant = other + (self.terms[0][1] if not self.terms[0][0] else 0)
-            rest = self.terms if self.terms[0][0] else self.terms[1:]
-            return Dim((((), constant), *rest) if constant else rest)
+            if not other:
+                return self
+            first = 0 if self.terms[0][0] else 1
+            constant = other + (self.terms[0][1] if first else 0)
+            term = (((), constant),) if constant else ()
+            return Dim((*term, *self.terms[first:]), (*term, *self.key[first:]))
         return _from_terms([*self.terms, *_terms(other)])
 
     __radd__ = __add__
@@ -90,7 +95,10 @@ class Dim:
         if not isinstance(other, (int, Dim)):
             return NotImplemented
         if isinstance(other, int):
-            return Dim(tuple((atoms, c * other) for atoms, c in self.terms)) if other else 0
+            if other in (0, 1):
+                return self if other else 0
+            return Dim(tuple([(atoms, c * other) for atoms, c in self.terms]),
+                       tuple([(atoms, c * other) for atoms, c in self.key]))
         return _from_terms([(tuple(sorted(a + b, key=lambda x: x.key)), c * d) for a, c in self.terms
                             for b, d in _terms(other)])
 
@@ -139,16 +147,16 @@ def _terms(d: DimLike) -> Iterable[tuple[tuple[Atom, ...], int]]:
 def _from_terms(terms: Iterable[tuple[tuple[Atom, ...], int]]) -> DimLike:
     table: dict[tuple, list] = {}
     for atoms, c in terms:
-        entry = table.setdefault(tuple(a.key for a in atoms), [atoms, 0])
+        entry = table.setdefault(tuple([a.key for a in atoms]), [atoms, 0])
         entry[1] += c
-    if any(isinstance(a, Quotient) and a.rest for atoms, _ in table.values() for a in atoms):
+    if any([isinstance(a, Quotient) and a.rest for atoms, _ in table.values() for a in atoms]):
         _recombine(table)
-    kept = sorted(((k, e) for k, e in table.items() if e[1]), key=lambda x: x[0])
+    kept = sorted([k for k, e in table.items() if e[1]])
     if not kept:
         return 0
-    if len(kept) == 1 and kept[0][0] == ():
-        return int(kept[0][1][1])
-    return Dim(tuple((e[0], e[1]) for _, e in kept))
+    if kept == [()]:
+        return int(table[()][1])
+    return Dim(tuple([tuple(table[k]) for k in kept]), tuple([(k, table[k][1]) for k in kept]))
 
 
 def _recombine(table: dict[tuple, list]) -> None:
