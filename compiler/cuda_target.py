@@ -21,6 +21,12 @@ OPTIONS = ("-fmad=false", "-std=c++17")
 """Only the text decides what is fused, so that every build gives the same bits."""
 
 
+_SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+"""KB of shared memory that a block may ask for, by architecture, as the CUDA programming guide tells."""
+DECLARED_SHARED = 48 << 10
+"""Bytes of shared memory that a kernel may declare; for more, its launch asks."""
+
+
 @dataclass(frozen=True)
 class CudaTarget:
     """A GPU architecture, such as "sm_90". `tf32`: products of float32 are computed on tensor cores, which
@@ -28,6 +34,16 @@ class CudaTarget:
 
     architecture: str
     tf32: bool = False
+
+    @property
+    def version(self) -> int:
+        """The architecture's number: 90 for "sm_90"."""
+        return int(self.architecture.removeprefix("sm_").rstrip("af"))
+
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory that a block may have."""
+        return _SHARED.get(self.version, 0) << 10 or DECLARED_SHARED
 
     def key(self) -> str:
         """Everything that the text for this target depends on, as one line for cache keys."""

@@ -64,6 +64,7 @@ class Call:
     handle: Any
     blocks: int
     threads: int
+    shared: int
     format: str
     values: list[int]
 
@@ -71,7 +72,7 @@ class Call:
         """Puts it on the stream with these arguments."""
         if self.blocks:
             self.handle._launch_kernel((self.blocks, 1, 1), (self.threads, 1, 1),
-                                       struct.pack(self.format, *values), 0, stream)
+                                       struct.pack(self.format, *values), self.shared, stream)
 
 
 class Bound:
@@ -118,8 +119,8 @@ class CudaProgram:
         with self.gpu.current():
             self._module = self.gpu.driver.module_from_buffer(code)
             self._loops = self._resident_loops(code)
-            self._functions = {name: (f, self._module.get_function(name)) for name, f in functions.items()
-                               if name not in loops}
+            self._functions = {name: (f, self.gpu.function(self._module, name, f.dynamic))
+                               for name, f in functions.items() if name not in loops}
             self._constants = {b.id: self._constant(b) for b in plan.buffers if b.role == "constant"}
         self._bindings: OrderedDict[tuple[tuple[int, ...], ...], Bound] = OrderedDict()
         self.checks = FeedChecks(plan)
@@ -383,7 +384,7 @@ class CudaProgram:
         function, handle = self._functions[item.kernel]
         pointers = [*(address(id) for id in item.buffers), *([scratch] if item.scratch != 0 else ())]
         return Call(handle, min(evaluate(item.tasks, symbols), MOST_BLOCKS), function.threads,
-                    "P" * len(pointers) + "i" * len(function.symbols),
+                    function.dynamic, "P" * len(pointers) + "i" * len(function.symbols),
                     [*pointers, *(symbols[s] for s in function.symbols)])
 
     def _address(self, id: str, bound: Bound, slot: Slot, base: int, symbols: Mapping[str, int]) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 
 from graphflow.compiler.plan.errors import DeviceError
 
-_COOPERATIVE_LAUNCH, _MULTIPROCESSORS = 95, 16
+_COOPERATIVE_LAUNCH, _MULTIPROCESSORS, _MOST_SHARED = 95, 16, 97
 """The driver's numbers of attributes."""
 _RELAXED, _OUT_OF_MEMORY = 2, 2
 """Capture mode: calls that have nothing to do with this capture are none of its business, such as those of
@@ -123,6 +123,26 @@ class Gpu:
         self._owned.add(captured)
         return captured
 
+    def function(self, module: Any, name: str, shared: int) -> Any:
+        """A kernel whose launches ask for so many bytes of shared memory. Call within `current()`."""
+        found = module.get_function(name)
+        if shared:
+            most = self._attributes(_MOST_SHARED)[0]
+            if shared > most:
+                raise DeviceError(f"{name} needs {shared:,} bytes of shared memory for each block, of which "
+                                  f"this GPU has {most:,}", hint="compile the program for this GPU")
+            found.set_attribute(self.driver.function_attribute.MAX_DYNAMIC_SHARED_SIZE_BYTES, shared)
+        return found
+
+    def _attributes(self, *numbers: int) -> list[int]:
+        """What the driver tells of the device."""
+        device, value, found = ctypes.c_int(), ctypes.c_int(), []
+        self._call("cuDeviceGet", ctypes.byref(device), 0)
+        for number in numbers:
+            self._call("cuDeviceGetAttribute", ctypes.byref(value), number, device)
+            found.append(value.value)
+        return found
+
     def load(self, code: bytes) -> Module:
         """A module whose functions can be launched together, which PyCUDA's cannot. Call within `current()`.
         """
@@ -135,16 +155,11 @@ class Gpu:
     def resident(self, function: ctypes.c_void_p, threads: int) -> int:
         """How many blocks of the function can be on the GPU at once; 0 where they could not wait for each
         other."""
-        device, blocks = ctypes.c_int(), ctypes.c_int()
-        self._call("cuDeviceGet", ctypes.byref(device), 0)
-        found = []
-        for attribute in (_COOPERATIVE_LAUNCH, _MULTIPROCESSORS):
-            value = ctypes.c_int()
-            self._call("cuDeviceGetAttribute", ctypes.byref(value), attribute, device)
-            found.append(value.value)
+        blocks = ctypes.c_int()
+        together, processors = self._attributes(_COOPERATIVE_LAUNCH, _MULTIPROCESSORS)
         self._call("cuOccupancyMaxActiveBlocksPerMultiprocessor", ctypes.byref(blocks), function, threads,
                    ctypes.c_size_t(0))
-        return blocks.value * found[1] if found[0] else 0
+        return blocks.value * processors if together else 0
 
     def launch_together(self, function: ctypes.c_void_p, blocks: int, threads: int, pointers: Sequence[int],
                         numbers: Sequence[int]) -> None:

@@ -73,6 +73,11 @@ enum { SAVED = 6 };
 
 namespace host {
 
+// Shared memory that a launch asks for, and canaries behind it.
+enum { MOST_SHARED = 227 << 10, BEHIND = 1 << 10 };
+alignas(16) static char asked_for[MOST_SHARED + BEHIND];
+static int shared_bytes;
+
 #ifndef HOST_THREADS
 #define HOST_THREADS 1024
 #endif
@@ -132,6 +137,8 @@ static bool meet(int first, int count, int point) {
 
 static void run_block(int threads, bool falling) {
   memset(__start_shared_memory, 0xff, __stop_shared_memory - __start_shared_memory);
+  memset(asked_for, 0xff, shared_bytes);
+  memset(asked_for + shared_bytes, 0xa5, BEHIND);
   for (int i = 0; i < threads; i++) start(i);
   for (;;) {
     bool moved = false, ended = true;
@@ -146,7 +153,11 @@ static void run_block(int threads, bool falling) {
       moved |= meet(first, WARP, AT_WARP) | meet(first, WARP, AT_SHUFFLE);
     moved |= meet(0, threads, AT_BLOCK);
     for (int i = 0; i < threads; i++) ended &= state[i] == DONE;
-    if (ended) return;
+    if (ended) {
+      for (int i = 0; i < BEHIND; i++)
+        if (asked_for[shared_bytes + i] != (char)0xa5) fault = "a write behind shared memory";
+      return;
+    }
     if (!moved) {
       fault = "threads wait at different places";
       return;
@@ -162,10 +173,11 @@ template <class Pack> static Pack* aligned(Pack* at) {
   return &nowhere;
 }
 
-static const char* launch(int blocks, int threads, bool falling, const std::function<void()>& body) {
+static const char* launch(int blocks, int threads, int shared, bool falling, const std::function<void()>& body) {
   kernel = &body;
   falling_order = falling;
-  fault = nullptr;
+  fault = shared > MOST_SHARED ? "more shared memory than a block may have" : nullptr;
+  shared_bytes = shared;
   if (memory.size() < (size_t)threads * STACK) memory.resize((size_t)threads * STACK);
   gridDim = {(unsigned)blocks, 1, 1};
   blockDim = {(unsigned)threads, 1, 1};
@@ -177,6 +189,11 @@ static const char* launch(int blocks, int threads, bool falling, const std::func
 }
 
 }  // namespace host
+
+static char* gf_shared() {
+  if (!host::shared_bytes) host::fault = "shared memory that the launch does not ask for";
+  return host::asked_for;
+}
 
 // Blocks run one after the other, and the fibers of a block change places only where they wait.
 static inline void __threadfence() {}

@@ -15,6 +15,7 @@ from graphflow.compiler.emit.cuda_contraction import (
     contraction_blocks,
     contraction_code,
     contraction_scratch,
+    contraction_shared,
 )
 from graphflow.compiler.emit.cuda_loops import loop_blocks, loop_code, loop_scratch, loop_threads
 from graphflow.compiler.emit.cuda_mma import TENSOR_HELPERS
@@ -90,9 +91,9 @@ def _code(kernel: Kernel, target: CudaTarget) -> Code:
 def cuda_function(kernel: Kernel, target: CudaTarget = ANY) -> Function:
     """How the kernel is launched."""
     if isinstance(kernel, ContractionKernel):
-        threads = block_tile(kernel, target).threads
-    else:
-        threads = THREADS if isinstance(kernel, RoutineKernel) else loop_threads(kernel)
+        threads, shared = block_tile(kernel, target).threads, contraction_shared(kernel, target)
+        return Function(kernel.name, threads, kernel.symbols, shared)
+    threads = THREADS if isinstance(kernel, RoutineKernel) else loop_threads(kernel)
     return Function(kernel.name, threads, kernel.symbols)
 
 

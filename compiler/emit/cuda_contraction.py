@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 
-from graphflow.compiler.cuda_target import ANY, CudaTarget
+from graphflow.compiler.cuda_target import ANY, DECLARED_SHARED, CudaTarget
 from graphflow.compiler.emit.cuda_mma import TensorSums
 from graphflow.compiler.emit.cuda_operands import Operand, axis_values, declare_axes
 from graphflow.compiler.emit.cuda_text import C_TYPES, Code, Writer, apply, c_name, code_of, used_locals
@@ -41,6 +41,12 @@ def contraction_blocks(kernel: ContractionKernel, target: CudaTarget = ANY) -> D
 def contraction_scratch(kernel: ContractionKernel, target: CudaTarget = ANY) -> DimLike:
     """Bytes that the blocks of a launch share for what they hand to each other."""
     return work(kernel, target).scratch
+
+
+def contraction_shared(kernel: ContractionKernel, target: CudaTarget = ANY) -> int:
+    """Bytes of shared memory that a launch asks for; 0 where the kernel declares what it needs."""
+    size = _Contraction(work(kernel, target)).shared
+    return size if size > DECLARED_SHARED else 0
 
 
 def contraction_code(kernel: ContractionKernel, target: CudaTarget = ANY) -> Code:
@@ -119,6 +125,13 @@ class _Contraction(Writer):
         kind = FmaSums if tile.units == "fma" else TensorSums
         self.sums = kind(tile, a.dtype, len(c.accumulators))
 
+    @property
+    def shared(self) -> int:
+        """Bytes of shared memory: of the operands, or of the sums that slices hand over."""
+        t = self.tile
+        gathered = (t.slices - 1) * self.sums.count * t.threads // t.slices * self.dtype.bytes
+        return max(sum(x.bytes for x in self.operands), gathered)
+
     def code(self) -> Code:
         """The kernel's code."""
         t, parts = self.tile, self.work.parts
@@ -129,13 +142,16 @@ class _Contraction(Writer):
             if parts > 1:
                 done = f"static __device__ int {self.kernel.name}_done[{self.work.tiles}];\n"
         form = f"one block per tile of {t.rows} x {t.columns}{f' and part of {parts}' if parts > 1 else ''}"
-        return code_of(self.kernel, self.lines, form, t.threads, self.work.scratch, statics=done)
+        return code_of(self.kernel, self.lines, form, t.threads, self.work.scratch, statics=done,
+                       asks=self.shared > DECLARED_SHARED)
 
     def _tiles(self) -> None:
         t, parts = self.tile, self.work.parts
         left, right = self.operands
-        gathered = (t.slices - 1) * self.sums.count * t.threads // t.slices * self.dtype.bytes
-        self.line(f"__shared__ __align__(16) char shared[{max(left.bytes + right.bytes, gathered)}];")
+        if self.shared > DECLARED_SHARED:
+            self.line("char* const shared = gf_shared();")
+        else:
+            self.line(f"__shared__ __align__(16) char shared[{self.shared}];")
         left.declare(self, 0)
         right.declare(self, left.bytes)
         if t.slices > 1:

@@ -41,6 +41,15 @@ static __device__ __forceinline__ void gf_copy(T* to, const T* from, bool holds)
   }
 }
 #endif""",
+    "gf_shared": """\
+// the shared memory that a launch asks for
+#ifdef __CUDACC__
+static __device__ __forceinline__ char* gf_shared()
+{
+  extern __shared__ __align__(16) char memory[];
+  return memory;
+}
+#endif""",
     "gf_copies_end": """\
 #ifdef __CUDACC__
 static __device__ __forceinline__ void gf_copies_end()
@@ -57,7 +66,7 @@ template <int COUNT> static __device__ __forceinline__ void gf_copies_wait()
 }
 #endif""",
 }
-"""Device functions around copies to shared memory; a host that simulates a GPU has its own."""
+"""Device functions around shared memory; a host that simulates a GPU has its own."""
 
 
 def axis_values(w: Writer, axes: Axes, flat: str) -> list[tuple[str, str]]:

@@ -211,7 +211,7 @@ class Code:
     """The code of a kernel, as one that is launched or as a function that loops call. Its lines have the
     number of a block as `block`, and how many there are as `blocks`. `parameters`: (type, name) of each;
     `note`: for a comment; `meets`: whether the threads of a block wait for each other; `statics`: what lives
-    beside it."""
+    beside it; `asks`: whether it has more shared memory than a kernel may declare."""
 
     name: str
     threads: int
@@ -220,6 +220,7 @@ class Code:
     note: str
     meets: bool
     statics: str = ""
+    asks: bool = False
 
     def as_kernel(self) -> str:
         """The ``__global__`` function."""
@@ -245,13 +246,13 @@ class Code:
 
 
 def code_of(kernel: Kernel, lines: Sequence[str], note: str, threads: int = THREADS, scratch: DimLike = 0,
-            meets: bool = True, statics: str = "") -> Code:
+            meets: bool = True, statics: str = "", asks: bool = False) -> Code:
     """The kernel's code. Its parameters: the arguments, the scratch if it has some, the symbols."""
     parameters = [(f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}*", a.name)
                   for a in kernel.arguments]
     parameters += [("char*", "scratch")] if scratch != 0 else []
     parameters += [("idx", c_name(s)) for s in kernel.symbols]
-    return Code(kernel.name, threads, tuple(parameters), tuple(lines), note, meets, statics)
+    return Code(kernel.name, threads, tuple(parameters), tuple(lines), note, meets, statics, asks)
 
 
 _DECLARED = re.compile(r"( *)const (?:idx|unsigned|int|bool) (\w+) = [^,]*;$")

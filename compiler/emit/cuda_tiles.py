@@ -1,12 +1,12 @@
 """Which tile a block of a GPU computes of a contraction, in which units, and into how many parts its sums are
-cut: one table and one estimate of time, of shapes and element types alone, so that a program has the same
-bits on every run and every GPU.
+cut: one table and one estimate of time, of shapes, element types and the architecture alone, so that a
+program has the same bits on every run.
 """
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from graphflow.compiler.cuda_target import CudaTarget
+from graphflow.compiler.cuda_target import DECLARED_SHARED, CudaTarget
 from graphflow.compiler.emit.cuda_text import WARP
 from graphflow.compiler.emit.operands import Axes, coefficient, load_offset, names_of
 from graphflow.compiler.kernel.form import Apply, Const, ContractionKernel, Expr, Guarded, Load
@@ -58,6 +58,7 @@ class BlockTile:
 
 
 TILES = (
+    BlockTile("fma", 128, 256, 64, 64, 16, 3),
     BlockTile("fma", 128, 128, 64, 32, 16, 2),
     BlockTile("fma", 64, 64, 32, 32, 16, 3, slices=2, down=4),
     BlockTile("fma", 128, 32, 32, 32, 16, 3, slices=2, down=4),
@@ -67,12 +68,15 @@ TILES = (
     BlockTile("fma", 32, 32, 32, 16, 32, 3, slices=4),
     BlockTile("fma", 16, 32, 16, 32, 64, 2, slices=8, down=4),
     BlockTile("fma", 32, 16, 32, 16, 64, 2, slices=8),
-    BlockTile("half", 128, 256, 64, 64, 16, 4),
+    BlockTile("half", 128, 256, 64, 64, 64, 3),
+    BlockTile("half", 256, 128, 64, 64, 64, 3),
+    BlockTile("half", 256, 64, 64, 32, 32, 4),
     BlockTile("half", 128, 128, 64, 32, 32, 3),
     BlockTile("half", 64, 64, 32, 32, 32, 4),
     BlockTile("half", 128, 32, 32, 32, 32, 4),
     BlockTile("half", 32, 128, 32, 32, 32, 4),
     BlockTile("half", 32, 32, 16, 16, 64, 4),
+    BlockTile("tf32", 128, 256, 64, 64, 16, 4),
     BlockTile("tf32", 128, 128, 64, 32, 16, 2),
     BlockTile("tf32", 64, 64, 32, 32, 16, 3),
     BlockTile("tf32", 128, 32, 32, 32, 16, 3),
@@ -84,16 +88,16 @@ TILES = (
 )
 """The larger, the fewer loads for a product; but few tiles leave multiprocessors idle."""
 
-_PROCESSORS, _MOST_THREADS, _SHARED, _REGISTERS = 132, 2048, 227 << 10, 1 << 16
-"""Of a large GPU, and what each of its multiprocessors has."""
+_PROCESSORS, _MOST_THREADS, _REGISTERS, _BLOCK_SHARED = 132, 2048, 1 << 16, 1 << 10
+"""Of a large GPU, and what each of its multiprocessors has; bytes of shared memory that each block costs."""
 _MULTIPLIES = {"fma": 128, "half": 1280, "tf32": 640}
 """What a multiprocessor multiplies in a cycle."""
 _LATENCY, _START, _L2_BYTES, _FINISH_BYTES = 900, 2500, 32, 48
 """Cycles from a load's issue to its value in shared memory, and of a kernel's start; bytes of a cycle from
 the second-level cache, and of what a block alone adds up."""
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
-_LEAST_RUNS, _MOST_SUMS, _MOST_SHARED = 4, 128, 48 << 10
-"""Runs of k's of a part; sums of a thread that stay in registers; bytes that a kernel declares."""
+_LEAST_RUNS, _MOST_SUMS = 4, 128
+"""Runs of k's of a part; sums of a thread that stay in registers."""
 
 
 @dataclass(frozen=True)
@@ -127,16 +131,16 @@ def work(kernel: ContractionKernel, target: CudaTarget) -> Work:
     groups, size = len(c.accumulators), c.a.dtype.bytes
     if c.tile:
         part = c.tile.get("kc", 2**30)
-        tile = _fitted(TILES[c.tile["algorithm"]], groups, size)
+        tile = _fitted(TILES[c.tile["algorithm"]], kernel, target)
         return Work(kernel, tile, -(-_extent(kernel, "k") // part))
-    tiles = [_fitted(t, groups, size) for t in TILES if t.units == units]
+    tiles = [_fitted(t, kernel, target) for t in TILES if t.units == units]
     fitting = [t for t in tiles if t.sums * groups * size <= _MOST_SUMS * 4
-               and _shared(t, groups, size) <= _MOST_SHARED] or tiles[-1:]
+               and _shared(t, groups, size) <= _room(t, target)] or tiles[-1:]
     static = all(isinstance(x, int) for _, x in (*c.batch, *c.m, *c.n))
-    found = [(_cycles(kernel, t, parts), i, t, parts) for i, t in enumerate(fitting)
+    found = [(_cycles(kernel, t, parts, target), i, t, parts) for i, t in enumerate(fitting)
              for parts in (_PARTS if static else _PARTS[:1])
              if parts == 1 or _runs(kernel, t) >= parts * _LEAST_RUNS
-             and _shared(t, groups, size) < _MOST_SHARED]
+             and _shared(t, groups, size) < _room(t, target)]
     _, _, tile, parts = min(found, key=lambda x: x[:2])
     return Work(kernel, tile, parts)
 
@@ -163,7 +167,7 @@ def half_type(kernel: ContractionKernel) -> DType | None:
 
 def _units(kernel: ContractionKernel, target: CudaTarget) -> str:
     """What multiplies."""
-    if int(target.architecture.removeprefix("sm_").rstrip("af")) < 80:
+    if target.version < 80:
         return "fma"
     if half_type(kernel) is not None:
         return "half"
@@ -186,19 +190,24 @@ def _arranged(kernel: ContractionKernel) -> ContractionKernel:
     to_n = tuple(axis for axis in c.batch if axis[0] not in in_a)
     to_m = tuple(axis for axis in c.batch if axis[0] not in in_b and axis not in to_n)
     batch = tuple(axis for axis in c.batch if axis not in (*to_m, *to_n))
-    m, n, k = (_copied_wide(kernel, *x) for x in (((*to_m, *c.m), c.a), ((*to_n, *c.n), c.b), (c.k, c.a, c.b)))
+    m, n = _copied_wide(kernel, (*to_m, *c.m), c.a), _copied_wide(kernel, (*to_n, *c.n), c.b)
+    k = _copied_wide(kernel, c.k, c.a, c.b)
     return replace(kernel, contraction=replace(c, batch=batch, m=m, n=n, k=k))
 
 
 def _copied_wide(kernel: ContractionKernel, axes: Axes, *operands: Expr) -> Axes:
     """The axes in the order in which most of the operands can be copied 16 bytes at a time along the last."""
-    loads = [x.value if isinstance(x, Guarded) else x for x in (half_of(e) or e for e in operands)]
-    offsets = [(load_offset(kernel, x), 16 // x.dtype.bytes) for x in loads]
+    orders = [axes, *((*(x for x in axes if x != last), last) for last in axes)]
+    return max(orders, key=lambda order: sum(_is_wide(kernel, e, order) for e in operands))
 
-    def wide(order: Axes) -> int:
-        return sum(at is not None and side_by_side(at, order, many) for at, many in offsets)
 
-    return max([axes, *((*(x for x in axes if x != last), last) for last in axes)], key=wide)
+def _is_wide(kernel: ContractionKernel, e: Expr, axes: Axes) -> bool:
+    """Whether an operand can be copied 16 bytes at a time along the last of the axes."""
+    e = half_of(e) or e
+    load, guards = (e.value, e.guards) if isinstance(e, Guarded) else (e, ())
+    at = load_offset(kernel, load)
+    return at is not None and side_by_side(at, axes, 16 // load.dtype.bytes) and not (
+        {axes[-1][0]} & symbols_of(*(g.at for g in guards)))
 
 
 def side_by_side(offset: DimLike, axes: Axes, count: int) -> bool:
@@ -212,10 +221,22 @@ def side_by_side(offset: DimLike, axes: Axes, count: int) -> bool:
     return coefficient(offset, var) == 1 and all(c % count == 0 for c in rest)
 
 
-def _fitted(t: BlockTile, groups: int, size: int) -> BlockTile:
-    """With as many k's at a time as shared memory has room for."""
+def _room(t: BlockTile, target: CudaTarget) -> int:
+    """Bytes of shared memory for the tile: more than a kernel declares only where floats need it."""
+    return target.shared if _shared(t, 1, 4) > DECLARED_SHARED else DECLARED_SHARED
+
+
+def _fitted(t: BlockTile, kernel: ContractionKernel, target: CudaTarget) -> BlockTile:
+    """With as many k's at a time as shared memory has room for, and the registers of a thread that does not
+    copy 16 bytes at a time."""
+    c = kernel.contraction
+    groups, size = len(c.accumulators), c.a.dtype.bytes
     least = {"fma": max(8, t.slices), "half": 16, "tf32": 8}[t.units]
-    while _shared(t, groups, size) > _MOST_SHARED and t.depth > least:
+    room = _room(t, target)
+    if room > DECLARED_SHARED and not all(_is_wide(kernel, e, axes) or _is_wide(kernel, e, c.k)
+                                          for e, axes in ((c.a, c.m), (c.b, c.n))):
+        t = replace(t, depth=16)
+    while _shared(t, groups, size) > room and t.depth > least:
         t = replace(t, depth=t.depth // 2)
     return t
 
@@ -244,15 +265,15 @@ def _runs(kernel: ContractionKernel, t: BlockTile) -> int:
     return -(-_extent(kernel, "k") // t.depth)
 
 
-def _cycles(kernel: ContractionKernel, t: BlockTile, parts: int) -> float:
+def _cycles(kernel: ContractionKernel, t: BlockTile, parts: int, target: CudaTarget) -> float:
     """About how long the launch takes."""
     c = kernel.contraction
     groups, size = len(c.accumulators), c.a.dtype.bytes
     batch, m, n = (_extent(kernel, axes) for axes in ("batch", "m", "n"))
     blocks = batch * -(-m // t.rows) * -(-n // t.columns) * parts
     registers = t.sums * groups * size // 4 + 64
-    resident = max(1, min(_MOST_THREADS // t.threads, _SHARED // _shared(t, groups, size),
-                          _REGISTERS // (t.threads * registers)))
+    shared = (target.shared + _BLOCK_SHARED) // (_shared(t, groups, size) + _BLOCK_SHARED)
+    resident = max(1, min(_MOST_THREADS // t.threads, shared, _REGISTERS // (t.threads * registers)))
     at_once = min(resident, -(-blocks // _PROCESSORS))
     run = _run_cycles(t, groups, size)
     each = max(_LATENCY / (t.stages - 1) + 100, run * at_once) * -(-_runs(kernel, t) // parts)

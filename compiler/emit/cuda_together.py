@@ -57,7 +57,7 @@ template <class T> static __device__ void gf_grid_copy(T* to, const T* from, idx
 def loops_together(program: KernelProgram, code: Callable[[Kernel], Code],
                    blocks: Callable[[Kernel], DimLike], scratch: Callable[[Kernel], DimLike]) -> list[Repeat]:
     """The loops of the program that become one launch: without an end that a value decides, of copies and
-    kernels with few blocks, of which one at most has shared memory and barriers of its own."""
+    kernels with few blocks, of which one at most has barriers and shared memory, no more than is declared."""
     found = []
     for place in places(program.plan.body):
         item = place.item
@@ -73,7 +73,7 @@ def loops_together(program: KernelProgram, code: Callable[[Kernel], Code],
         codes = [code(k) for k in kernels]
         most = max(c.threads for c in codes)
         meeting = [c for c in codes if c.meets]
-        if len(meeting) <= 1 and all(c.threads == most for c in meeting) \
+        if len(meeting) <= 1 and all(c.threads == most and not c.asks for c in meeting) \
                 and all(evaluate(n, {}) <= MOST_TOGETHER for k, n in zip(kernels, counts)
                         if scratch(k) != 0):                 # which is right for one number of blocks only
             found.append(item)

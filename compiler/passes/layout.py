@@ -144,10 +144,13 @@ def _relate(regions: _Regions, node: Node, inner: Node, lanes: int, halves: bool
             regions.vote((node, v), -ACROSS * typical(v.type.size))
     elif kind in ("elementwise", "view", "window") or inner.op == "pool_take":
         regions.tie(images)
-    elif inner.op in _CONVOLUTIONS and not (halves and any(v.op != "cast" or not v.node.inputs[0].dtype.is_half
-                                                           for v in inner.inputs)):
+    elif inner.op in _CONVOLUTIONS and (not halves or all(map(_was_half, inner.inputs))):
         for v in _images(inner, halves):
             regions.vote((node, v), _worth(inner, lanes))
+
+
+def _was_half(v: Value) -> bool:
+    return v.op == "cast" and v.node.inputs[0].dtype.is_half
 
 
 def _images(conv: Node, weights: bool = False) -> list[Value]:

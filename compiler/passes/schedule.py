@@ -22,14 +22,14 @@ from graphflow.compiler.passes.kernels import column_groups, domain_layout
 from graphflow.compiler.passes.phases import WHOLE, cut_axis
 from graphflow.compiler.plan.dims import DimLike, product, typical
 from graphflow.compiler.plan.dtypes import F32
-from graphflow.compiler.plan.layouts import CHANNELS_LAST
+from graphflow.compiler.plan.layouts import CHANNELS_LAST, in_memory
 
 PIECE = 2048
 """About how many products one piece of a split contraction sums, and
 how many elements (times 8) one piece of a split reduction does."""
 BLOCKS, SHARE, COLUMNS, ENOUGH_BLOCKS = 264, 1 << 13, 32, 4
-"""Of a GPU: the blocks that keep it busy, the elements that are worth one, the columns that one takes, and the
-blocks for a row that are worth a kernel more."""
+"""Of a GPU: the blocks that keep it busy, the elements that are worth one, the columns that one takes, and
+the blocks for a row that are worth a kernel more."""
 MAX_PARTIALS = 1 << 20
 TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
 MOST_WEIGHTS = 1 << 16
@@ -40,7 +40,7 @@ CHANNELS = 96
 
 def schedule(graph: Graph, blocks: bool = False) -> Graph:
     """The same graph with `position` and `split` set on every fused node; those in a body have positions of
-    their own, from 0. `blocks`: whether a row is cut among blocks of threads, by its kernel."""
+    their own, from 0. `blocks`: whether rows and sums are cut among blocks of threads, by their kernels."""
     position = {node: i for i, node in enumerate(order(graph))}
 
     def make(b: Builder, node: Node, inputs: list[Value]) -> tuple[Value, ...]:
@@ -103,11 +103,11 @@ def _needed_by_checks(graph: Graph) -> set[Node]:
 
 
 def split(node: Node, blocks: bool) -> int:
-    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split; or WHOLE. A
-    function of the shapes alone, with symbols at their typical size."""
+    """The length of the pieces into which the first reduced axis of a kernel is cut; 0: not split; or WHOLE.
+    A function of the shapes alone, with symbols at their typical size."""
     region = node.regions[0]
     inner = region.nodes()
-    if node.attrs["kind"] == "contraction":
+    if node.attrs["kind"] == "contraction" and not blocks:
         anchor = next(n for n in inner if OPS[n.op].kind == "contraction")
         lowering = OPS[anchor.op].lowering
         assert isinstance(lowering, Contract)
@@ -147,16 +147,17 @@ def split(node: Node, blocks: bool) -> int:
 
 
 def _split_among_blocks(node: Node, reductions: Sequence[Node]) -> int:
-    """WHOLE where a row is worth several blocks, but the kernel would do more than reduce it: blocks can't
-    wait for each other."""
+    """WHOLE where a row is worth several blocks, but something needs what all of them find: they can't wait
+    for each other."""
     if not reductions or not node.attrs["axes"]:
         return 0
     shape, axes = domain(reductions[0]), node.attrs["axes"]
-    kept = [typical(d) for i, d in enumerate(shape) if i not in axes]
+    order = in_memory(domain_layout(node, shape), range(len(shape)))
+    kept = [typical(shape[i]) for i in order if i not in axes]
     size, rows = typical(product(shape)), prod(kept)
-    groups = rows if len(shape) - 1 in axes else rows // max(kept[-1], 1) * -(-kept[-1] // COLUMNS)
-    waits = any(v.type.rank != len(kept) for v in node.regions[0].results) or any(
-        _depends(r, set(reductions) - {r}) for r in reductions)
+    groups = rows if order[-1] in axes else rows // max(kept[-1], 1) * -(-kept[-1] // COLUMNS)
+    waits = any(_depends(v.node, set(reductions)) for v in node.regions[0].results
+                if v.type.rank != len(kept)) or any(_depends(r, set(reductions) - {r}) for r in reductions)
     return WHOLE if waits and min(BLOCKS, size // SHARE) >= ENOUGH_BLOCKS * groups else 0
 
 

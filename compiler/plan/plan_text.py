@@ -42,7 +42,8 @@ def print_plan(plan: Plan, origins: bool = True) -> str:
     for g in plan.guards:
         lines.append(f"guard {dim_text(g.left)} == {dim_text(g.right)}{_at((g.origin,), origins)}")
     for f in plan.functions:
-        lines.append(f"function {name_text(f.name)} threads {f.threads} symbols {_names(f.symbols)} "
+        dynamic = f" dynamic {f.dynamic}" if f.dynamic else ""
+        lines.append(f"function {name_text(f.name)} threads {f.threads} symbols {_names(f.symbols)}{dynamic} "
                      f"registers {f.registers} shared {f.shared} spilled {f.spilled}")
     return "\n".join(lines) + "\n"
 
@@ -293,7 +294,7 @@ class _Parser:
         threads = s.integer()
         s.expect("symbols")
         symbols = s.sequence("[", s.name, "]")
-        found = []
+        found = [s.integer() if s.accept("dynamic") else 0]
         for word in ("registers", "shared", "spilled"):
             s.expect(word)
             found.append(s.integer())

@@ -198,11 +198,13 @@ def bases_of_loop(table: Mapping[str, Buffer], item: Repeat) -> list[str]:
 @dataclass(frozen=True)
 class Function:
     """How a kernel of a GPU is launched: `threads` of a block (a task is a block there), the values of the
-    `symbols` behind the addresses of its buffers; and what it takes, as the assembler reports: registers of a
-    thread, bytes of shared memory of a block, bytes of registers that a thread spills to memory."""
+    `symbols` behind the addresses of its buffers, the bytes of shared memory that a launch asks for
+    (`dynamic`); and what it takes, as the assembler reports: registers of a thread, bytes of shared memory
+    that it declares, bytes of registers that a thread spills to memory."""
     name: str
     threads: int
     symbols: tuple[str, ...] = ()
+    dynamic: int = 0
     registers: int = 0
     shared: int = 0
     spilled: int = 0

@@ -79,6 +79,7 @@ class _Validator:
         _unique((f.name for f in self.plan.functions), "function")
         for f in functions.values():
             _require(1 <= f.threads <= 1024, f"function {f.name!r} has blocks of {f.threads} threads")
+            _require(f.dynamic >= 0, f"function {f.name!r} asks for {f.dynamic} bytes of shared memory")
             self.known(f"function {f.name!r}", *map(symbol, f.symbols))
         if functions:
             missing = {item.kernel for item in launches(self.plan.body)} - functions.keys()

@@ -6,7 +6,7 @@
 // when the graph is launched. Any wrong address, size or handle is an error of the call.
 //
 // What may go wrong is told by the environment: FAKE_CUDA_DEVICES (a number), FAKE_CUDA_MEMORY (bytes),
-// FAKE_CUDA_VERSION, FAKE_CUDA_FAIL="function:n:code" (the n-th call of the function returns the code).
+// FAKE_CUDA_SHARED (bytes of a block), FAKE_CUDA_VERSION, FAKE_CUDA_FAIL="function:n:code" (the n-th call of the function returns the code).
 #include <dlfcn.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,7 +23,7 @@ typedef int Result;
 typedef unsigned long long Pointer;
 enum { OK = 0, INVALID = 1, OUT_OF_MEMORY = 2, NO_DEVICE = 100, NO_CONTEXT = 201, BAD_IMAGE = 200, NOT_FOUND = 500,
        ILLEGAL_ADDRESS = 700, LAUNCH_FAILED = 719, NOT_SUPPORTED = 801 };
-enum { CANARY = 256, PROCESSORS = 132, TOO_LARGE = 720 };
+enum { CANARY = 256, PROCESSORS = 132, TOO_LARGE = 720, DECLARED_SHARED = 48 << 10, MOST_SHARED = 227 << 10 };
 
 static long long setting(const char* name, long long otherwise) {
   const char* text = getenv(name);
@@ -114,9 +114,9 @@ static Result perform(void* stream, std::function<Result()> work) {
 
 // --- modules
 
-typedef const char* (*Launcher)(void**, int, int, int);
+typedef const char* (*Launcher)(void**, int, int, int, int);
 struct Module { void* library; std::string path; };
-struct Function { Launcher launch; const int* layout; bool together; };  // layout: how many parameters, their sizes
+struct Function { Launcher launch; const int* layout; bool together; int shared; };  // layout: how many parameters, their sizes
 
 extern "C" {
 
@@ -150,9 +150,10 @@ Result cuDeviceTotalMem_v2(size_t* bytes, int) { *bytes = (size_t)setting("FAKE_
 Result cuDeviceComputeCapability(int* major, int* minor, int) { *major = 9; *minor = 0; return OK; }
 Result cuDeviceGetAttribute(int* value, int attribute, int) {
   static const std::map<int, int> values = {{1, 1024}, {2, 1024}, {5, 2147483647}, {8, 49152}, {10, 32}, {12, 65536},
-                                            {16, PROCESSORS}, {38, 50 << 20}, {39, 2048}, {75, 9}, {76, 0}, {81, 233472}, {97, 232448}};
+                                            {16, PROCESSORS}, {38, 50 << 20}, {39, 2048}, {75, 9}, {76, 0}, {81, 233472}};
   auto found = values.find(attribute);
   *value = found == values.end() ? 1 : found->second;
+  if (attribute == 97) *value = (int)setting("FAKE_CUDA_SHARED", MOST_SHARED);
   return OK;
 }
 
@@ -202,7 +203,7 @@ Result cuModuleGetFunction(void** function, void* module, const char* name) {
   Launcher launch = (Launcher)dlsym(library, (std::string("launch_") + name).c_str());
   const int* layout = (const int*)dlsym(library, (std::string("layout_") + name).c_str());
   if (!launch || !layout) return NOT_FOUND;
-  *function = new Function{launch, layout, std::string(name).rfind("loop_", 0) == 0};
+  *function = new Function{launch, layout, std::string(name).rfind("loop_", 0) == 0, DECLARED_SHARED};
   return OK;
 }
 Result cuModuleGetGlobal_v2(Pointer*, size_t*, void*, const char*) { return NOT_FOUND; }
@@ -210,11 +211,17 @@ Result cuFuncGetAttribute(int* value, int attribute, void*) {
   *value = attribute == 0 ? 1024 : attribute == 4 ? 32 : 0;
   return OK;
 }
-Result cuFuncSetAttribute(void*, int, int) { return OK; }
+Result cuFuncSetAttribute(void* function, int attribute, int value) {
+  ENTER;
+  if (attribute != 8 || value > setting("FAKE_CUDA_SHARED", MOST_SHARED)) return INVALID;
+  ((Function*)function)->shared = value;
+  return OK;
+}
 
 static Result launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
-                     unsigned, void* stream, void** parameters, void** extra) {
+                     unsigned shared, void* stream, void** parameters, void** extra) {
   const Function* f = (Function*)function;
+  if ((int)shared > f->shared) return INVALID;
   if (!gx || !bx || bx > 1024 || gy * gz * by * bz != 1) return INVALID;
   std::vector<std::vector<char>> values;
   if (parameters) {
@@ -240,7 +247,7 @@ static Result launch(void* function, unsigned gx, unsigned gy, unsigned gz, unsi
     std::vector<std::vector<char>> own = values;
     std::vector<void*> at;
     for (auto& v : own) at.push_back(v.data());
-    const char* fault = f->launch(at.data(), (int)gx, (int)bx, 0);
+    const char* fault = f->launch(at.data(), (int)gx, (int)bx, (int)shared, 0);
     if (fault) fprintf(stderr, "fake CUDA: %s\n", fault);
     for (auto& b : blocks)
       if (!intact(b.second)) {

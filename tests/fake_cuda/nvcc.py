@@ -22,11 +22,11 @@ def launcher(name: str, parameters: str) -> str:
     """A function that launches the kernel on parameters by address, and how large they are."""
     types = [re.sub(r"\s*\w+$", "", p.strip()) for p in parameters.split(",") if p.strip()]
     values = ", ".join(f"*({t}*)p[{i}]" for i, t in enumerate(types))
-    launch = "launch_together" if name.startswith(LOOP) else "launch"
+    how = "launch_together(blocks, threads" if name.startswith(LOOP) else "launch(blocks, threads, shared"
     sizes = ", ".join([str(len(types)), *(f"(int)sizeof({t})" for t in types)])
     return (f'extern "C" const int layout_{name}[] = {{{sizes}}};\n'
-            f'extern "C" const char* launch_{name}(void** p, int blocks, int threads, int falling) '
-            f"{{ return host::{launch}(blocks, threads, falling, [&] {{ {name}({values}); }}); }}\n")
+            f'extern "C" const char* launch_{name}(void** p, int blocks, int threads, int shared, '
+            f"int falling) {{ return host::{how}, falling, [&] {{ {name}({values}); }}); }}\n")
 
 
 def main(arguments: list[str]) -> int:
