@@ -70,6 +70,17 @@ def batch_norm_oracle(x: np.ndarray) -> np.ndarray:
     return (x - x.mean((0, 2), keepdims=True)) / np.sqrt(x.var((0, 2), keepdims=True) + 1e-5)
 
 
+def gated(x: gf.Tensor, y: gf.Tensor) -> tuple[gf.Tensor, gf.Tensor]:
+    axes = (1, 2) if x.shape[0] == 300 else (0, 2)
+    out = gf.where(x > 0, y, 0.0)
+    return out, gf.sum(out, axes)
+
+
+def gated_oracle(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    out = np.where(x > 0, y, 0)
+    return out, out.sum((1, 2) if x.shape[0] == 300 else (0, 2))
+
+
 def channels_last(x: gf.Tensor) -> gf.Tensor:
     centred = x - gf.mean(x, (0, 1), keepdims=True)
     return centred / gf.sqrt(gf.mean(centred * centred, (0, 1), keepdims=True) + 1e-5)
@@ -193,6 +204,12 @@ NETS = {
     "the largest of channels last": Net(
         ((7000, 12),), lambda x: gf.argmax(x, 0), lambda x: x.argmax(0), (1,), r"acc2s\[4\]"
     ),
+    # rows of several blocks, whose elements need no result
+    "gated": Net(
+        ((N, 6, 1024), (N, 6, 1024)), gated, gated_oracle, (1, 11), r"gf_store(?s:.)*if \(!gf_last_block"
+    ),
+    "gated, odd": Net(((N, 2, 1111), (N, 2, 1111)), gated, gated_oracle, (1, 11), r"x\d\[8\](?s:.)*_done\["),
+    "gated, many rows": Net(((300, N, 40), (300, N, 40)), gated, gated_oracle, (3,), r"one block per row"),
     # reductions by several blocks
     "everything": Net(
         ((N, 40),), lambda x: gf.mean(x * x), lambda x: (x * x).mean(), (1, 205, 1000), r"gf_last_block"
@@ -379,6 +396,42 @@ def test_rows_over_operands(size: int, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: re.sub(last, r"\1", emit_cuda(p)))
     with pytest.raises(AssertionError, match="depends on the order of threads"):
         HostKernels([as_program(kernel)], planted).launch(kernel, arrays, {})
+
+
+@pytest.mark.parametrize("column", ["3999 - r1", "r1"])
+def test_elements_in_the_pass_of_their_sums(column: str, tmp_path: Path) -> None:
+    """Elements are stored while the row is read, unless they may take over what the row has yet to read."""
+    read, at_once = column.replace("3999 - r1", "-r1+3999"), column == "r1"
+    rows = parse_kernel(f"""
+        kernel k(a0: r f32[5,4000], a1: w f32[5,4000], a2: w f32[5]) {{
+          grid i0 < 5 {{
+            let t1 = sum(lanes r1 < 4000: a0[i0, {read}])
+            lanes i1 < 4000 {{
+              a1[i0, i1] = mul(a0[i0, i1], f32(2.0))
+            }}
+            a2[i0] = t1
+          }}
+        }}""")
+    columns = parse_kernel(f"""
+        kernel k(a0: r f32[4000,12], a1: w f32[4000,12], a2: w f32[12]) {{
+          lanes i1 < 12 {{
+            let t1 = sum(r1 < 4000: a0[{read}, i1])
+            for i0 < 4000 {{
+              a1[i0, i1] = mul(a0[i0, i1], f32(2.0))
+            }}
+            a2[i1] = t1
+          }}
+        }}""")
+    made = HostKernels(map(as_program, (rows, columns)), tmp_path)
+    for kernel, axis in ((rows, 1), (columns, 0)):
+        assert reads_before_writing(kernel, "a0", "a1")
+        assert (emit_cuda(as_program(kernel)).count("for (idx turn") == 1) == at_once
+        shape = kernel.arguments[0].shape
+        x = np.random.default_rng(axis).standard_normal(shape, np.float32)
+        old, found = x.astype(np.float64), np.zeros(shape[1 - axis], np.float32)
+        made.launch(kernel, [x, x, found], {})
+        np.testing.assert_array_equal(x, old * 2)
+        near(found, old.sum(axis), "sums")
 
 
 # --- routines: (name, attributes, type, axes before, along and behind, indices)

@@ -7,7 +7,8 @@ they found with shuffles and through shared memory. Then a thread for each colum
 """
 from __future__ import annotations
 
-from graphflow.compiler.emit.cuda_rows import LEAST_SHARE, Found, Rows, reductions_of
+from graphflow.compiler.emit.cuda_rows import Found, Rows
+from graphflow.compiler.emit.cuda_teams import LEAST_SHARE, reductions_of
 from graphflow.compiler.emit.cuda_text import C_TYPES, WARP
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, grid_of
 from graphflow.compiler.kernel.form import Let, Local, Loop, LoopKernel, Reduce
@@ -50,14 +51,13 @@ class Columns(Rows):
         if isinstance(extent, int):
             self.sides = min(WARP, 1 << max(extent - 1, 0).bit_length())
         own = {s.name for s in self.body if isinstance(s, Let)}
-        shared = self._shared()
-        if self.reads_back() or any(isinstance(s, Loop) for s in self.body) or any(
-                isinstance(x, Local) and x.name in own for r in shared for x in subexpressions(r)):
+        if not self.one_pass or any(isinstance(s, Loop) and s is not self.at_once for s in self.body) or any(
+                isinstance(x, Local) and x.name in own
+                for _, values in self.passes for v in values for x in subexpressions(v)):
             return
         column = self.grid[-1][0]
-        loads = [x for _, values in self.passes for v in values for x, _ in self.loads(v, column)]
         for width in (8, 4, 2):
-            packs = [x for x in loads if self.packed(x.arg, x.index, column, width) == set()]
+            packs = [x for x, _ in self._accesses() if self.packed(x.arg, x.index, column, width) == set()]
             if packs and max(self.bytes[x.arg] for x in packs) * width <= PACK_BYTES and (
                     self.multiple(extent, width) == set()):
                 self.width = width
@@ -84,11 +84,6 @@ class Columns(Rows):
     def _what(self) -> str:
         return f"{self.sides} columns"
 
-    def _packs(self) -> set[str]:
-        column = self.grid[-1][0]
-        return {x.arg for _, values in self.passes for v in values for x, _ in self.loads(v, column)
-                if self.width > 1 and self.is_pack(x, column)}
-
     def _place_thread(self) -> None:
         self.line(f"const int side = threadIdx.x % {self.sides};")
         self.line(f"const int lane = threadIdx.x / {self.sides // self.width};")
@@ -107,7 +102,7 @@ class Columns(Rows):
         self.place(self.grid[:-1], "group / across", "1")
 
     def _var(self, loops: Loops) -> str:
-        return self.grid[-1][0] if self.width > 1 else super()._var(loops)
+        return self.grid[-1][0]
 
     def _accumulate_share(self, found: Found, first: str = "lane", end: str = "") -> None:
         for e, accs in found if self.width > 1 else ():
@@ -153,4 +148,4 @@ class Columns(Rows):
         return f"threadIdx.x < {self.sides} && own"
 
     def _guard(self) -> str:
-        return "if (own) "
+        return "if (begin < columns) " if self.width > 1 else "if (own) "

@@ -12,7 +12,8 @@ other.
 from __future__ import annotations
 
 from graphflow.compiler.emit.cuda_columns import Columns, has_columns
-from graphflow.compiler.emit.cuda_rows import Rows, has_rows
+from graphflow.compiler.emit.cuda_rows import Rows
+from graphflow.compiler.emit.cuda_teams import has_rows
 from graphflow.compiler.emit.cuda_text import THREADS, WARP, Code, code_of
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors
 from graphflow.compiler.emit.operands import coefficient

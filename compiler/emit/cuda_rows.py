@@ -1,11 +1,8 @@
 """CUDA C for loop kernels with long reductions: a team of threads computes a row that lies along memory
 (`cuda_columns` has those that lie across it): a warp, or a block where rows are long or few. The threads walk
 side by side through the row and combine what they found with shuffles, the warps of a block through shared
-memory.
-
-A row of known length that several passes read (its maximum, its sum, the results) and that the registers of a
-team can hold is read once. A kernel that only reduces few rows has several blocks for each: each leaves what
-it found in scratch, and the last one to arrive combines that. Every order depends on the shapes alone.
+memory. Where several blocks share a row, each leaves what it found in scratch, and the last one to arrive
+combines that. `cuda_teams` decides all this.
 
 A team synchronises before it stores: the plan lets a result take over the memory of an operand (see
 `memory`), and a thread must not overwrite what another has yet to read. That also keeps the shared memory of
@@ -13,246 +10,38 @@ a reduction from being written for the next row while a thread reads it.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cached_property
+from collections.abc import Callable
 
-from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, Code, code_of, identity
-from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, Vectors, grid_of
+from graphflow.compiler.emit.cuda_teams import Teams, reductions_of
+from graphflow.compiler.emit.cuda_text import C_TYPES, WARP, Code, code_of, identity
+from graphflow.compiler.emit.cuda_vectors import Loops
 from graphflow.compiler.kernel.form import (
-    Apply,
     Expr,
-    Guarded,
     Let,
     Load,
-    Local,
     Loop,
     LoopKernel,
     Reduce,
     Statement,
     Store,
 )
-from graphflow.compiler.kernel.walk import statements, subexpressions
-from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol, typical
+from graphflow.compiler.kernel.walk import subexpressions
+from graphflow.compiler.plan.dims import DimLike, product
 
-WARP_ROW, FEW_ROWS = 1024, 64
-"""The longest row of a warp; of fewer rows, each has a block."""
-MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
-"""Threads of a team and the registers of each that may hold elements of a row."""
-LARGE_TEAM = 512
-"""Threads of a long row of few; twice as many would have too few registers."""
 UNROLLED, UNDER_WAY, MOST_LOADS = 4, 2, 8
-"""Chunks that a thread reads before it uses the first, in reductions, if these are not too many loads, and in
-loops with stores."""
-BLOCKS, LEAST_SHARE, FURTHER = 264, 8, 16
-"""Blocks that keep a large device busy; chunks of each thread that make another block for a row worth while;
-how much longer than typical symbolic rows may be to have enough blocks."""
+"""Chunks that a thread reads before it uses the first, if these are not too many loads; at least, in loops
+with stores."""
 Found = list[tuple[Reduce, list[str]]]
 """Reductions with the names of their accumulators."""
 
 
-def has_rows(kernel: LoopKernel) -> bool:
-    """Whether a loop or a reduction inside the grid runs over lanes."""
-    _, body = grid_of(kernel.body)
-    return any(s.kind == "lanes" if isinstance(s, Loop) else any(r.lanes for r in reductions_of(s.value))
-               for s in statements(body))
-
-
-def reductions_of(e: Expr) -> Iterator[Reduce]:
-    """The outermost reductions of an expression."""
-    if isinstance(e, Reduce):
-        yield e
-    elif isinstance(e, Apply):
-        for x in e.args:
-            yield from reductions_of(x)
-    elif isinstance(e, Guarded):
-        yield from reductions_of(e.value)
-        yield from reductions_of(e.fill)
-
-
-class Rows(Vectors):
-    """Writes one kernel. `team`: threads of a row; `kept`: what each holds of it, in `steps` chunks; `parts`:
-    blocks for each row; `sides`: rows of a block that lie side by side; `along`: elements of a row in a
-    chunk."""
-
-    sides = 1
+class Rows(Teams):
+    """Writes one kernel."""
 
     def __init__(self, kernel: LoopKernel):
         super().__init__(kernel)
         self.inside = False                                  # a loop that the threads of a team share
         self.found: dict[int, str] = {}                      # results of reductions that are written already
-        self.passes = list(self._passes(self.body))
-        for loops, _ in self.passes:
-            self.names.update((var, f"e{n}") for n, (var, _) in enumerate(loops))
-        self.names.update((name, name) for name in list(self.names.values()))
-        self.kept: list[tuple[Load, str]] = []                # and the innermost variable
-        self.steps, self.team = 0, THREADS
-        self.waiting = {s.name for s in self.body if isinstance(s, Let)}       # locals without a value so far
-        self._choose_width()
-        self.along = self.width
-        self._choose_team()
-        self.parts = self._parts()
-        if self.parts > 1:
-            self.kept, self.steps = [], 0
-            self._share_row()
-        self.threads = self._threads()
-
-    @property
-    def by_warps(self) -> bool:
-        """Whether a team is a warp."""
-        return self.team == WARP
-
-    def _share_row(self) -> None:
-        """Chooses the team of a part of a row."""
-        self.team = THREADS
-
-    def _threads(self) -> int:
-        return THREADS if self.by_warps else self.team
-
-    def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
-        """An element of an argument. Its text is the same in all passes, whatever their variables are called
-        and in which order these would stand."""
-        same: dict[str, DimLike] = {var: symbol(name) for var, name in self.names.items()}
-        return f"{arg}[{self.dim(substitute(self.flat(arg, index), same))}]"
-
-    # -- how
-
-    def _passes(self, body: tuple[Statement, ...]) -> Iterator[tuple[Loops, list[Expr]]]:
-        """The loops that the threads of a team share, with the values that are computed in them."""
-        for s in body:
-            if isinstance(s, Loop):
-                loops, inner = self._nest(s)
-                if loops:
-                    yield loops, [x.value for x in inner if self.is_used(x)]
-                else:
-                    yield from self._passes(s.body)
-            elif self.is_used(s):
-                for r in reductions_of(s.value):
-                    if self._is_shared(r):
-                        yield r.loops, [*(x.value for x in r.lets if x.name in self.used), *r.operands]
-
-    def _is_shared(self, e: Reduce) -> bool:
-        return bool(e.lanes)
-
-    def _nest(self, s: Loop) -> tuple[Loops, tuple[Statement, ...]]:
-        """Perfectly nested loops whose points are independent, and what is inside; no loops if they are
-        not."""
-        loops, body = [(s.var, s.extent)], s.body
-        while len(body) == 1 and isinstance(body[0], Loop):
-            loops.append((body[0].var, body[0].extent))
-            body = body[0].body
-        if any(isinstance(x, Loop) or any(map(self._is_shared, reductions_of(x.value))) for x in body):
-            return [], s.body
-        return loops, body
-
-    def _choose_width(self) -> None:
-        if self.reads_back():
-            return
-        found = self._accesses()
-        for width in (8, 4, 2):
-            packs = [x for x, var in found if self.packed(x.arg, x.index, var, width) == set()]
-            if packs and max(self.bytes[x.arg] for x in packs) * width <= PACK_BYTES and all(
-                    self.multiple(loops[-1][1], width) == set() for loops, _ in self.passes):
-                self.width = width
-                return
-
-    def _accesses(self) -> list[tuple[Load | Store, str]]:
-        """What passes may read and write by chunks, each with the innermost variable."""
-        found: list[tuple[Load | Store, str]] = [
-            (x, loops[-1][0]) for loops, values in self.passes for v in values
-            for x, _ in self.loads(v, loops[-1][0])]
-        return found + [(x, s.var) for s in statements(self.body) if isinstance(s, Loop)
-                        for x in s.body if isinstance(x, Store)]
-
-    def _choose_team(self) -> None:
-        """The smallest team that can hold what several passes read, else one for the row's typical length."""
-        shapes = {tuple(x for _, x in loops) for loops, _ in self.passes}
-        size = product(shapes.pop()) if len(shapes) == 1 else 0
-        kept = self._read_again() if isinstance(size, int) and size and not self.reads_back() else []
-        for team, most in MOST_HELD.items() if kept else ():
-            assert isinstance(size, int)
-            steps = -(-size // (team * self.width))
-            registers = sum(-(-steps * self.width * self.bytes[x.arg] // 4) for x, _ in kept)
-            if registers <= most and (team > WARP or size <= WARP_ROW):
-                self.team, self.kept, self.steps = team, kept, steps
-                return
-        longest = max((typical(product(x for _, x in loops)) for loops, _ in self.passes), default=0)
-        rows = typical(product(x for _, x in self.grid))
-        if longest <= WARP_ROW:
-            self.team = WARP if rows >= FEW_ROWS or longest <= WARP else THREADS
-        else:
-            self.team = THREADS if rows >= BLOCKS else LARGE_TEAM
-
-    def _read_again(self) -> list[tuple[Load, str]]:
-        """Loads that several passes do, with the innermost variable of the first of them."""
-        count: dict[str, int] = {}
-        first: dict[str, tuple[Load, str]] = {}
-        for loops, values in self.passes:
-            var = loops[-1][0]
-            here = {self.element(x.arg, x.index): x for v in values for x, guards in self.loads(v, var)
-                    if self.modes[x.arg] == "r" and not guards and self.is_pack(x, var)
-                    and any(self.depends(x.index, v) for v, _ in loops)}
-            for text, load in here.items():
-                count[text] = count.get(text, 0) + 1
-                first.setdefault(text, (load, var))
-        return [first[text] for text, n in count.items() if n > 1]
-
-    def _parts(self) -> int:
-        """Blocks for each row, if the kernel does nothing but reduce rows that are few."""
-        shapes = {tuple(x for _, x in loops) for loops, _ in self.passes}
-        groups = self._groups()
-        if (not isinstance(groups, int) or not groups or len(shapes) != 1 or any(
-                isinstance(s, Loop) for s in self.body) or not self._independent()):
-            return 1
-        length = product(shapes.pop())
-        size = length if isinstance(length, int) else FURTHER * typical(length)
-        return max(min(BLOCKS // groups, size // (self._least() * self.along)), 1)
-
-    def _least(self) -> int:
-        """Chunks that are worth a block."""
-        return LEAST_SHARE * THREADS
-
-    def _independent(self) -> bool:
-        """Whether no reduction needs the result of another."""
-        return not any(self._needs_result(r) for r in self._shared())
-
-    @cached_property
-    def _results(self) -> set[str]:
-        """The locals that depend on the results of reductions."""
-        out: set[str] = set()
-        for s in self.body:
-            if isinstance(s, Let) and any(getattr(x, "name", "") in out or isinstance(x, Reduce)
-                                          and self._is_shared(x) for x in subexpressions(s.value)):
-                out.add(s.name)
-        return out
-
-    def _needs_result(self, e: Expr) -> bool:
-        return any(isinstance(x, Local) and x.name in self._results for x in subexpressions(e))
-
-    def _groups(self) -> DimLike:
-        """What teams there are for: rows."""
-        return product(x for _, x in self.grid)
-
-    def blocks(self) -> DimLike:
-        """Blocks for all teams."""
-        if not self.by_warps:
-            return self._groups() * self.parts
-        return ceildiv(self._groups(), self.threads // WARP)
-
-    def scratch(self) -> DimLike:
-        """Bytes of what the blocks of a row leave for the last of them."""
-        if self.parts == 1:
-            return 0
-        return sum(self._region(x) for r in self._shared() for x in r.operands)
-
-    def _region(self, operand: Expr) -> int:
-        groups = self._groups()
-        assert isinstance(groups, int)
-        return -(-groups * self.sides * self.parts * operand.dtype.bytes // 16) * 16
-
-    def _shared(self) -> list[Reduce]:
-        """The reductions of the kernel, each once."""
-        return [r for s in self.body if not isinstance(s, Loop) and self.is_used(s)
-                for r in reductions_of(s.value) if self._is_shared(r)]
 
     # -- the text
 
@@ -290,8 +79,7 @@ class Rows(Vectors):
             self.open("for (unsigned group = block; group < groups; group += blocks)")
         self._place_row()
         self._read_row()
-        written = self._leave() if self.parts > 1 else set()
-        self._statements(self.body, written)
+        self._statements(self.body, self._reduce_row() if self.one_pass else set())
         if self.parts == 1:
             self.close()
 
@@ -341,10 +129,6 @@ class Rows(Vectors):
             self.line("const unsigned chunk = turn;")        # numbers that can wrap cannot be unrolled
         self.place(loops, "chunk", str(self.along))
 
-    def _var(self, loops: Loops) -> str:
-        """The variable along which chunks lie."""
-        return loops[-1][0]
-
     def _fetch_packs(self, loops: Loops, values: list[Expr]) -> list[str]:
         """Reads the chunks of what a pass uses and no register holds yet; their texts."""
         var, made = self._var(loops), []
@@ -362,48 +146,48 @@ class Rows(Vectors):
         return made
 
     def reduce(self, e: Reduce) -> str:
-        """The same, where the reduction is a team's: by all of its threads, which all get the result. Others
-        over the same elements that need nothing else go with it."""
+        """The same, where the reduction is a team's: by all of its threads, which all get the result."""
         if id(e) in self.found:
             return self.found[id(e)]
         if self.inside or not self._is_shared(e):
             return super().reduce(e)
-        found = [(r, self.accumulators(r)) for r in (e, *self._with(e))]
+        found = [(e, self.accumulators(e))]
         self._accumulate_share(found)
         self._meet(found, self.width)
-        self.found.update((id(r), accs[r.result]) for r, accs in found[1:])
         return found[0][1][e.result]
 
-    def _with(self, e: Reduce) -> list[Reduce]:
-        shared, extents = self._shared(), [x for _, x in e.loops]
-        if not any(r is e for r in shared) or self.reads_back():
-            return []
-        return [r for r in shared if r is not e and id(r) not in self.found
-                and [x for _, x in r.loops] == extents
-                and not any(isinstance(x, Local) and x.name in self.waiting for x in subexpressions(r))]
-
-    def let(self, s: Let) -> None:
-        """Declares a local; see `Writer`."""
-        super().let(s)
-        self.waiting.discard(s.name)
-
     def _accumulate_share(self, found: Found, first: str = "lane", end: str = "") -> None:
-        loops, made = found[0][0].loops, []
-        values = [[*(x.value for x in e.lets if x.name in self.used), *e.operands] for e, _ in found]
-        loads = {self.element(x.arg, x.index) for read in values for v in read
-                 for x, _ in self.loads(v, self._var(loops))}
-        self._open_share(loops, first, end, max(len(loads - self.held.keys()), 1))
-        for (e, _), read in zip(found, values):
-            made += self._fetch_packs(e.loops, read)
-        self._in_chunk(self._var(loops), lambda: [self.accumulate(e, self._own(accs)) for e, accs in found])
+        depth, loops = self.depth, found[0][0].loops
+        nest, inner = self._nest(self.at_once) if self.at_once else ([], ())
+        passes: list[tuple[Loops, list[Expr]]] = [
+            (e.loops, [*(x.value for x in e.lets if x.name in self.used), *e.operands])
+             for e, _ in found]
+        made = []
+        if nest:
+            passes.append((tuple(nest), [s.value for s in inner if self.is_used(s)]))
+            made = self._several_at_a_time(passes, first, end)
+        if not made:
+            loads = {self.element(x.arg, x.index) for own, values in passes for v in values
+                     for x, _ in self.loads(v, self._var(own))}
+            self._open_share(loops, first, end, max(len(loads - self.held.keys()), 1))
+            for own, values in passes:
+                made += self._fetch_packs(own, values)
+
+        def write() -> None:
+            for e, accs in found:
+                self.accumulate(e, self._own(accs))
+        self._in_chunk(self._var(loops), write)
+        if nest:
+            self._store_chunk(nest, inner)
         self._forget(made)
-        self.close()
+        while self.depth > depth:
+            self.close()
 
     def _own(self, accs: list[str]) -> list[str]:
         """The accumulators of one element of a chunk."""
         return accs
 
-    def _in_chunk(self, var: str, write: Callable[[], object]) -> None:
+    def _in_chunk(self, var: str, write: Callable[[], None]) -> None:
         """Writes what is done with each element of a chunk."""
         self.inside = True
         if self.width > 1:
@@ -445,13 +229,31 @@ class Rows(Vectors):
                                for acc, x in zip(accs, e.operands)])
         self.close()
 
-    # -- rows of several blocks
+    # -- rows in one pass
 
-    def _leave(self) -> set[int]:
-        """Reduces the block's part of the row. All blocks but the last one leave what they found and end;
-        that one combines everything. The statements that are written already, by identity."""
+    def _reduce_row(self) -> set[int]:
+        """Reduces the row, or the block's part of it; then all blocks but the last one leave what they found
+        and end, and that one combines everything. The statements that are written, by identity."""
         shared = self._shared()
-        size = product(x for _, x in shared[0].loops)
+        if self.parts > 1:
+            self._choose_part(product(x for _, x in shared[0].loops))
+        written = {id(self.at_once)}
+        for s in self.body:
+            if isinstance(s, Let) and not self._needs_result(s.value) and not any(
+                    r is x for r in shared for x in reductions_of(s.value)):
+                self.let(s)
+                written.add(id(s))
+        found = [(r, self.accumulators(r)) for r in shared]
+        self._accumulate_share(found, *(("part * share + lane", "end") if self.parts > 1 else ()))
+        self._meet(found, self.width)
+        if self.parts > 1:
+            self.open("if (used > 1)")
+            self._last(found)
+            self.close()
+        self.found = {id(r): accs[r.result] for r, accs in found}
+        return written
+
+    def _choose_part(self, size: DimLike) -> None:
         least, parts = self._least(), self.parts
         self.line(f"const idx chunks = {self.dim(size)}{f' / {self.along}' if self.along > 1 else ''};")
         self.line(f"const idx even = (chunks + {parts - 1}) / {parts};")
@@ -459,20 +261,6 @@ class Rows(Vectors):
         self.line("const idx used = chunks > share ? (chunks + share - 1) / share : 1;")
         self.line("if (part >= used) return;")
         self.line("const idx end = part + 1 < used ? (part + 1) * share : chunks;")
-        written = set()
-        for s in self.body:
-            if isinstance(s, Let) and not self._needs_result(s.value) and not any(
-                    r is x for r in shared for x in reductions_of(s.value)):
-                self.let(s)
-                written.add(id(s))
-        found = [(r, self.accumulators(r)) for r in shared]
-        self._accumulate_share(found, "part * share + lane", "end")
-        self._meet(found, self.width)
-        self.open("if (used > 1)")
-        self._last(found)
-        self.close()
-        self.found = {id(r): accs[r.result] for r, accs in found}
-        return written
 
     def _last(self, found: Found) -> None:
         at, lefts = 0, []
@@ -527,35 +315,39 @@ class Rows(Vectors):
                 self.close()
             synced = False
 
-    def _two_at_a_time(self, loops: Loops, values: list[Expr]) -> list[str]:
-        """Opens the loop over pairs of chunks of a thread, both of which are read first, and the loop over
-        the pair; the texts of what is read. Nothing where nothing is."""
-        var = loops[-1][0]
-        found = {self.element(x.arg, x.index): (x, guards) for v in values for x, guards in self.loads(v, var)
-                 if self.is_pack(x, var)}
-        if not found:
+    def _several_at_a_time(self, passes: list[tuple[Loops, list[Expr]]], first: str = "lane",
+                           end: str = "") -> list[str]:
+        """Opens the loop over a few chunks of a thread, which are all read first, and the loop over these
+        few; the texts of what is read. Nothing where nothing is, or registers hold it."""
+        wide, loops = self.width > 1, passes[0][0]
+        found = {self.element(x.arg, x.index): (x, guards, self._var(own)) for own, values in passes
+                 for v in values for x, guards in self.loads(v, self._var(own))
+                 if self.is_pack(x, self._var(own)) and any(self.depends(x.index, v) for v, _ in own)}
+        if not found or self.steps:
             return []
         names = {text: self.fresh("x") for text in found}
-        chunks = f"{self.dim(product(x for _, x in loops))} / {self.width}"
+        size = self.dim(product(x for _, x in loops))
+        several = max(UNDER_WAY, min(UNROLLED, MOST_LOADS // len(found))) * (1 if wide else 2)
+        end = end or (f"{size} / {self.along}" if self.along > 1 else size)
 
-        def pair() -> None:
+        def each() -> None:
             self.line("#pragma unroll")
-            self.open(f"for (int u = 0; u < {UNDER_WAY}; u++)")
+            self.open(f"for (int u = 0; u < {several}; u++)")
             self.line(f"const unsigned chunk = turn + u * {self.team};")
-            self.line(f"if (chunk >= {chunks}) break;")
-            self.place(loops, "chunk", str(self.width))
+            self.line(f"if (chunk >= {end}) break;")
+            self.place(loops, "chunk", str(self.along))
 
-        self.open(f"for (idx turn = lane; turn < {chunks}; turn += {UNDER_WAY * self.team})")
-        for text, (x, _) in found.items():
-            self.line(f"{self._type(x)} {names[text]}[{UNDER_WAY}];")
-        pair()
-        for text, (x, guards) in found.items():
+        self.open(f"for (idx turn = {first}; turn < {end}; turn += {several * self.team})")
+        for text, (x, _, _) in found.items():
+            self.line(f"{self._type(x)} {names[text]}[{several}];")
+        each()
+        for text, (x, guards, var) in found.items():
             guard = f"if ({' && '.join(guards)}) " if guards else ""
-            value = self.fetch(x, var, "from", str(self.width), ", wide")
+            value = self.fetch(x, var, "from", str(self.width), ", wide") if wide else text
             self.line(f"{guard}{names[text]}[u] = {value};")
         self.close()
-        pair()
-        self.held.update((text, f"{name}[u].at[w]") for text, name in names.items())
+        each()
+        self.held.update((text, f"{name}[u]{'.at[w]' if wide else ''}") for text, name in names.items())
         return list(found)
 
     def _one(self) -> str:
@@ -569,14 +361,20 @@ class Rows(Vectors):
     def _share_stores(self, loops: Loops, body: tuple[Statement, ...]) -> None:
         depth = self.depth
         values = [s.value for s in body if not isinstance(s, Loop) and self.is_used(s)]
-        made = [] if self.steps or self.width == 1 else self._two_at_a_time(loops, values)
+        made = self._several_at_a_time([(loops, values)])
         if not made:
             self._open_share(loops)
             made = self._fetch_packs(loops, values)
+        self._store_chunk(loops, body)
+        self._forget(made)
+        while self.depth > depth:
+            self.close()
+
+    def _store_chunk(self, loops: Loops, body: tuple[Statement, ...]) -> None:
         guard = self._guard()
         self.inside = True
         if self.width > 1:
-            self.stored(body, loops[-1][0], "from", str(self.width), ", wide", guard)
+            self.stored(body, self._var(loops), "from", str(self.width), ", wide", guard)
         else:
             for s in body:
                 if isinstance(s, Let):
@@ -585,7 +383,3 @@ class Rows(Vectors):
                     value = self.expr(s.value)
                     self.line(f"{guard}{self.element(s.arg, s.index)} = {value};")
         self.inside = False
-        self._forget(made)
-        self.close()
-        if self.depth > depth:
-            self.close()

@@ -171,7 +171,8 @@ class Vectors(Writer):
             elif isinstance(s, Store):
                 value = self.expr(s.value)
                 name = of_store.get(id(s))
-                self.line(f"{f'{name}.at[w]' if name else self.element(s.arg, s.index)} = {value};")
+                self.line(f"{name}.at[w] = {value};" if name else
+                          f"{guard}{self.element(s.arg, s.index)} = {value};")
         self.close()
         for s, name in packs:
             self.line(f"{guard}gf_store({self.pointer(s.arg, s.index, var, first)}, {name}{wide});")
