@@ -29,6 +29,7 @@ from graphflow.compiler.kernel.form import ContractionKernel
 from graphflow.compiler.kernel.program import KernelProgram
 from graphflow.compiler.plan.dims import evaluate, symbol
 from graphflow.compiler.plan.dtypes import BF16, F16, F32, F64, DType
+from graphflow.compiler.plan.plan_text import parse_plan, print_plan
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no g++ on the PATH to compile the text for the CPU"),
@@ -398,6 +399,9 @@ def test_shared_memory_by_architecture() -> None:
     kernel = contraction(product(4096, 4096, 4096, dtype=BF16))
     asked = {a: cuda_function(kernel, CudaTarget(a)).dynamic for a in ("sm_75", "sm_80", "sm_86", "sm_90")}
     assert asked == {"sm_75": 0, "sm_80": 147_456, "sm_86": 73_728, "sm_90": 147_456}
+    program = product(4096, 4096, 4096, dtype=BF16).program
+    plan = replace(program.plan, functions=(cuda_function(kernel),))
+    assert parse_plan(print_plan(plan)) == plan and "dynamic 147456" in print_plan(plan)
     for architecture in ("sm_80", "sm_86", "sm_90"):
         for number, t in enumerate(TILES):
             dtype = BF16 if t.units == "half" else F32

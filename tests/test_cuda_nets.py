@@ -127,7 +127,8 @@ def test_autocast(half: str) -> None:
     def net(device: str) -> gf.Program:
         x, y = gf.input("x", (None, 3, 12, 12)), gf.input("y", (None,), "int64")
         with gf.autocast(half):
-            h = gf.nn.max_pool2d(gf.nn.conv2d(x, 20, 3, activation=gf.relu), 2)
+            h = gf.nn.batch_norm(gf.nn.conv2d(x, 16, 3, activation=gf.relu))
+            h = gf.nn.max_pool2d(gf.nn.conv2d(h, 24, 3, padding=1, activation=gf.relu), 2)
             logits = gf.nn.dense(gf.nn.dense(gf.nn.flatten(h), 40, gf.tanh), 10)
             loss = gf.loss.softmax_cross_entropy(logits, y)
         scale = gf.optim.LossScale() if half == "float16" else None

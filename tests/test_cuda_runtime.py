@@ -430,6 +430,22 @@ print(p.text("emit"))
     assert "__global__" in text
 
 
+def test_launches_ask_for_shared_memory(gpu: dict[str, str]) -> None:
+    """More than a kernel may declare; a device that has less says so."""
+    code = """
+x, w = gf.input("x", (1408, 16)), gf.input("w", (16, 3072))
+p = gf.function([x, w], gf.matmul(x, w), device="cuda")
+a, b = rng.standard_normal((1408, 16), dtype=np.float32), rng.standard_normal((16, 3072), dtype=np.float32)
+try:
+    close(p(a, b), a @ b, 1e-4)
+    print(fake.fake_cuda_calls(b"cuFuncSetAttribute"), "dynamic 75264" in p.text("plan"))
+except gf.DeviceError as error:
+    print(error)
+"""
+    assert good(code, gpu) == "1 True\n"
+    assert "needs 75,264 bytes of shared memory" in good(code, gpu, FAKE_CUDA_SHARED="49152")
+
+
 def test_arrays_that_32_bits_cannot_count_are_refused(gpu: dict[str, str]) -> None:
     code = """
 x = gf.input("x", (None,))
