@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -21,6 +22,7 @@ from graphflow.compiler.emit.candidates import special
 from graphflow.compiler.emit.module import emit_kernel
 from graphflow.compiler.emit.object import assembly
 from graphflow.compiler.emit.tiling import contraction_tiling
+from graphflow.compiler.emit.winograd_images import winograd_images
 from graphflow.compiler.ir.graph import Graph
 from graphflow.compiler.kernel import walk
 from graphflow.compiler.kernel.form import ContractionKernel, Kernel, Reduce
@@ -28,6 +30,7 @@ from graphflow.compiler.kernel.text import parse_kernel
 from graphflow.compiler.plan.dims import product
 from graphflow.compiler.plan.errors import DeviceError
 from graphflow.compiler.target import Target, host_target, make_target
+from graphflow.tensor import apply
 
 pytestmark = pytest.mark.cpu
 LINUX, ARM_LINUX, MACOS = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu", "arm64-apple-darwin"
@@ -102,6 +105,20 @@ def test_products_keep_their_sums_in_registers(form: str, m: int, n: int, k: int
         a = a[{left[0]}] b = b[{right[0]}]  y[i, j] = acc }}""")
     assert isinstance(kernel, ContractionKernel)
     check_direct(kernel, processor)
+
+
+@pytest.mark.parametrize("side", [8, 12, 28])
+def test_products_of_images_as_lanes_keep_their_sums_in_registers(side: int, processor: Target) -> None:
+    """Register tiles of one, two and three tiles of images, as their number can be divided."""
+    x, w = gf.input("x", (64, 36, side, side)), gf.input("w", (40, 36, 3, 3))
+    (kernel,) = kernels(gf.function([x, w], apply("conv", [x, w], padding=1)).traced, processor)
+    assert isinstance(kernel, ContractionKernel)
+    kernel = replace(kernel, contraction=replace(kernel.contraction, tile={"algorithm": 4}))
+    how, pattern = winograd_images(kernel, processor), FUSED if processor.has_fma else PRODUCT
+    assert how is not None
+    loops = [body for body in inner_loops(code(kernel, processor)) if count(pattern, body) == how.mr * how.nv]
+    assert loops, f"{how.mr} x {how.nv}"
+    assert all(count(STACK, body) == 0 for body in loops), f"{how.mr} x {how.nv} spills"
 
 
 def check_direct(kernel: ContractionKernel, target: Target) -> None:

@@ -206,19 +206,20 @@ class _Convolution(_Images):
     def _products(self) -> None:
         """The products of the current tile of output channels."""
         e, b, w, t = self.e, self.b, self.w, self.tiles
-        wide, channels = self.type.vector(self.nr), w.operand.channels
-        number, k = symbol("number"), symbol("k")
+        channels, number, k = w.operand.channels, symbol("number"), symbol("k")
         with e.scopes.loop("number", ZERO, constant(I64, w.products)) as turn:
             turn.next()
-            zeros = [constant(wide, 0)] * w.mr
+            zeros = [constant(self.type, 0)] * (w.mr * w.nv)
             with e.scopes.loop("k", ZERO, constant(I64, channels), 1, zeros) as loop:
                 at = e.address("inputs ", (number * channels + k) * self.nr)
-                right = b.load(wide, at, align=4 * t.lanes)
+                right = [self.load(at, v * t.lanes) for v in range(w.nv)]
                 base = ((symbol("m tile") * w.products + number) * channels + k) * w.mr
-                lefts = [b.load(FLOAT, e.address("weights ", base + r)) for r in range(w.mr)]
-                loop.next(*(self.multiply(left, right, s) for left, s in zip(lefts, loop.carry)))
-            for r, total in enumerate(loop.results):
-                b.store(total, e.address("products ", (number * w.mr + r) * self.nr), align=4 * t.lanes)
+                left = [b.splat(b.load(FLOAT, e.address("weights ", base + r)), t.lanes) for r in range(w.mr)]
+                pairs = [(x, y) for x in left for y in right]
+                loop.next(*(self.multiply(x, y, total) for (x, y), total in zip(pairs, loop.carry)))
+            to = e.address("products ", number * w.mr * self.nr)
+            for i, total in enumerate(loop.results):
+                b.store(total, b.gep(to, i * t.lanes, FLOAT), align=4 * t.lanes)
 
     def _back(self, first: Value) -> None:
         """What the products of a panel become, put where it belongs in the results, or added there."""
