@@ -208,7 +208,7 @@ NETS = {
     "gated": Net(
         ((N, 6, 1024), (N, 6, 1024)), gated, gated_oracle, (1, 11), r"gf_store(?s:.)*if \(!gf_last_block"
     ),
-    "gated, odd": Net(((N, 2, 1111), (N, 2, 1111)), gated, gated_oracle, (1, 11), r"x\d\[8\](?s:.)*_done\["),
+    "gated, odd": Net(((N, 2, 1111), (N, 2, 1111)), gated, gated_oracle, (1, 11), r"x\d\[4\](?s:.)*_done\["),
     "gated, many rows": Net(((300, N, 40), (300, N, 40)), gated, gated_oracle, (3,), r"one block per row"),
     # reductions by several blocks
     "everything": Net(

@@ -28,9 +28,8 @@ from graphflow.compiler.kernel.form import (
 from graphflow.compiler.kernel.walk import subexpressions
 from graphflow.compiler.plan.dims import DimLike, product
 
-UNROLLED, UNDER_WAY, MOST_LOADS = 4, 2, 8
-"""Chunks that a thread reads before it uses the first, if these are not too many loads; at least, in loops
-with stores."""
+UNROLLED, MOST_LOADS = 4, 8
+"""Chunks that a thread reads before it uses the first, if these are not too many loads."""
 Found = list[tuple[Reduce, list[str]]]
 """Reductions with the names of their accumulators."""
 
@@ -327,7 +326,7 @@ class Rows(Teams):
             return []
         names = {text: self.fresh("x") for text in found}
         size = self.dim(product(x for _, x in loops))
-        several = max(UNDER_WAY, min(UNROLLED, MOST_LOADS // len(found))) * (1 if wide else 2)
+        several = max(min(UNROLLED, MOST_LOADS // (len(found) + 1)), 1) * (1 if wide else 2)
         end = end or (f"{size} / {self.along}" if self.along > 1 else size)
 
         def each() -> None:

@@ -190,7 +190,7 @@ class Teams(Vectors):
             return 1
         length = product(x for _, x in self.passes[0][0])
         size = length if isinstance(length, int) else FURTHER * typical(length)
-        return max(min(BLOCKS // groups, size // (self._least() * self.along)), 1)
+        return max(min(-(-BLOCKS // groups), size // (self._least() * self.along)), 1)
 
     def _least(self) -> int:
         """Chunks that are worth a block."""
@@ -205,15 +205,15 @@ class Teams(Vectors):
 
     def _stored_at_once(self) -> Loop | None:
         """The loop over elements that need no result of a reduction. What the kernel reads must be what it
-        writes there, or no array that the plan may let a result take over: see `memory`."""
+        writes there, or of another shape: else the plan may let a result take over what is yet to be read
+        (see `memory`)."""
         loops = [s for s in self.body if isinstance(s, Loop)]
         nest, inner = self._nest(loops[0]) if len(loops) == 1 else ([], ())
         if not nest or any(self._needs_result(s.value) for s in inner if self.is_used(s)):
             return None
         for x in (e for e in expressions(self.kernel) if isinstance(e, Load)):
             for s in (s for s in inner if isinstance(s, Store)):
-                alike = self.types[x.arg] == self.types[s.arg] and (
-                    product(self.shapes[x.arg]) == product(self.shapes[s.arg]))
+                alike = (self.types[x.arg], self.shapes[x.arg]) == (self.types[s.arg], self.shapes[s.arg])
                 read, written = (self.element(y.arg, y.index).removeprefix(y.arg) for y in (x, s))
                 if (alike or x.arg == s.arg) and read != written:
                     return None

@@ -77,7 +77,7 @@ class _Loop:
                 if arguments[written].mode != "w" or item.buffers.count(written) != 1:
                     return False
                 if read in arguments:
-                    names = arguments[read].name, arguments[written].name
-                    if not proof(self.kernels[item.kernel], *names):
+                    x, y = arguments[read], arguments[written]
+                    if x.shape != y.shape or not proof(self.kernels[item.kernel], x.name, y.name):
                         return False
         return begun
