@@ -8,7 +8,7 @@ they found with shuffles and through shared memory. Then a thread for each colum
 from __future__ import annotations
 
 from graphflow.compiler.emit.cuda_rows import Found, Rows
-from graphflow.compiler.emit.cuda_teams import LEAST_SHARE, reductions_of
+from graphflow.compiler.emit.cuda_teams import reductions_of
 from graphflow.compiler.emit.cuda_text import C_TYPES, WARP
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, grid_of
 from graphflow.compiler.kernel.form import Let, Local, Loop, LoopKernel, Reduce
@@ -40,7 +40,13 @@ class Columns(Rows):
     """Writes one kernel. `sides`: columns of a block; `width`: neighbouring columns that a thread reads at
     once; `team`: threads down a column while they read."""
 
-    sides, by_warps = WARP, False
+    sides = WARP
+
+    def __init__(self, kernel: LoopKernel):
+        super().__init__(kernel)
+        self.by_warps, self.threads = False, COLUMN_THREADS
+        self.what, self.one = f"{self.sides} columns", f"threadIdx.x < {self.sides} && own"
+        self.side, self.guard = " + side", "if (begin < columns) " if self.width > 1 else "if (own) "
 
     def _is_shared(self, e: Reduce) -> bool:
         return _is_long(e)
@@ -65,24 +71,13 @@ class Columns(Rows):
 
     def _choose_team(self) -> None:
         self.along, self.team = 1, COLUMN_THREADS * self.width // self.sides
-
-    def _share_row(self) -> None:
-        """A part of a column has the same team."""
-
-    def _threads(self) -> int:
-        return COLUMN_THREADS
-
-    def _least(self) -> int:
-        return LEAST_SHARE * self.team
+        self.part_team = self.team
 
     def _groups(self) -> DimLike:
         *outer, columns = (x for _, x in self.grid)
         return product(outer) * ceildiv(columns, self.sides)
 
     # -- the text
-
-    def _what(self) -> str:
-        return f"{self.sides} columns"
 
     def _place_thread(self) -> None:
         self.line(f"const int side = threadIdx.x % {self.sides};")
@@ -140,12 +135,3 @@ class Columns(Rows):
             self.open(f"for (int {step} = 1; {step} < {warps}; {step}++)")
             self.combine(e, accs, [f"{part}[{step}][side]" for part in names])
             self.close()
-
-    def _side(self) -> str:
-        return " + side"
-
-    def _one(self) -> str:
-        return f"threadIdx.x < {self.sides} && own"
-
-    def _guard(self) -> str:
-        return "if (begin < columns) " if self.width > 1 else "if (own) "

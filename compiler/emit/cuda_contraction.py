@@ -16,7 +16,7 @@ import re
 from graphflow.compiler.cuda_target import ANY, DECLARED_SHARED, CudaTarget
 from graphflow.compiler.emit.cuda_mma import TensorSums
 from graphflow.compiler.emit.cuda_operands import Operand, axis_values, declare_axes
-from graphflow.compiler.emit.cuda_text import C_TYPES, Code, Writer, apply, c_name, code_of, used_locals
+from graphflow.compiler.emit.cuda_text import C_TYPES, Code, Writer, apply, c_name, used_locals
 from graphflow.compiler.emit.cuda_tiles import WARP, BlockTile, Work, half_of, side_by_side, work
 from graphflow.compiler.emit.operands import load_offset
 from graphflow.compiler.kernel.form import ContractionKernel, Load, Store
@@ -142,7 +142,7 @@ class _Contraction(Writer):
             if parts > 1:
                 done = f"static __device__ int {self.kernel.name}_done[{self.work.tiles}];\n"
         form = f"one block per tile of {t.rows} x {t.columns}{f' and part of {parts}' if parts > 1 else ''}"
-        return code_of(self.kernel, self.lines, form, t.threads, self.work.scratch, statics=done,
+        return Code(self.kernel, self.lines, form, t.threads, self.work.scratch, statics=done,
                        asks=self.shared > DECLARED_SHARED)
 
     def _tiles(self) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from graphflow.compiler.emit.cuda_columns import Columns, has_columns
 from graphflow.compiler.emit.cuda_rows import Rows
 from graphflow.compiler.emit.cuda_teams import has_rows
-from graphflow.compiler.emit.cuda_text import THREADS, WARP, Code, code_of
+from graphflow.compiler.emit.cuda_text import THREADS, WARP, Code
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Vectors
 from graphflow.compiler.emit.operands import coefficient
 from graphflow.compiler.kernel.form import Let, Load, LoopKernel, Statement, Store
@@ -87,7 +87,7 @@ class _Tiles(Vectors):
         """The kernel's code."""
         if all(extent != 0 for _, extent in self.grid):      # else there is nothing to do
             self._tiles()
-        return code_of(self.kernel, self.lines, f"one block per tile of {WARP} x {WARP}")
+        return Code(self.kernel, self.lines, f"one block per tile of {WARP} x {WARP}")
 
     def _tiles(self) -> None:
         extents, (var, extent), other = dict(self.grid), self.grid[-1], self.other
@@ -178,7 +178,7 @@ class _Points(Vectors):
             self.line(f"const unsigned threads = blocks * {THREADS};")
             self.line(f"const unsigned total = {self.dim(product(extent for _, extent in self.grid))};")
             self._one_by_one() if self.width == 1 else self._chunks()
-        return code_of(self.kernel, self.lines, f"{what} per thread", meets=False)
+        return Code(self.kernel, self.lines, f"{what} per thread", meets=False)
 
     def _one_by_one(self) -> None:
         self.open("for (unsigned point = thread; point < total; point += threads)")

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, Code, apply, code_of, dimension, literal
+from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, Code, apply, dimension, literal
 from graphflow.compiler.kernel.form import RoutineKernel
 from graphflow.compiler.plan.dims import DimLike, ceildiv, typical
 from graphflow.compiler.plan.dtypes import DType
@@ -57,7 +57,7 @@ def routine_code(kernel: RoutineKernel) -> Code:
     before, size, behind = (dimension(d) for d in kernel.arguments[-1].shape)
     what, meets, body = _form(kernel)
     lines = [f"  const idx O = {before}, N = {size}, I = {behind};", *("  " + line for line in body(kernel))]
-    return code_of(kernel, lines, what, meets=meets)
+    return Code(kernel, lines, what, meets=meets)
 
 
 def _form(kernel: RoutineKernel) -> tuple[str, bool, Callable[[RoutineKernel], list[str]]]:

@@ -12,19 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from graphflow.compiler.emit.cuda_teams import Teams, reductions_of
-from graphflow.compiler.emit.cuda_text import C_TYPES, WARP, Code, code_of, identity
+from graphflow.compiler.emit.cuda_teams import LEAST_SHARE, Teams, reductions_of
+from graphflow.compiler.emit.cuda_text import C_TYPES, WARP, Code, identity
 from graphflow.compiler.emit.cuda_vectors import Loops
-from graphflow.compiler.kernel.form import (
-    Expr,
-    Let,
-    Load,
-    Loop,
-    LoopKernel,
-    Reduce,
-    Statement,
-    Store,
-)
+from graphflow.compiler.kernel.form import Expr, Let, Load, Loop, LoopKernel, Reduce, Statement, Store
 from graphflow.compiler.kernel.walk import subexpressions
 from graphflow.compiler.plan.dims import DimLike, product
 
@@ -35,7 +26,10 @@ Found = list[tuple[Reduce, list[str]]]
 
 
 class Rows(Teams):
-    """Writes one kernel."""
+    """Writes one kernel. `one`: whether a thread stores the results of its row; `guard`: what stands before
+    the stores of elements; `side`: what is added to find a thread's row among those side by side."""
+
+    what, one, guard, side = "row", "lane == 0", "", ""
 
     def __init__(self, kernel: LoopKernel):
         super().__init__(kernel)
@@ -50,11 +44,8 @@ class Rows(Teams):
             self._rows()
         done = f"static __device__ int {self.kernel.name}_done[{self._groups()}];\n" if self.parts > 1 else ""
         what = f"{self.parts} blocks" if self.parts > 1 else "one warp" if self.by_warps else "one block"
-        return code_of(self.kernel, self.lines, f"{what} per {self._what()}", self.threads, self.scratch(),
+        return Code(self.kernel, self.lines, f"{what} per {self.what}", self.threads, self.scratch(),
                        meets=not self.by_warps, statics=done)
-
-    def _what(self) -> str:
-        return "row"
 
     def _packs(self) -> set[str]:
         """The arguments that are read or written by chunks."""
@@ -246,14 +237,12 @@ class Rows(Teams):
         self._accumulate_share(found, *(("part * share + lane", "end") if self.parts > 1 else ()))
         self._meet(found, self.width)
         if self.parts > 1:
-            self.open("if (used > 1)")
             self._last(found)
-            self.close()
         self.found = {id(r): accs[r.result] for r, accs in found}
         return written
 
     def _choose_part(self, size: DimLike) -> None:
-        least, parts = self._least(), self.parts
+        least, parts = LEAST_SHARE * self.part_team, self.parts
         self.line(f"const idx chunks = {self.dim(size)}{f' / {self.along}' if self.along > 1 else ''};")
         self.line(f"const idx even = (chunks + {parts - 1}) / {parts};")
         self.line(f"const idx share = even < {least} ? {least} : even;")
@@ -263,10 +252,11 @@ class Rows(Teams):
 
     def _last(self, found: Found) -> None:
         at, lefts = 0, []
+        self.open("if (used > 1)")
         for r, accs in found:
             for acc, x in zip(accs, r.operands):
                 kind, left = C_TYPES[x.dtype], self.fresh("left")
-                place = f"({kind}*)(scratch + {at}) + group * {self.parts * self.sides}{self._side()}"
+                place = f"({kind}*)(scratch + {at}) + group * {self.parts * self.sides}{self.side}"
                 self.line(f"{kind}* const {left} = {place};")
                 self.line(f"if (threadIdx.x < {self.sides}) {left}[part * {self.sides}] = {acc};")
                 at += self._region(x)
@@ -280,10 +270,7 @@ class Rows(Teams):
             self.combine(r, accs, [lefts.pop(0) for _ in accs])
         self.close()
         self._meet(found, 1)
-
-    def _side(self) -> str:
-        """What is added to find the row of a thread among those that lie side by side."""
-        return ""
+        self.close()
 
     # -- statements
 
@@ -303,7 +290,7 @@ class Rows(Teams):
                 self.line("__syncwarp();" if self.by_warps else "__syncthreads();")
                 synced = True
             if isinstance(s, Store):
-                self.line(f"if ({self._one()}) {self.element(s.arg, s.index)} = {value};")
+                self.line(f"if ({self.one}) {self.element(s.arg, s.index)} = {value};")
                 continue
             loops, inner = self._nest(s)
             if loops:
@@ -349,14 +336,6 @@ class Rows(Teams):
         self.held.update((text, f"{name}[u]{'.at[w]' if wide else ''}") for text, name in names.items())
         return list(found)
 
-    def _one(self) -> str:
-        """Whether a thread stores the results of its row."""
-        return "lane == 0"
-
-    def _guard(self) -> str:
-        """What stands before the stores of elements."""
-        return ""
-
     def _share_stores(self, loops: Loops, body: tuple[Statement, ...]) -> None:
         depth = self.depth
         values = [s.value for s in body if not isinstance(s, Loop) and self.is_used(s)]
@@ -370,15 +349,14 @@ class Rows(Teams):
             self.close()
 
     def _store_chunk(self, loops: Loops, body: tuple[Statement, ...]) -> None:
-        guard = self._guard()
         self.inside = True
         if self.width > 1:
-            self.stored(body, self._var(loops), "from", str(self.width), ", wide", guard)
+            self.stored(body, self._var(loops), "from", str(self.width), ", wide", self.guard)
         else:
             for s in body:
                 if isinstance(s, Let):
                     self.let(s)
                 elif isinstance(s, Store):
                     value = self.expr(s.value)
-                    self.line(f"{guard}{self.element(s.arg, s.index)} = {value};")
+                    self.line(f"{self.guard}{self.element(s.arg, s.index)} = {value};")
         self.inside = False

@@ -60,10 +60,11 @@ def reductions_of(e: Expr) -> Iterator[Reduce]:
 
 class Teams(Vectors):
     """How one kernel is computed. `team`: threads of a row; `kept`: what each holds of it, in `steps` chunks;
-    `parts`: blocks for each row; `sides`: rows of a block that lie side by side; `along`: elements of a row
-    in a chunk; `one_pass`: whether a row is reduced in one pass, and `at_once` the loop that runs in it."""
+    `parts`: blocks for each row, with `part_team` threads of it; `sides`: rows of a block that lie side by
+    side; `along`: elements of a row in a chunk; `one_pass`: whether a row is reduced in one pass, and
+    `at_once` the loop that runs in it."""
 
-    sides = 1
+    sides, part_team = 1, THREADS
 
     def __init__(self, kernel: LoopKernel):
         super().__init__(kernel)
@@ -80,21 +81,9 @@ class Teams(Vectors):
         self._choose_team()
         self.parts = self._parts()
         if self.parts > 1:
-            self.kept, self.steps = [], 0
-            self._share_row()
-        self.threads = self._threads()
-
-    @property
-    def by_warps(self) -> bool:
-        """Whether a team is a warp."""
-        return self.team == WARP
-
-    def _share_row(self) -> None:
-        """Chooses the team of a part of a row."""
-        self.team = THREADS
-
-    def _threads(self) -> int:
-        return THREADS if self.by_warps else self.team
+            self.kept, self.steps, self.team = [], 0, self.part_team
+        self.by_warps = self.team == WARP
+        self.threads = THREADS if self.by_warps else self.team
 
     def element(self, arg: str, index: tuple[DimLike, ...]) -> str:
         """An element of an argument. Its text is the same in all passes, whatever their variables are called
@@ -190,11 +179,7 @@ class Teams(Vectors):
             return 1
         length = product(x for _, x in self.passes[0][0])
         size = length if isinstance(length, int) else FURTHER * typical(length)
-        return max(min(-(-BLOCKS // groups), size // (self._least() * self.along)), 1)
-
-    def _least(self) -> int:
-        """Chunks that are worth a block."""
-        return LEAST_SHARE * THREADS
+        return max(min(-(-BLOCKS // groups), size // (LEAST_SHARE * self.part_team * self.along)), 1)
 
     def _is_one_pass(self) -> bool:
         """Whether all reductions run over the same elements, and none needs the result of another."""

@@ -209,50 +209,44 @@ def dimension(d: DimLike, name: Callable[[str], str] = c_name) -> str:
 @dataclass(frozen=True)
 class Code:
     """The code of a kernel, as one that is launched or as a function that loops call. Its lines have the
-    number of a block as `block`, and how many there are as `blocks`. `parameters`: (type, name) of each;
-    `note`: for a comment; `meets`: whether the threads of a block wait for each other; `statics`: what lives
-    beside it; `asks`: whether it has more shared memory than a kernel may declare."""
+    number of a block as `block`, and how many there are as `blocks`. `note`: for a comment; `meets`: whether
+    the threads of a block wait for each other; `statics`: what lives beside it; `asks`: whether it has more
+    shared memory than a kernel may declare."""
 
-    name: str
-    threads: int
-    parameters: tuple[tuple[str, str], ...]
-    lines: tuple[str, ...]
+    kernel: Kernel
+    lines: Sequence[str]
     note: str
-    meets: bool
+    threads: int = THREADS
+    scratch: DimLike = 0
+    meets: bool = True
     statics: str = ""
     asks: bool = False
 
     def as_kernel(self) -> str:
         """The ``__global__`` function."""
         numbers = ("  const unsigned block = blockIdx.x;", "  const unsigned blocks = gridDim.x;")
-        return self._head() + self._launched(without_unused([*numbers, *self.lines]))
+        return self._launched(self.statics, without_unused([*numbers, *self.lines]))
 
     def as_function(self) -> str:
         """A function, and the ``__global__`` function that calls it."""
-        own = ", ".join(f"{kind} {name}" for kind, name in self.parameters)
-        lines = [f"static __device__ __forceinline__ void {self.name}_body(unsigned block, unsigned blocks, "
-                 f"{own})", "{", *without_unused(self.lines), "}\n\n"]
-        given = ", ".join(name for _, name in self.parameters)
-        return (self._head() + "\n".join(lines)
-                + self._launched([f"  {self.name}_body(blockIdx.x, gridDim.x, {given});"]))
+        name, own = f"{self.kernel.name}_body", ", ".join(map(" ".join, self._parameters()))
+        head = f"static __device__ __forceinline__ void {name}(unsigned block, unsigned blocks, {own})"
+        function = "\n".join([head, "{", *without_unused(self.lines), "}\n\n"])
+        given = ", ".join(parameter for _, parameter in self._parameters())
+        return self._launched(self.statics + function, [f"  {name}(blockIdx.x, gridDim.x, {given});"])
 
-    def _head(self) -> str:
-        return f"// Launch with {self.threads} threads a block, {self.note}.\n{self.statics}"
+    def _parameters(self) -> list[tuple[str, str]]:
+        """(type, name) of the arguments, of the scratch if there is some, and of the symbols."""
+        return [*((f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}*", a.name)
+                  for a in self.kernel.arguments),
+                *([("char*", "scratch")] if self.scratch != 0 else []),
+                *(("idx", c_name(s)) for s in self.kernel.symbols)]
 
-    def _launched(self, lines: Sequence[str]) -> str:
-        own = ", ".join(f"{kind} {name}" for kind, name in self.parameters)
-        head = f'extern "C" __global__ void __launch_bounds__({self.threads}) {self.name}({own})'
-        return "\n".join([head, "{", *lines, "}"]) + "\n"
-
-
-def code_of(kernel: Kernel, lines: Sequence[str], note: str, threads: int = THREADS, scratch: DimLike = 0,
-            meets: bool = True, statics: str = "", asks: bool = False) -> Code:
-    """The kernel's code. Its parameters: the arguments, the scratch if it has some, the symbols."""
-    parameters = [(f"{'const ' if a.mode == 'r' else ''}{C_TYPES[a.dtype]}*", a.name)
-                  for a in kernel.arguments]
-    parameters += [("char*", "scratch")] if scratch != 0 else []
-    parameters += [("idx", c_name(s)) for s in kernel.symbols]
-    return Code(kernel.name, threads, tuple(parameters), tuple(lines), note, meets, statics, asks)
+    def _launched(self, before: str, lines: Sequence[str]) -> str:
+        own = ", ".join(map(" ".join, self._parameters()))
+        return "\n".join([f"// Launch with {self.threads} threads a block, {self.note}.",
+                          f'{before}extern "C" __global__ void __launch_bounds__({self.threads}) '
+                          f"{self.kernel.name}({own})", "{", *lines, "}"]) + "\n"
 
 
 _DECLARED = re.compile(r"( *)const (?:idx|unsigned|int|bool) (\w+) = [^,]*;$")
