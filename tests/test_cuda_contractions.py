@@ -96,21 +96,23 @@ def product(m: Any, k: Any, n: Any, form: str = "NN", dtype: DType = F32, **more
 
 
 def on_tile(number: int) -> dict[str, Case]:
-    """Products with that tile: with edges everywhere, and with sizes that allow 16 bytes at a time."""
+    """Products with that tile: with edges everywhere, and with sizes that allow 16 bytes at a time, as the
+    largest tiles need."""
     t = TILES[number]
     dtype = F32 if t.units != "half" else (F16, BF16)[number % 2]
     name = f"{t.units} {t.rows}x{t.columns}"
+    more = 8 if max(t.rows, t.columns) > 128 else 3
     sizes = {
-        "NN odd": (min(t.rows, 32) + 5, 2 * t.depth + 3, t.columns + 3),
+        "NN odd": (min(t.rows, 32) + more, 2 * t.depth + more, t.columns + more),
         "NT wide": (t.rows, 3 * t.depth + 8, t.columns + 8),
         "TN wide": (t.rows + 8, 4 * t.depth, t.columns),
-        "TT odd": (t.rows + 1, t.depth + 1, min(t.columns, 32) + 7),
+        "TT odd": (t.rows + more, t.depth + more, min(t.columns, 32) + more),
     }
     cases = {
         f"{name} {form}": product(*size, form[:2], dtype, tile={"algorithm": number})
         for form, size in sizes.items()
     }
-    m, k, n = t.rows + 3, 4 * t.depth + 1, t.columns + 4
+    m, k, n = t.rows + more, 4 * t.depth + more, t.columns + 8
     cases[f"{name} parts"] = product(m, k, n, "TN", dtype, tile={"algorithm": number, "kc": 2 * t.depth})
     return cases
 

@@ -124,18 +124,21 @@ class Work:
 
 
 def work(kernel: ContractionKernel, target: CudaTarget) -> Work:
-    """What takes the least time by the estimate; the first of equals. A kernel's own tile names another:
-    `algorithm` is its number in TILES, `kc` the k's of each part."""
+    """What takes the least time by the estimate; the first of equals. The largest tiles are for operands that
+    are copied 16 bytes at a time: a thread has no registers for the places of more copies. A kernel's own
+    tile names another: `algorithm` is its number in TILES, `kc` the k's of each part."""
     kernel = _arranged(kernel)
     units, c = _units(kernel, target), kernel.contraction
     groups, size = len(c.accumulators), c.a.dtype.bytes
     if c.tile:
         part = c.tile.get("kc", 2**30)
-        tile = _fitted(TILES[c.tile["algorithm"]], kernel, target)
+        tile = _fitted(TILES[c.tile["algorithm"]], groups, size, target)
         return Work(kernel, tile, -(-_extent(kernel, "k") // part))
-    tiles = [_fitted(t, kernel, target) for t in TILES if t.units == units]
+    tiles = [_fitted(t, groups, size, target) for t in TILES if t.units == units]
+    wide = all(_is_wide(kernel, e, axes) or _is_wide(kernel, e, c.k) for e, axes in ((c.a, c.m), (c.b, c.n)))
     fitting = [t for t in tiles if t.sums * groups * size <= _MOST_SUMS * 4
-               and _shared(t, groups, size) <= _room(t, target)] or tiles[-1:]
+               and _shared(t, groups, size) <= _room(t, target)
+               and (wide or _room(t, target) == DECLARED_SHARED)] or tiles[-1:]
     static = all(isinstance(x, int) for _, x in (*c.batch, *c.m, *c.n))
     found = [(_cycles(kernel, t, parts, target), i, t, parts) for i, t in enumerate(fitting)
              for parts in (_PARTS if static else _PARTS[:1])
@@ -226,16 +229,10 @@ def _room(t: BlockTile, target: CudaTarget) -> int:
     return target.shared if _shared(t, 1, 4) > DECLARED_SHARED else DECLARED_SHARED
 
 
-def _fitted(t: BlockTile, kernel: ContractionKernel, target: CudaTarget) -> BlockTile:
-    """With as many k's at a time as shared memory has room for, and the registers of a thread that does not
-    copy 16 bytes at a time."""
-    c = kernel.contraction
-    groups, size = len(c.accumulators), c.a.dtype.bytes
+def _fitted(t: BlockTile, groups: int, size: int, target: CudaTarget) -> BlockTile:
+    """With as many k's at a time as shared memory has room for."""
     least = {"fma": max(8, t.slices), "half": 16, "tf32": 8}[t.units]
     room = _room(t, target)
-    if room > DECLARED_SHARED and not all(_is_wide(kernel, e, axes) or _is_wide(kernel, e, c.k)
-                                          for e, axes in ((c.a, c.m), (c.b, c.n))):
-        t = replace(t, depth=16)
     while _shared(t, groups, size) > room and t.depth > least:
         t = replace(t, depth=t.depth // 2)
     return t
