@@ -63,6 +63,7 @@ class Cache:
                  max_age_seconds: float = 60 * 86400) -> None:
         self.max_bytes = max_bytes
         self.max_age_seconds = max_age_seconds
+        self._unlooked = max_bytes
         self.folder = folder
         problem = _make_private(folder) if folder else None
         if problem:
@@ -90,7 +91,9 @@ class Cache:
         return pieces
 
     def put(self, key: str, pieces: dict[str, bytes]) -> None:
-        """Store the pieces under a key, then drop the entries that are too old or too many.
+        """Store the pieces under a key; then, the first time and whenever a 64th of `max_bytes` has been stored
+        since, drop the entries that are too old or too many. To look at thousands takes longer than to compile
+        a small program.
 
         A cache that cannot be written (a full disk, say) is no error: the next run compiles again.
         """
@@ -100,13 +103,15 @@ class Cache:
         try:
             handle, temporary = tempfile.mkstemp(prefix=".new-", suffix=_SUFFIX, dir=self.folder)
             with os.fdopen(handle, "wb") as file:
-                file.write(_pack(pieces))
+                self._unlooked += file.write(_pack(pieces))
             os.replace(temporary, self._path(key))
         except OSError:
             if temporary:
                 Path(temporary).unlink(missing_ok=True)
             return
-        self._evict()
+        if self._unlooked >= self.max_bytes // 64:
+            self._unlooked = 0
+            self._evict()
 
     def _path(self, key: str) -> Path:
         if len(key) != 64 or not set(key) <= set("0123456789abcdef"):
@@ -118,18 +123,22 @@ class Cache:
         """Remove entries unused for `max_age_seconds`, then the least recently used beyond `max_bytes`."""
         assert self.folder is not None
         entries = []
-        for path in self.folder.glob("*" + _SUFFIX):
+        try:
+            found = [entry for entry in os.scandir(self.folder) if entry.name.endswith(_SUFFIX)]
+        except OSError:
+            return
+        for entry in found:
             try:
-                status = path.stat()
+                status = entry.stat()
             except OSError:
                 continue
-            entries.append((status.st_mtime, status.st_size, path))
+            entries.append((status.st_mtime, status.st_size, entry.path))
         oldest_kept = time.time() - self.max_age_seconds
         total = 0
         for used, size, path in sorted(entries, reverse=True):
             total += size
             if used < oldest_kept or total > self.max_bytes:
-                path.unlink(missing_ok=True)
+                Path(path).unlink(missing_ok=True)
 
 
 @cache

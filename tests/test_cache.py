@@ -92,13 +92,23 @@ def test_least_recently_used_entries_go_first(folder: Path) -> None:
 
 
 def test_old_entries_are_dropped(folder: Path) -> None:
-    store = Cache(folder, max_age_seconds=100)
-    store.put(cache_key("old"), PIECES)
+    Cache(folder).put(cache_key("old"), PIECES)
     (path,) = entries(folder)
     os.utime(path, (time.time() - 200, time.time() - 200))
+    store = Cache(folder, max_age_seconds=100)
     store.put(cache_key("new"), PIECES)
     assert store.get(cache_key("old")) is None
     assert store.get(cache_key("new")) == PIECES
+
+
+def test_entries_are_looked_through_by_the_first_put_and_when_much_was_stored(folder: Path) -> None:
+    store = Cache(folder, max_bytes=64 * 10_000, max_age_seconds=100)
+    for size, kept in ((10, True), (10, True), (8_000, True), (10, True), (3_000, False), (10, True)):
+        store.put(cache_key("old"), {"object": b""})
+        path = folder / (cache_key("old") + ".gfc")
+        os.utime(path, (time.time() - 200, time.time() - 200))
+        store.put(cache_key(f"new {size}"), {"object": bytes(size)})
+        assert path.exists() == kept
 
 
 def test_open_folder_is_not_used(tmp_path: Path) -> None:
