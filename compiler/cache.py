@@ -91,9 +91,9 @@ class Cache:
         return pieces
 
     def put(self, key: str, pieces: dict[str, bytes]) -> None:
-        """Store the pieces under a key; then, the first time and whenever a 64th of `max_bytes` has been stored
-        since, drop the entries that are too old or too many. To look at thousands takes longer than to compile
-        a small program.
+        """Store the pieces under a key; then, the first time and whenever a 64th of `max_bytes` has been
+        stored since, drop the entries that are too old or too many. To look at thousands takes longer than
+        to compile a small program.
 
         A cache that cannot be written (a full disk, say) is no error: the next run compiles again.
         """
