@@ -311,7 +311,8 @@ def test_training_step(
 def test_harness_notices(
     planted: str, replacement: str, noticed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Faults planted in a kernel that updates a state by rows, and uses its old value in every element."""
+    """Faults planted in a kernel that updates a state by rows, and uses its old value in every element: it is
+    read behind both reductions, one of which needs the other."""
     import cuda_host
 
     b = Builder()
@@ -319,7 +320,8 @@ def test_harness_notices(
         b.input(name="x", dtype=F32, shape=(4, 99)),
         b.state(name="w", role="parameter", dtype=F32, shape=(4,)),
     )
-    s = b.reduce_sum(x, axes=(1,))
+    total = b.reduce_sum(x, axes=(1,))
+    s = b.reduce_max(b.sub(x, over_rows(b, total, x)), axes=(1,))
     y = b.add(b.mul(x, over_rows(b, b.mul(w, 2.0), x)), over_rows(b, s, x))
     program = lowered(Graph("step", (x,), {"y": y}, (b.update(b.add(w, s), name="w").node,)))
     assert [a.mode for k in program.kernels.values() for a in k.arguments].count("rw") == 1
@@ -327,7 +329,8 @@ def test_harness_notices(
     state = {"w": np.ones(4, np.float32)}
     (tmp_path / "right").mkdir()
     outputs, _ = HostKernels([program], tmp_path / "right").run(program, feeds, state, {})
-    np.testing.assert_array_equal(outputs["y"], 2 * feeds["x"] + feeds["x"].sum(1, keepdims=True))
+    highest, sums = feeds["x"].max(1, keepdims=True), feeds["x"].sum(1, keepdims=True)
+    np.testing.assert_array_equal(outputs["y"], 2 * feeds["x"] + (highest - sums))
     text = emit_cuda(united([program]))
     assert re.search(planted, text), text
     monkeypatch.setattr(cuda_host, "emit_cuda", lambda p: re.sub(planted, replacement, emit_cuda(p)))
