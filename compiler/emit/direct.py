@@ -53,8 +53,9 @@ _LINE = 16
 _FLAT_TILE = 8, 2
 """The largest tile by 1 x 1, places x vectors of output channels: what it reads of all channels stays in the
 first cache."""
-_DEEP = 32
-"""Channels from which on a product by 1 x 1 pays so."""
+_PANEL = 10.0
+"""What packing panels costs a contraction, in products with each of its elements; its vectors run on from one
+image to the next, so none is rather empty."""
 _VARIANT = 0.02
 """What one more form of the micro-kernel costs, as a share of the time."""
 
@@ -203,7 +204,7 @@ def pays(kernel: ContractionKernel, d: Direct) -> bool:
     the products are many for each element that is unfolded."""
     c, u = kernel.contraction, d.image
     if d.flat:
-        return u.channels >= _DEEP
+        return True
     offset = load_offset(kernel, c.b.value if isinstance(c.b, Guarded) else c.b)
     if offset is None or coefficient(offset, u.x) not in (1, 2, 3, 4):
         return False
@@ -213,7 +214,9 @@ def pays(kernel: ContractionKernel, d: Direct) -> bool:
     if u.plain:
         return u.rows() * -(-u.row // u.lanes) * _UNFOLD < products * u.places[1]
     unfolding = u.phases * u.rows() * -(-u.width // u.lanes) * _UNFOLD * abs(u.steps[1])
-    return unfolding < products
+    places = u.band * u.width
+    room = -(-places // u.lanes) * u.lanes
+    return unfolding < products and room < (1 + _PANEL / d.outs) * places
 
 
 def direct_tasks(d: Direct) -> DimLike:

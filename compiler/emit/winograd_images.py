@@ -11,7 +11,8 @@ the tile it adds B'[(G g G') * (A' e A)]B, as many products as the convolution h
 
 A task copies as many images as a vector has lanes, or a band of each, into scratch, where lanes are images:
 so tiles of any size that overlap anyhow are read, and added up, without a shuffle. Results are turned back
-at the end. Fewer images than lanes cost as much as these.
+at the end. Fewer images than lanes cost as much as these, and are weighed so where their number is known; a
+symbolic batch counts as a typical one, and a call with few images computes a whole vector of them.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ _MANY = 288
 rounding would show."""
 _TURN, _TRANSFORM, _PEAK = 4.0, 4.0, 0.87
 """Cycles to turn a vector; to transform one, for each product; the share of the peak that products reach."""
-_REDUCE = 2.5
-"""Cycles to add up the lanes of a sum."""
+_REDUCE, _FINISH = 2.5, 16.0
+"""Cycles to add up the lanes of a sum; to finish a vector of sums, for each product."""
 _ROOM = 3
 """A task's scratch may take so many times the second level cache, if no band is small enough for it."""
 _FEWER = 0.75
@@ -320,8 +321,8 @@ def _cycles(w: WinogradImages) -> float:
 def _direct_cycles(w: WinogradImages) -> float:
     """That of the definition."""
     images = w.tiles.image[1] if isinstance(w.tiles.image[1], int) else TYPICAL_SIZE
-    products = w.height * w.width * w.tiles.side ** 2 * w.operand.channels * w.outs
-    return images * products / (w.tiles.lanes * _PEAK)
+    vectors = -(-w.height * w.width // w.tiles.lanes)          # of places: the last one may be rather empty
+    return images * vectors * w.tiles.side ** 2 * w.operand.channels * w.outs / _PEAK
 
 
 def winograd_images_tasks(w: WinogradImages) -> DimLike:
@@ -387,7 +388,7 @@ def _weight_cycles(w: WinogradImagesWeights) -> float:
     transforms = _TRANSFORM * t.count * (w.inputs.channels + w.gradients.channels)
     planes = (w.inputs, w.gradients)
     turning = _TURN * sum(p.channels * p.rows * p.columns for p in planes)
-    results = 4 * t.window ** 2 * w.inputs.channels * w.gradients.channels
+    results = _FINISH * t.window ** 2 * w.inputs.channels * w.gradients.channels / t.lanes
     return (t.bands * t.window ** 2 * (products + transforms) + turning) * _images(t) / t.lanes + results
 
 
@@ -395,8 +396,8 @@ def _direct_weight_cycles(w: WinogradImagesWeights) -> float:
     """That of the definition."""
     t = w.tiles
     images = t.image[1] if isinstance(t.image[1], int) else TYPICAL_SIZE
-    products = t.side ** 2 * w.inputs.channels * w.gradients.channels * t.height * t.width
-    return images * products / (t.lanes * _PEAK)
+    vectors = -(-t.height * t.width // t.lanes)
+    return images * vectors * t.side ** 2 * w.inputs.channels * w.gradients.channels / _PEAK
 
 
 def winograd_images_weights_tasks(w: WinogradImagesWeights) -> DimLike:
