@@ -8,9 +8,8 @@ they found with shuffles and through shared memory. Then a thread for each colum
 from __future__ import annotations
 
 from graphflow.compiler.emit.cuda_rows import Found, Rows
-from graphflow.compiler.emit.cuda_teams import reductions_of
 from graphflow.compiler.emit.cuda_text import C_TYPES, WARP
-from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, grid_of
+from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, grid_of, reductions_of
 from graphflow.compiler.kernel.form import Let, Local, Loop, LoopKernel, Reduce
 from graphflow.compiler.kernel.walk import statements, subexpressions
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, typical

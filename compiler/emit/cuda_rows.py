@@ -10,11 +10,9 @@ a reduction from being written for the next row while a thread reads it.
 """
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from graphflow.compiler.emit.cuda_teams import LEAST_SHARE, Teams, reductions_of
+from graphflow.compiler.emit.cuda_teams import LEAST_SHARE, Teams
 from graphflow.compiler.emit.cuda_text import C_TYPES, WARP, Code, identity
-from graphflow.compiler.emit.cuda_vectors import Loops
+from graphflow.compiler.emit.cuda_vectors import Loops, reductions_of
 from graphflow.compiler.kernel.form import Expr, Let, Load, Loop, LoopKernel, Reduce, Statement, Store
 from graphflow.compiler.kernel.walk import subexpressions
 from graphflow.compiler.plan.dims import DimLike, product
@@ -162,11 +160,16 @@ class Rows(Teams):
             self._open_share(loops, first, end, max(len(loads - self.held.keys()), 1))
             for own, values in passes:
                 made += self._fetch_packs(own, values)
-
-        def write() -> None:
-            for e, accs in found:
-                self.accumulate(e, self._own(accs))
-        self._in_chunk(self._var(loops), write)
+        self.inside = True
+        if self.width > 1:
+            self.line("#pragma unroll")
+            self.open(f"for (int w = 0; w < {self.width}; w++)")
+            self.line(f"const idx {self.variable(self._var(loops))} = from + w;")
+        for e, accs in found:
+            self.accumulate(e, self._own(accs))
+        if self.width > 1:
+            self.close()
+        self.inside = False
         if nest:
             self._store_chunk(nest, inner)
         self._forget(made)
@@ -176,18 +179,6 @@ class Rows(Teams):
     def _own(self, accs: list[str]) -> list[str]:
         """The accumulators of one element of a chunk."""
         return accs
-
-    def _in_chunk(self, var: str, write: Callable[[], None]) -> None:
-        """Writes what is done with each element of a chunk."""
-        self.inside = True
-        if self.width > 1:
-            self.line("#pragma unroll")
-            self.open(f"for (int w = 0; w < {self.width}; w++)")
-            self.line(f"const idx {self.variable(var)} = from + w;")
-        write()
-        if self.width > 1:
-            self.close()
-        self.inside = False
 
     def _forget(self, texts: list[str]) -> None:
         for text in texts:

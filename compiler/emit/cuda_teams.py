@@ -11,20 +11,8 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from graphflow.compiler.emit.cuda_text import THREADS, WARP
-from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, Vectors, grid_of
-from graphflow.compiler.kernel.form import (
-    Apply,
-    Expr,
-    Guarded,
-    Let,
-    Load,
-    Local,
-    Loop,
-    LoopKernel,
-    Reduce,
-    Statement,
-    Store,
-)
+from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, Vectors, grid_of, reductions_of
+from graphflow.compiler.kernel.form import Expr, Let, Load, Local, Loop, LoopKernel, Reduce, Statement, Store
 from graphflow.compiler.kernel.walk import expressions, statements, subexpressions
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, substitute, symbol, typical
 
@@ -44,18 +32,6 @@ def has_rows(kernel: LoopKernel) -> bool:
     _, body = grid_of(kernel.body)
     return any(s.kind == "lanes" if isinstance(s, Loop) else any(r.lanes for r in reductions_of(s.value))
                for s in statements(body))
-
-
-def reductions_of(e: Expr) -> Iterator[Reduce]:
-    """The outermost reductions of an expression."""
-    if isinstance(e, Reduce):
-        yield e
-    elif isinstance(e, Apply):
-        for x in e.args:
-            yield from reductions_of(x)
-    elif isinstance(e, Guarded):
-        yield from reductions_of(e.value)
-        yield from reductions_of(e.fill)
 
 
 class Teams(Vectors):

@@ -190,6 +190,18 @@ def grid_of(body: tuple[Statement, ...]) -> tuple[list[tuple[str, DimLike]], tup
     return loops, body
 
 
+def reductions_of(e: Expr) -> Iterator[Reduce]:
+    """The outermost reductions of an expression."""
+    if isinstance(e, Reduce):
+        yield e
+    elif isinstance(e, Apply):
+        for x in e.args:
+            yield from reductions_of(x)
+    elif isinstance(e, Guarded):
+        yield from reductions_of(e.value)
+        yield from reductions_of(e.fill)
+
+
 def _used(kernel: LoopKernel) -> set[str]:
     """The locals that what is stored depends on."""
     lets = [s for s in statements(kernel.body) if isinstance(s, Let)]
