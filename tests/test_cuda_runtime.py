@@ -309,7 +309,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)          # which a job 
 x, w = gf.input("x", (), "int64"), gf.parameter((), 0, name="w", dtype="int64")
 count = gf.function([x], w, {w: w + x}, device="cuda")
 count(1)
-threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT))).start()
+def press():
+    while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        time.sleep(0.001)                                                # the steps have not begun
+    time.sleep(0.1)
+    os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=press, daemon=True).start()
 try:
     count.run(1, steps=10_000_000)
 except KeyboardInterrupt as error:

@@ -78,7 +78,14 @@ def test_ctrl_c_leaves_whole_steps(request: pytest.FixtureRequest) -> None:
     x = gf.input("x", (), "int64")
     program = gf.function([x], w, {w: w + x})
     program(1)
-    threading.Thread(target=lambda: (time.sleep(0.3), os.kill(os.getpid(), signal.SIGINT))).start()
+
+    def press() -> None:
+        while signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.001)  # the steps have not begun
+        time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=press, daemon=True).start()
     with pytest.raises(KeyboardInterrupt, match=r"function: \d+ of 50000000 steps are done") as caught:
         program.run(1, steps=50_000_000)
     assert program.store["w"] == int(str(caught.value).split()[1]) + 1
