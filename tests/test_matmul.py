@@ -16,8 +16,10 @@ from native_code import fenced, targets
 from graphflow.compiler.emit.blocked import BLOCKED, blocked
 from graphflow.compiler.emit.builder import Module
 from graphflow.compiler.emit.module import emit_kernel, kernel_scratch, kernel_shared, kernel_tasks
+from graphflow.compiler.emit.narrow import narrow
 from graphflow.compiler.emit.object import compile_object
 from graphflow.compiler.emit.thin import THIN, thin
+from graphflow.compiler.emit.tiling import contraction_tiling
 from graphflow.compiler.kernel.form import ContractionKernel
 from graphflow.compiler.kernel.text import parse_kernel
 from graphflow.compiler.plan.dims import evaluate
@@ -160,6 +162,72 @@ def test_large_products_are_computed_block_by_block(form: str) -> None:
     arrays, exact, bound = operands(form, 700, 520, 600)
     got = run(kernel, arrays, target, workers=3)["y"]
     assert np.all(np.abs(got - exact) <= bound)
+
+
+@pytest.mark.parametrize("form", ["NN", "TN"])
+@pytest.mark.parametrize("m, n, k, free", [
+    (50, 130, 40, ""), (50, 130, 40, "MK"), (33, 65, 300, "M"), (9, 250, 31, "K"), (3, 300, 20, ""),
+    (30, 75, 1200, "K"), (25, 96, 0, "K"), (0, 100, 9, "M"), (70, 64, 1, "M"),
+])
+def test_a_right_operand_is_read_where_it_lies(
+    m: int, n: int, k: int, free: str, form: str, target: Target
+) -> None:
+    """In place: an element that two panels have must be stored once."""
+    kernel = product(form, {"M": m, "N": n, "K": k}, free, more="s: rw f32[SHAPE],", stores="""
+        let fresh = add(mul(s[i, j], f32(0.5)), acc)
+        s[i, j] = fresh
+        y[i, j] = maximum(sub(y[i, j], fresh), f32(0.0))""")
+    kernel = forced(kernel, 0)
+    arrays, exact, bound = operands(form, m, n, k)
+    rng = np.random.default_rng(5)
+    arrays["s"], arrays["y"] = (rng.standard_normal((m, n)).astype(np.float32) for _ in range(2))
+    symbols = {s: {"M": m, "K": k}[s] for s in free}
+    slot = arrays["s"] * 0.5 + exact
+    large = replace(target, l2=1 << 20)
+    tiled, packed = contraction_tiling(kernel, large), contraction_tiling(kernel, replace(target, l2=0))
+    assert tiled.single or (tiled.b == "inline") == (target.vector_bytes == 64)
+    assert packed.single or packed.b == "lanes"
+    one = run(kernel, arrays, large, symbols)
+    assert np.all(np.abs(one["s"] - slot) <= bound + 1e-6)
+    assert np.all(np.abs(one["y"] - np.maximum(arrays["y"] - slot, 0)) <= bound + 1e-6)
+    for workers, l2 in ((2, large.l2), (3, large.l2), (1, 0)):
+        other = run(kernel, arrays, replace(target, l2=l2), symbols, workers, at_end=False)
+        np.testing.assert_array_equal(one["s"], other["s"])
+        np.testing.assert_array_equal(one["y"], other["y"])
+
+
+@pytest.mark.parametrize("m, n, k, free", [
+    (512, 10, 128, "K"), (65, 6, 1200, "K"), (33, 5, 7, ""), (50, 12, 0, "K"), (35, 11, 1, ""),
+])
+def test_few_columns_times_a_transposed_matrix(m: int, n: int, k: int, free: str, target: Target) -> None:
+    kernel = product("TN", {"M": m, "N": n, "K": k}, free, more="s: rw f32[SHAPE],", stores="""
+        let fresh = add(mul(s[i, j], f32(0.5)), acc)
+        s[i, j] = fresh
+        y[i, j] = sub(y[i, j], mul(fresh, f32(0.25)))""")
+    how, lanes = narrow(kernel, target), target.vector_bytes // 4
+    assert (how is not None) == (4 < n <= 0.75 * lanes)
+    arrays, exact, bound = operands("TN", m, n, k)
+    rng = np.random.default_rng(5)
+    arrays["s"], arrays["y"] = (rng.standard_normal((m, n)).astype(np.float32) for _ in range(2))
+    slot, symbols = arrays["s"] * 0.5 + exact, {"K": k} if free else {}
+    panels = run(forced(kernel, 0), arrays, target, symbols)
+    for workers, at_end in ((1, True), (2, False), (3, True)):
+        got = run(kernel, arrays, target, symbols, workers, at_end)
+        assert np.all(np.abs(got["s"] - slot) <= bound + 1e-6)
+        assert np.all(np.abs(got["y"] - (arrays["y"] - 0.25 * slot)) <= bound + 1e-6)
+        np.testing.assert_array_equal(got["y"], panels["y"])                # the order of k is the same
+
+
+def test_what_has_no_few_columns_or_asks_otherwise_keeps_its_operands() -> None:
+    target = replace(TARGETS["host"], vector_bytes=64, vector_registers=32)
+    wanted = product("TN", {"M": 512, "N": 10, "K": 128})
+    assert narrow(wanted, target) is not None
+    for form, m, n in (("NN", 512, 10), ("TT", 512, 10), ("TN", 512, 4), ("TN", 512, 13), ("TN", 20, 10),
+                       ("TN", 512, 10)):
+        free = "M" if (form, m, n) == ("TN", 512, 10) else ""
+        assert narrow(product(form, {"M": m, "N": n, "K": 128}, free), target) is None
+    assert narrow(forced(wanted, 0), target) is None
+    assert narrow(product("TN", {"M": 512, "N": 10, "K": 128}, stores="y[i, 9 - j] = acc"), target) is None
 
 
 @pytest.mark.parametrize("form", ["TN", "TT"])

@@ -31,7 +31,7 @@ from graphflow.compiler.emit.packing import (
     pack_b,
     pack_columns,
 )
-from graphflow.compiler.emit.tiling import Tiling, contraction_tiling, cut_k, whole_lines
+from graphflow.compiler.emit.tiling import LONG_ROW, Tiling, contraction_tiling, cut_k, whole_lines
 from graphflow.compiler.kernel.form import Contraction, ContractionKernel
 from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product, symbol, typical
 from graphflow.compiler.target import Target
@@ -139,9 +139,14 @@ def _images(c: Contraction, along: str) -> bool:
 
 
 def _pays(t: Tiling, c: Contraction, along: str, target: Target) -> bool:
-    """Whether a or the result is too large for the second cache, and packed b not for the last."""
+    """Whether a or the result is too large for the second cache, and packed b not for the last. Where each of
+    them fits, the stores count little beside long sums, and rows of a lie less than a page apart, tiles that
+    read long rows of b where they lie are faster."""
     rows, columns, depth = (typical(d) for d in (t.m_total, t.n_total, c.k[0][1]))
     size = c.a.dtype.bytes
+    fits = max(rows * columns, rows * depth, columns * depth) * size <= target.l2
+    if fits and _LONG <= depth < target.l1 // (8 * size) and t.nr * size >= LONG_ROW:
+        return False
     large = max(rows * columns, rows * depth) * size > target.l2 // 4 and columns * depth * size <= target.l3
     panels = _PANELS
     if _images(c, along):                         # tiles that share lines of memory read them once each
@@ -323,8 +328,8 @@ class _Blocked(_Emission):
 
     def _packed_row(self, tile: DimLike, r: int) -> Node:
         how, k = self.how, symbol("k flat")
-        by_k = how.along == "m"
-        at = (self._packed_start(tile) + k) * how.a_width + r if by_k else k + r * self.t.panel_rows
+        start = self._packed_start(tile) + k
+        at = start * how.a_width + r if how.along == "m" else k + r * self.t.panel_rows
         return self.e.nodes.make("load", ("packed ", (at,), 0), (), self.dtype, (at,))
 
     def _panel_start(self) -> DimLike:

@@ -39,6 +39,7 @@ from graphflow.compiler.emit.direct_weights import (
     direct_weights_tasks,
     emit_direct_weights,
 )
+from graphflow.compiler.emit.narrow import emit_narrow, narrow
 from graphflow.compiler.emit.operands import algorithm_asked
 from graphflow.compiler.emit.pointwise_weights import (
     emit_pointwise_weights,
@@ -114,10 +115,12 @@ ALGORITHMS = (
     Algorithm((1,), direct, direct_tasks, direct_scratch, emit_direct, direct_shared),
     Algorithm((3,), blocked, blocked_tasks, blocked_scratch, emit_blocked, blocked_shared),
     Algorithm((6,), thin, thin_tasks, thin_scratch, emit_thin),
+    Algorithm((7,), narrow, lambda how: how.panels, lambda how: 0, emit_narrow),
 )
 """Every algorithm but the direct one; the first that gives an answer is taken. 1: the definition of a
 convolution over images unfolded along x; 2, 4 and 5: Winograd with tiles of as many outputs along an axis; 3:
-a product of large matrices, block by block; 6: a product of few rows and a large matrix, read as it lies."""
+a product of large matrices, block by block; 6: a product of few rows and a large matrix, read as it lies; 7:
+a product of a transposed matrix and one of few columns."""
 
 
 def special(kernel: ContractionKernel, target: Target) -> tuple[Algorithm, Any] | None:

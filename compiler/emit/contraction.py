@@ -35,10 +35,9 @@ from graphflow.compiler.emit.packing import (
     panel_row,
 )
 from graphflow.compiler.emit.scopes import Lane
-from graphflow.compiler.emit.tiling import contraction_tiling, scratch_parts
+from graphflow.compiler.emit.tiling import contraction_tiling, is_straight, scratch_parts
 from graphflow.compiler.kernel import walk
-from graphflow.compiler.kernel.form import Apply, Argument, ContractionKernel, Expr, Load, Local, Store
-from graphflow.compiler.kernel.scalars import SCALARS
+from graphflow.compiler.kernel.form import Argument, ContractionKernel, Load, Store
 from graphflow.compiler.plan.dims import DimLike, ceildiv, product, simplify, substitute, symbol, symbols_of
 from graphflow.compiler.target import Target
 
@@ -46,10 +45,7 @@ ZERO = constant(I64, 0)
 PANEL = "panel number"
 """The name of the number of the panel at hand."""
 STEP, FRACTION = 8, 16
-"""What is needed later is asked for once for so many k, as a number of lines with so many bits behind the
-point."""
-_STRAIGHT, _FREE = 24, 6
-"""Stores of no more work than this are straight code, if so many registers are free."""
+"""What is needed later is asked for once for so many k, in lines with so many bits behind the point."""
 
 
 def emit_contraction(module: Module, kernel: ContractionKernel, target: Target) -> None:
@@ -62,6 +58,8 @@ class DirectContraction:
 
     last: Value | None = None
     """Whether the panel along k at hand is the last; None where there is one for certain."""
+    late: Value | None = None
+    """How many columns of the panel at hand another has stored; None: none for certain."""
 
     def __init__(self, module: Module, kernel: ContractionKernel, target: Target):
         self.kernel, self.c = kernel, arranged(kernel, target)
@@ -75,8 +73,7 @@ class DirectContraction:
         self.a: Node = e.nodes.of(drop_guard(self.c.a, self.t.limit))
         self.right: Node = e.nodes.of(drop_guard(self.c.b, self.t.limit))
         t, plain = self.t, self.right.kind == "load" and not kernel.indirect
-        plain = (plain and t.b in ("lanes", "transpose") and len(t.n) == len(self.c.k) == 1
-                 and not t.groups and not t.outer)
+        plain = plain and t.reused and len(t.n) == len(self.c.k) == 1 and not t.groups and not t.outer
         self.ask_every = STEP if plain else 0
 
     # -- the function --------------------------------------------------------------------------------------
@@ -127,8 +124,7 @@ class DirectContraction:
                          else self._in_chunks(first_row, fresh))
 
     def _at_columns(self, panel: Value, body: Callable[[], None]) -> None:
-        """Runs the body for the columns of a panel; for the last one by code of its own if that has only half
-        of the columns."""
+        """Runs the body for the columns of a panel; by code of its own for a last one with half of them."""
         b, t = self.b, self.t
         if not t.half_last:
             with self._columns(panel, t.nr):
@@ -143,16 +139,20 @@ class DirectContraction:
 
     @contextmanager
     def _columns(self, panel: Value, wide: int, whole: bool = False) -> Iterator[None]:
-        """Makes the panel the one at hand; `wide`: columns of one before; `whole`: it has all of its own."""
+        """Makes the panel the one at hand; `wide`: columns of one before; `whole`: it has all of its own. One
+        that is read where it lies begins sooner if it must to be whole: in the inner loop masks cost."""
         e, b, t = self.e, self.b, self.t
-        n, column = t.n_total, b.mul(panel, wide)
+        self.late, n, column = None, t.n_total, b.mul(panel, wide)
         whole = whole or t.nr == 1 or isinstance(n, int) and n % t.nr == 0
-        mask = None if whole else b.first_lanes(b.sub(e.scalar(n), column), t.nr)
+        if not whole and t.b == "inline" and isinstance(n, int) and n > t.nr:
+            start, column = column, b.intrinsic("smin", column, n - t.nr)
+            self.late = b.sub(start, column)
+        mask = None if whole or self.late else b.first_lanes(b.sub(e.scalar(n), column), t.nr)
         panels = ceildiv(n, wide)
         e.scopes.bind(PANEL, panel)
         e.bounds[PANEL] = (0, panels - 1 if isinstance(panels, int) else None)
         e.bounds[COLUMN] = (0, n - 1 if isinstance(n, int) else None)
-        with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, t.nr)):
+        with e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, mask, 1 if self.late else t.nr)):
             yield
 
     def _split(self, x: Value, by: Value) -> tuple[Value, Value]:
@@ -323,25 +323,24 @@ class DirectContraction:
             self._whole_or_cut(lambda: self._store_sums(sums) if straight else self._store_tile(tile))
 
     def _whole_or_cut(self, store: Callable[[], None]) -> None:
-        """Runs the stores of a panel; where stores under masks are slow, without a mask if the panel is
-        whole."""
-        e, b, t, lane = self.e, self.b, self.t, self.e.scopes.lane
-        if lane is None or lane.mask is None or e.target.has_mask_registers:
+        """Runs the stores of a panel, of the columns that no other has stored; where stores under masks are
+        slow, without a mask if the panel is whole."""
+        e, b, t, lane, late = self.e, self.b, self.t, self.e.scopes.lane, self.late
+        if lane is None or late is None and (lane.mask is None or e.target.has_mask_registers):
             return store()
-        column = e.scopes.bound(COLUMN)
-        whole = b.compare("ge", b.sub(e.scalar(t.n_total), column), t.nr)
-        with self._when(whole), e.scopes.block(COLUMN, column, Lane(COLUMN, t.nr, None, t.nr)):
-            store()
-        with self._when(b.xor(whole, True)):
+        column: Value = e.scopes.bound(COLUMN)
+        whole: Value | None = None
+        if not e.target.has_mask_registers:
+            whole = b.compare("ge", b.sub(e.scalar(t.n_total), column), b.add(late or ZERO, t.nr))
+            with self._when(whole), e.scopes.block(COLUMN, column, replace(lane, mask=None)):
+                store()
+        cut = lane if late is None else replace(lane, mask=b.not_(b.first_lanes(late, t.nr)))
+        with self._when(whole and b.xor(whole, True)), e.scopes.block(COLUMN, column, cut):
             store()
 
     def _is_straight(self) -> bool:
-        """Whether the stores are written out for each row of a tile, whose sums stay in registers: if there
-        is little to do, and registers are left for it; else LLVM moves sums to the stack within the loops."""
-        t, values = self.t, [*(s.value for s in self.c.stores), *(let.value for let in self.c.lets)]
-        vectors = -(-t.nr // t.lanes)
-        free = self.e.target.vector_registers - (t.mr + 1) * vectors
-        return sum(map(_work, values)) <= _STRAIGHT and free >= _FREE and not t.groups
+        """Whether the stores of a tile are straight code."""
+        return is_straight(self.t, self.c, self.e.target)
 
     @contextmanager
     def _packed_a(self, tile: DimLike) -> Iterator[None]:
@@ -410,7 +409,7 @@ class DirectContraction:
         e.scopes.bind("asked", b.lshr(so_far, FRACTION))
         e.bounds["asked"] = (0, None)
         each, across = 64 // self.dtype.bytes, t.nr if t.b == "transpose" else self._lines
-        rows = t.tiles * t.mr if t.chunk else max(1, trips(t.m_total))
+        rows = t.tiles * t.mr if t.chunk else max(1, t.fixed_m or trips(t.m_total) // 2)
         for i in range(-(-STEP * self._lines * t.mr // rows)):
             line = symbol("asked") + i
             k, column = line // across, line % across
@@ -587,12 +586,6 @@ class DirectContraction:
         value = e.value(e.nodes.substitute(e.nodes.of(store.value), values))
         index = tuple(substitute(d, values) for d in store.index)
         e.store_value(store.arg, index, value)
-
-
-def _work(value: Expr) -> int:
-    """Rough number of instructions of an expression for a vector."""
-    return sum(SCALARS[x.function].flops if isinstance(x, Apply) else 1 for x in walk.subexpressions(value)
-               if not isinstance(x, Local))
 
 
 def _linear(e: Emitter, node: Node, name: str) -> bool:

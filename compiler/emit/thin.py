@@ -68,7 +68,7 @@ def thin(kernel: ContractionKernel, target: Target) -> Thin | None:
     if not isinstance(depth, int) or not isinstance(columns, int) or t.fixed_m > _ROWS or t.nr < t.lanes:
         return None
     size, rooms = c.a.dtype.bytes, contraction_scratch(plain, target)
-    pays = columns >= _RUN and depth * columns * size > target.l2 and t.b != "inline"
+    pays = columns >= _RUN and depth * columns * size > target.l2 and not t.single
     if not (asked or pays) or not depth or not isinstance(rooms, int):
         return None
     few = replace(t, tiles=-(-_ROWS // t.mr), outer=(), chunk=min(_STREAMS, depth), inner=c.k,

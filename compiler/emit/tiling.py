@@ -24,8 +24,10 @@ from graphflow.compiler.emit.operands import (
     pieces,
     shared_limit,
 )
-from graphflow.compiler.kernel.form import ContractionKernel, Expr, Guard, Guarded
-from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product
+from graphflow.compiler.kernel import walk
+from graphflow.compiler.kernel.form import Apply, Contraction, ContractionKernel, Expr, Guard, Guarded, Local
+from graphflow.compiler.kernel.scalars import SCALARS
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product, typical
 from graphflow.compiler.target import Target
 
 _FLOPS_PER_NS = 60.0
@@ -40,6 +42,10 @@ _FULL_PANELS = 64
 _FEW_TASKS = 6
 """Where there would be fewer tasks than this, the rows are cut once more."""
 _GATHER, _TRANSPOSE = 30.0, 6.0
+_STRAIGHT, _FREE = 24, 6
+"""Stores of no more work than this are straight code, if so many registers are free."""
+LONG_ROW = 128
+"""Bytes of a row of a panel that is read where it lies by several tiles: a shorter one costs as much."""
 _SYMBOLIC_K = 1024
 """Rows of a panel where the extent of k is not known."""
 
@@ -53,11 +59,11 @@ class Tiling:
     outer: k axes that are looped over outside a panel; chunk: how much of the first inner axis a panel covers
     (0: all of it); inner: k axes within a panel. panel_rows: k's of a panel.
 
-    b: "inline" (read in the inner loop), "packed" (read there, from panels that an array holds), "lanes"
-    (packed here, vectors along n) or "transpose" (packed here, vectors along the last k axis, transposed in
-    registers). pack_a: a is evaluated into scratch first. limit: a guard that a and b share and that just
-    shortens the first k axis. groups: the axis of column groups, or none; each group has a panel and sums of
-    its own.
+    b: "inline" (read in the inner loop, where it lies), "packed" (read there, from panels that an array
+    holds), "lanes" (packed here, vectors along n) or "transpose" (packed here, vectors along the last k axis,
+    transposed in registers). pack_a: a is evaluated into scratch first. limit: a guard that a and b share and
+    that just shortens the first k axis. groups: the axis of column groups, or none; each group has a panel
+    and sums of its own.
     """
 
     batch: Axes
@@ -85,6 +91,16 @@ class Tiling:
     def m_total(self) -> DimLike:
         """Rows of the flattened m axis."""
         return product(x for _, x in self.m)
+
+    @property
+    def single(self) -> bool:
+        """Whether one tile has all rows for certain."""
+        return isinstance(self.m_total, int) and self.m_total <= self.mr
+
+    @property
+    def reused(self) -> bool:
+        """Whether several tiles use a panel of b, which no array holds as such."""
+        return self.b in ("lanes", "transpose") or self.b == "inline" and not self.single
 
     @property
     def n_total(self) -> DimLike:
@@ -130,7 +146,7 @@ class Tiling:
     def half_last(self) -> bool:
         """Whether half of the last panel would be empty, which is worth code for one half as wide."""
         n = self.n_total
-        return (isinstance(n, int) and self.b in ("lanes", "transpose") and len(self.n) == 1
+        return (isinstance(n, int) and self.b != "packed" and len(self.n) == 1
                 and not self.groups and self.nr == 2 * self.lanes < n <= _FULL_PANELS * self.nr
                 and 0 < n % self.nr <= self.lanes)
 
@@ -146,23 +162,22 @@ def contraction_tiling(kernel: ContractionKernel, target: Target) -> Tiling:
     mr = c.tile.get("mr") or rows_of_tile(m_total, min(nr, 2 * lanes), lanes, target)
     mr = max(1, min(mr, m_total)) if isinstance(m_total, int) else mr
     limit = shared_limit(c.a, c.b, c.k)
-    single = isinstance(m_total, int) and m_total <= mr
+    inline = isinstance(m_total, int) and m_total <= mr or _in_place(kernel, c, nr, target)
     mode = "packed" if packed else (
-        _b_mode(kernel, drop_guard(c.b, limit), c.n, c.k, nr, min(lanes, nr), single))
+        _b_mode(kernel, drop_guard(c.b, limit), c.n, c.k, nr, min(lanes, nr), inline))
     depth = c.tile.get("kc") or max(64, target.l2 * 5 // 8 // (nr * size))
     outer, chunk, inner = ((), 0, c.k) if packed else cut_k(c.k, depth)
     blocks = bool(outer) or chunk > 0
+    pack_a = not is_direct(kernel, drop_guard(c.a, limit), c.k)
     if mode == "inline" and blocks:
-        if mr <= _THIN and all(isinstance(extent, int) for _, extent in c.k):
-            outer, chunk, inner, blocks = (), 0, c.k, False        # what is read once needs no panel
+        if len(c.k) == 1 and not pack_a or mr <= _THIN and all(isinstance(extent, int) for _, extent in c.k):
+            outer, chunk, inner, blocks = (), 0, c.k, False        # without a panel, k has any length
         else:
             mode = "lanes"
     rows = chunk or 1
     for _, extent in inner[1 if chunk else 0 :]:
-        assert isinstance(extent, int)
-        rows *= extent
+        rows *= typical(extent)
     tiles = _tiles(m_total, n_total, mr, nr, rows, blocks)
-    pack_a = not is_direct(kernel, drop_guard(c.a, limit), c.k)
     return Tiling(
         c.batch, c.m, c.n, mr, nr, min(lanes, nr), tiles, outer, chunk, inner, rows, mode, pack_a, limit,
         c.groups
@@ -183,8 +198,24 @@ def scratch_parts(t: Tiling, size: int) -> tuple[int, int, int]:
 
 
 def contraction_scratch(kernel: ContractionKernel, target: Target) -> DimLike:
-    """Bytes of scratch that each worker needs."""
-    return sum(scratch_parts(contraction_tiling(kernel, target), kernel.contraction.a.dtype.bytes))
+    """Bytes of scratch that each worker needs: for sums only if they leave the registers."""
+    t, c = contraction_tiling(kernel, target), kernel.contraction
+    panel, packed, sums = scratch_parts(t, c.a.dtype.bytes)
+    return panel + packed + (0 if is_straight(t, c, target) and not t.blocks else sums)
+
+
+def is_straight(t: Tiling, c: Contraction, target: Target) -> bool:
+    """Whether the stores are written out for each row of a tile, whose sums stay in registers: if there is
+    little to do, and registers are left for it; else LLVM moves sums to the stack within the loops."""
+    work = sum(map(instructions, [*(s.value for s in c.stores), *(let.value for let in c.lets)]))
+    free = target.vector_registers - (t.mr + 1) * -(-t.nr // t.lanes)
+    return work <= _STRAIGHT and free >= _FREE and not t.groups
+
+
+def instructions(value: Expr) -> int:
+    """Rough number of instructions of an expression for a vector."""
+    return sum(SCALARS[x.function].flops if isinstance(x, Apply) else 1 for x in walk.subexpressions(value)
+               if not isinstance(x, Local))
 
 
 def whole_lines(size: int) -> int:
@@ -252,15 +283,24 @@ def _tiles(m: DimLike, n: DimLike, mr: int, nr: int, rows: int, blocks: bool) ->
     return fewer if most % fewer == 0 else max(1, more)
 
 
-def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, k: Axes, nr: int, lanes: int, single: bool) -> str:
-    """The cheapest way to fill a panel, by estimates of the instructions for one vector."""
+def _in_place(kernel: ContractionKernel, c: Contraction, nr: int, target: Target) -> bool:
+    """Whether several tiles may read b where it lies: the rows of a panel are long runs without masks, and
+    the second cache keeps them all."""
+    n, row = product(x for _, x in c.n), nr * c.a.dtype.bytes
+    return (isinstance(n, int) and n >= nr and len(c.k) == 1 and not c.groups and not kernel.indirect
+            and row >= LONG_ROW and typical(c.k[0][1]) * row <= target.l2 // 8)
+
+
+def _b_mode(kernel: ContractionKernel, b: Expr, n: Axes, k: Axes, nr: int, lanes: int, inline: bool) -> str:
+    """The cheapest way to get at a panel, by estimates of the instructions for one vector; `inline`: b may be
+    read where it lies."""
     inner = b.value if isinstance(b, Guarded) else b
     offset = load_offset(kernel, inner)
     last_n, last_k = (axes[-1] if axes else ("", 1) for axes in (n, k))
     if offset is None or not k:
         return "lanes"
     step = coefficient(offset, last_n[0])
-    if inner is b and step == 1 and len(n) == 1 and single:
+    if inner is b and step == 1 and len(n) == 1 and inline:
         return "inline"
     along_n = _GATHER
     if isinstance(step, int) and 1 <= step <= MAX_SPAN:

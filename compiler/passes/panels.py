@@ -175,7 +175,7 @@ def packs(kernel: ContractionKernel, target: Target) -> bool:
     constant = all(isinstance(extent, int) and extent > 0 for _, extent in (*c.n, *c.k))
     own = {var for var, _ in c.batch} | set(kernel.indirect)
     return (constant and not names_of(c.b) & own and bool(loaded(c.b)) and c.a.dtype.name in ("f32", "f64")
-            and contraction_tiling(kernel, target).b in ("lanes", "transpose"))
+            and contraction_tiling(kernel, target).reused)
 
 
 def panel_kernels(kernel: ContractionKernel, target: Target) -> tuple[LoopKernel, ContractionKernel]:
