@@ -63,8 +63,9 @@ def launcher(kernel: Kernel) -> str:
     symbols = [f"s[{i}]" for i in range(len(kernel.symbols))]
     return (
         f'extern "C" const char* launch_{kernel.name}(void** a, const long long* s, int blocks, int threads, '
-        f"int shared, int falling) {{\n  return host::launch(blocks, threads, shared, falling, [&] {{ "
-        f"{kernel.name}({', '.join(pointers + symbols)}); }});\n}}\n"
+        f"int shared, int falling) {{\n  return host::launch(blocks, threads, shared, falling, []("
+        f"void** a, const long long* s) {{ "
+        f"{kernel.name}({', '.join(pointers + symbols)}); }}, a, s);\n}}\n"
     )
 
 
