@@ -168,13 +168,14 @@ def _plain_rows(e: Emitter, node: Node, u: Unfolded, first: Value, base: DimLike
     row, column, start = map(symbol, ("copy row", "copy column", "copy start"))
     e.bounds.update({"copy row": (0, u.rows() - 1), "copy column": (0, u.row - 1),
                      "copy start": (0, u.height - 1)})
-    at = {u.y: start, ty: row} if down > 1 else {u.y: start + row - (py - 1 if down < 0 else 0), ty: 0}
-    at |= {u.x: 0, tx: column} if across > 1 else {u.x: column - (px - 1 if across < 0 else 0), tx: 0}
-    element = e.nodes.substitute(node, at)
+    low, left = py - 1 if down < 0 else 0, px - 1 if across < 0 else 0
+    at: dict[str, DimLike] = {u.y: start, ty: row} if down > 1 else {u.y: start + row - low, ty: 0}
+    element = e.nodes.substitute(node, {**at, u.x: 0 if across > 1 else column - left,
+                                        tx: column if across > 1 else 0})
     end: Value = constant(I64, u.rows())
     if u.height % u.band:
-        left = e.b.sub(constant(I64, u.height - 1), first)
-        end = e.b.intrinsic("smin", e.b.add(e.b.mul(left, abs(down)), py), u.rows())
+        below = e.b.mul(e.b.sub(constant(I64, u.height - 1), first), abs(down))
+        end = e.b.intrinsic("smin", e.b.add(below, py), u.rows())
     place = base + (symbol(u.channel) - symbol("copy channel")) * u.part + row * u.row + column
     with e.scopes.loop("copy row", ZERO, end) as loop:
         loop.next()

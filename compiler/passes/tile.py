@@ -116,13 +116,10 @@ def _is_long(e: Reduce) -> bool:
 def _accesses(kernel: LoopKernel) -> list[tuple[DimLike, ...]]:
     """The indices of all loads and stores, without axes of one element at their end."""
     shapes = {a.name: a.shape for a in kernel.arguments}
-    found = []
-    for x in (*(e for e in walk.expressions(kernel) if isinstance(e, Load)), *walk.stores(kernel)):
-        index, shape = x.index, shapes[x.arg]
-        while index and shape[len(index) - 1] == 1:
-            index = index[:-1]
-        found.append(index)
-    return found
+    found = [(e.arg, e.index) for e in walk.expressions(kernel) if isinstance(e, Load)]
+    found += [(s.arg, s.index) for s in walk.stores(kernel)]
+    ends = [max((i + 1 for i in range(len(index)) if shapes[arg][i] != 1), default=0) for arg, index in found]
+    return [index[:end] for (_, index), end in zip(found, ends)]
 
 
 def _unit_stride(kernel: LoopKernel, var: str) -> bool:
