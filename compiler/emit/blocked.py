@@ -33,7 +33,7 @@ from graphflow.compiler.emit.packing import (
 )
 from graphflow.compiler.emit.tiling import LONG_ROW, Tiling, contraction_tiling, cut_k, whole_lines
 from graphflow.compiler.kernel.form import Contraction, ContractionKernel
-from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, product, symbol, typical
+from graphflow.compiler.plan.dims import TYPICAL_SIZE, DimLike, ceildiv, symbol, typical
 from graphflow.compiler.target import Target
 
 BLOCKED = 3
@@ -113,32 +113,25 @@ def blocked(kernel: ContractionKernel, target: Target) -> Blocked | None:
         return None
     plain = replace(kernel, contraction=replace(kernel.contraction, tile={}))
     t = contraction_tiling(plain, target)
-    if t.nr < t.lanes or not (asked or _pays(t, c, along, target)):
+    if t.nr < t.lanes or not (asked or _pays(t, c, target)):
         return None
     return _described(kernel, c, t, along, target)
 
 
 def _along(kernel: ContractionKernel, c: Contraction) -> str:
-    """Whether neighbours in a lie along "m" or "k"; "" if a or b is no matrix, transposed or not. Along "m" a
-    may be a matrix for each of several images, of which the places follow each other."""
+    """Whether neighbours in a lie along "m" or "k"; "" if a or b is no matrix, transposed or not."""
     a, b = load_offset(kernel, c.a), load_offset(kernel, c.b)
     if a is None or b is None or len(c.k) != 1 or len(c.n) != 1 or not c.m or c.k[0][1] == 0:
         return ""
     k, n = c.k[0][0], c.n[0][0]
     if not isinstance(c.n[0][1], int) or 1 not in (coefficient(b, n), coefficient(b, k)):
         return ""
-    if coefficient(a, c.m[-1][0]) == 1 and (len(c.m) == 1 or isinstance(c.m[-1][1], int)):
-        return "m" if len(c.m) <= 2 and coefficient(a, k) is not None else ""
+    if coefficient(a, c.m[-1][0]) == 1:
+        return "m" if len(c.m) == 1 and coefficient(a, k) is not None else ""
     return "k" if coefficient(a, k) == 1 else ""
 
 
-def _images(c: Contraction, along: str) -> bool:
-    """Whether the first axis of the rows counts images, each of which is packed by itself: elements of a
-    that are multiplied at once lie rather far apart, so a must not be read panel by panel."""
-    return along == "m" and len(c.m) == 2
-
-
-def _pays(t: Tiling, c: Contraction, along: str, target: Target) -> bool:
+def _pays(t: Tiling, c: Contraction, target: Target) -> bool:
     """Whether a or the result is too large for the second cache, and packed b not for the last. Where each of
     them fits, the stores count little beside long sums, and rows of a lie less than a page apart, tiles that
     read long rows of b where they lie are faster."""
@@ -148,10 +141,7 @@ def _pays(t: Tiling, c: Contraction, along: str, target: Target) -> bool:
     if fits and _LONG <= depth < target.l1 // (8 * size) and t.nr * size >= LONG_ROW:
         return False
     large = max(rows * columns, rows * depth) * size > target.l2 // 4 and columns * depth * size <= target.l3
-    panels = _PANELS
-    if _images(c, along):                         # tiles that share lines of memory read them once each
-        panels = 1 if 64 % (t.mr * size) else 2
-    return large and rows >= _ROWS and columns >= panels * t.nr
+    return large and rows >= _ROWS and columns >= _PANELS * t.nr
 
 
 def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str, target: Target) -> Blocked:
@@ -163,7 +153,7 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     deep = min(512, target.l1 // (2 * mr * size)) if isinstance(extent, int) else TYPICAL_SIZE
     _, chunk, _ = cut_k(c.k, deep)
     panel_rows = chunk or depth
-    far = columns * depth * size > target.l2 and not _images(c, along)
+    far = columns * depth * size > target.l2
     strip = max(1, target.l2 // (4 if far else 2) // (panel_rows * t.nr * size))
     tiles = max(1, min(_TASK_ROWS // mr, -(-rows // mr) // _TASKS)) if far else 1
     tasks = max(2, _BLOCK_ROWS // (mr * tiles)) if far else 1
@@ -171,8 +161,6 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
     assert b is not None
     t = replace(t, mr=mr, tiles=tiles, outer=(), chunk=chunk, inner=c.k, panel_rows=panel_rows, pack_a=True,
                 b="lanes" if coefficient(b, c.n[0][0]) == 1 else "transpose", limit=None)
-    if _images(c, along):
-        t = replace(t, batch=c.m[:1], m=c.m[1:], mr=min(mr, int(c.m[1][1])))
     how = Blocked(t, min(strip, int(ceildiv(t.n_total, t.nr))), tasks, along, False, size)
     if not far or along == "k" or not isinstance(extent, int) or how.panels <= _STRIPS * how.strip:
         return how
@@ -182,7 +170,7 @@ def _described(kernel: ContractionKernel, c: Contraction, t: Tiling, along: str,
 
 def blocked_tasks(how: Blocked) -> DimLike:
     """The number of tasks."""
-    return product(extent for _, extent in how.tiling.batch) * how.tiling.m_blocks
+    return how.tiling.m_blocks
 
 
 def blocked_scratch(how: Blocked) -> DimLike:
@@ -261,13 +249,9 @@ class _Blocked(_Emission):
         b.ret()
 
     def _block(self, index: Value, end: Value) -> None:
-        """The tasks from `index` on, strip by strip. Several are of one batch element, the only one."""
+        """The tasks from `index` on, strip by strip."""
         e, b, t, panels = self.e, self.b, self.t, self.how.panels
         rows = t.mr * self.how.tiling.tiles
-        if t.batch:
-            image, index = self._split(index, e.scalar(t.m_blocks))
-            e.scopes.bind(t.batch[0][0], image)
-            end = b.add(index, 1)
         first_row, last_row, strip = b.mul(index, rows), b.mul(end, rows), self._strip()
         if self.how.once:
             self._pack_tiles(first_row, last_row)
