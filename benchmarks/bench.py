@@ -66,11 +66,17 @@ def kernels(args: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def contractions() -> str:
-    """What contractions.py prints."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "contractions.py")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    return done.stdout if done.returncode == 0 else f"failed:\n{done.stderr}"
+def one_by_one(script: str, names: list[str], args: argparse.Namespace) -> str:
+    """What contractions.py or convolutions.py prints of these names, for each number of threads."""
+    texts = []
+    for threads in args.threads:
+        command = [sys.executable, str(ROOT / "benchmarks" / script), *names, "--threads", str(threads),
+                   "--python", args.python, *["--small"] * args.small]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True)
+        text = done.stdout if done.returncode == 0 else f"failed:\n{done.stderr}"
+        texts.append(f"{threads} thread{'s' * (threads > 1)}\n{text.rstrip()}")
+        print(f"{script}, {threads} thread{'s' * (threads > 1)}", flush=True)
+    return "\n\n".join(texts)
 
 
 def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Row]) -> str:
@@ -95,7 +101,7 @@ def write(args: argparse.Namespace, found: dict[str, Any], rows: list[compare.Ro
     if "kernels" in found:
         parts += ["## Kernels", f"```\n{found['kernels']['text']}\n```"]
     if "contractions" in found:
-        parts += ["## Contractions", f"```\n{found['contractions'].rstrip()}\n```"]
+        parts += ["## Contractions", f"```\n{found['contractions']}\n```"]
     if "convolutions" in found:
         parts += ["## Convolutions", f"```\n{found['convolutions']}\n```"]
     (args.out / "report.md").write_text("\n\n".join(parts) + "\n")
@@ -142,10 +148,10 @@ def main() -> None:
     if "kernels" in args.parts:
         found["kernels"] = kernels(args)
     if "contractions" in args.parts:
-        found["contractions"] = contractions()
+        found["contractions"] = one_by_one("contractions.py", [*args.workloads, "squares"], args)
     if "convolutions" in args.parts:
         images = [name for name in args.workloads if name in convolutions.IMAGES]
-        found["convolutions"] = convolutions.measure(images, args.small, max(args.threads))
+        found["convolutions"] = one_by_one("convolutions.py", images, args) if images else "none"
     text = write(args, found, rows)
     print(f"\n{text}\n\n{args.out / 'report.md'}")
     if args.readme:

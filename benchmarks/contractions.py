@@ -1,10 +1,10 @@
 """Each matrix product of the workloads' steps, forward and of both gradients, and products of large squares,
 beside NumPy and PyTorch:
 
-    python benchmarks/contractions.py [WORKLOAD ...] [--threads 1] [--small]
+    python benchmarks/contractions.py [WORKLOAD ...] [--threads 1] [--small] [--python PATH]
 
-"of bound" is the least time that the roofline allows (`graphflow.bench`) over the time taken; PyTorch's
-torch.mm is timed where it can be imported. The ratio is our time over the better one of theirs.
+"of bound" is the least time that the roofline allows (`graphflow.bench`) over the time taken. PyTorch is that
+of the interpreter --python, if it has one. The ratio is our time over the better one of theirs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import argparse
 import math
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch_ops
 from nets_graphflow import training_step
 from workloads import SMALL, WORKLOADS, Workload
 
@@ -100,42 +100,18 @@ def numpy(p: Product) -> float:
     x, y = (np.random.default_rng(0).standard_normal(p.numbers(s), np.float32) for s in (p.x, p.y))
     out = np.empty(p.sizes()[:2], np.float32)
     left, right = x.T if p.transpose_x else x, y.T if p.transpose_y else y
-    return _median(lambda: np.dot(left, right, out=out))
+    return torch_ops.median(lambda: np.dot(left, right, out=out), bench.ROUNDS)
 
 
-def pytorch(p: Product, torch: Any) -> float:
-    """Seconds of PyTorch."""
-    x, y = (torch.randn(p.numbers(s)) for s in (p.x, p.y))
-    out = torch.empty(p.sizes()[:2])
-    left, right = x.T if p.transpose_x else x, y.T if p.transpose_y else y
-    return _median(lambda: torch.mm(left, right, out=out))
-
-
-def _median(run: Callable[[], object]) -> float:
-    times: list[float] = []
-    run()
-    for _ in range(bench.ROUNDS):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return sorted(times)[len(times) // 2]
-
-
-def measure(names: Sequence[str], small: bool, threads: int) -> str:
+def measure(names: Sequence[str], small: bool, threads: int, python: str) -> str:
     """The table of these workloads."""
     sizes = SMALL if small else WORKLOADS
     found = [(name, p) for name in names for p in (squares() if name == SQUARES else products(sizes[name]))]
     machine = bench.machine(threads)
     times = [ours(p, threads) for _, p in found]
     theirs = [numpy(p) for _, p in found]       # after all of ours, for its threads spin between calls
-    others = [math.nan] * len(found)
-    try:
-        import torch
-    except ImportError:
-        pass
-    else:
-        torch.set_num_threads(threads)
-        others = [pytorch(p, torch) for _, p in found]
+    calls = [("product", (p.numbers(p.x), p.numbers(p.y), p.transpose_x, p.transpose_y)) for _, p in found]
+    others = torch_ops.measure(python, calls, threads, bench.ROUNDS)
     lines = [HEADS]
     for (name, p), (mine, work), *rest in zip(found, times, theirs, others):
         best = min(t for t in rest if not math.isnan(t))
@@ -152,11 +128,12 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(names)}; else all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="the small sizes")
+    parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch")
     args = parser.parse_args()
     held = "OPENBLAS_NUM_THREADS"               # read when NumPy is imported, which has been
     if os.environ.get(held) != str(args.threads):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, held: str(args.threads)})
-    print(measure(args.workloads or names, args.small, args.threads))
+    print(measure(args.workloads or names, args.small, args.threads, args.python))
 
 
 if __name__ == "__main__":

@@ -1,23 +1,22 @@
 """Each convolution of the workloads' steps, and each of its gradients, beside PyTorch:
 
-    python benchmarks/convolutions.py [WORKLOAD ...] [--threads 1] [--small]
+    python benchmarks/convolutions.py [WORKLOAD ...] [--threads 1] [--small] [--python PATH]
 
 Images whose channels fill vectors lie channels-last, as they do within a step (`passes/layout.py`); PyTorch's
-time is the better one of both layouts, where torch can be imported. GFLOP/s count the products of the
+time, by the interpreter --python, is the better one of both layouts. GFLOP/s count the products of the
 definition, so Winograd's algorithm may pass the machine's peak.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch_ops
 from nets_graphflow import training_step
 from workloads import SMALL, WORKLOADS, Workload
 
@@ -115,45 +114,14 @@ def ours(c: Convolution, threads: int) -> float:
     return sum(t.seconds for t in (timings[:-1] if "reader" in step.inputs else timings))
 
 
-# --- PyTorch
-
-
-def pytorch(c: Convolution, torch: Any) -> float:
-    """Seconds of PyTorch for the pass, with the better layout of images."""
-    return min(_median(_run(c, torch, layout)) for layout in (torch.contiguous_format, torch.channels_last))
-
-
-def _run(c: Convolution, torch: Any, layout: Any) -> Callable[[], object]:
-    x, w, y = (torch.randn(shape).contiguous(memory_format=layout) for shape in (c.x, c.w, c.y))
-    how: Any = (list(c.stride), [low for low, _ in c.padding], [1, 1], False, [0, 0], 1)
-    if c.op == "conv":
-        return lambda: torch.ops.aten.convolution(x, w, None, *how)
-    mask = [c.op == "conv_input_grad", c.op == "conv_weight_grad", False]
-    return lambda: torch.ops.aten.convolution_backward(y, x, w, None, *how, mask)
-
-
-def _median(run: Callable[[], object]) -> float:
-    times: list[float] = []
-    run()
-    for _ in range(bench.ROUNDS):
-        begin = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - begin)
-    return statistics.median(times)
-
-
-def measure(names: Sequence[str], small: bool, threads: int) -> str:
+def measure(names: Sequence[str], small: bool, threads: int, python: str) -> str:
     """The table of these workloads."""
     found = [(name, c) for name in names for c in convolutions((SMALL if small else WORKLOADS)[name])]
     peak = bench.machine(threads).flops
     times = [ours(c, threads) for _, c in found]
-    try:                                        # after all of ours, for its threads spin between calls
-        import torch
-    except ImportError:
-        theirs = [math.nan] * len(found)
-    else:
-        torch.set_num_threads(threads)
-        theirs = [pytorch(c, torch) for _, c in found]
+    calls = [("convolution", (c.op, c.x, c.w, c.y, c.stride, [low for low, _ in c.padding]))
+             for _, c in found]
+    theirs = torch_ops.measure(python, calls, threads, bench.ROUNDS)
     lines = [HEADS]
     for (name, c), mine, other in zip(found, times, theirs):
         rate = c.flops / mine
@@ -168,8 +136,9 @@ def main() -> None:
     parser.add_argument("workloads", nargs="*", metavar="WORKLOAD", help=f"of {', '.join(IMAGES)}; else all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="the small sizes")
+    parser.add_argument("--python", default=sys.executable, help="an interpreter that has PyTorch")
     args = parser.parse_args()
-    print(measure(args.workloads or IMAGES, args.small, args.threads))
+    print(measure(args.workloads or IMAGES, args.small, args.threads, args.python))
 
 
 if __name__ == "__main__":

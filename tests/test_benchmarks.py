@@ -20,12 +20,14 @@ sys.path.insert(0, str(FOLDER))
 
 import bench  # noqa: E402
 import compare  # noqa: E402
+import contractions  # noqa: E402
 import convolutions  # noqa: E402
 import functions  # noqa: E402
 import machine  # noqa: E402
 import nets_graphflow  # noqa: E402
 import overhead  # noqa: E402
 import report  # noqa: E402
+import torch_ops  # noqa: E402
 from workloads import SMALL, WORKLOADS, Workload  # noqa: E402
 
 NAMES = ("logreg", "mlp", "autoenc", "traffic", "lenet", "inception", "resnet", "alexnet", "charrnn")
@@ -274,5 +276,33 @@ def test_convolutions_are_timed_pass_by_pass() -> None:
     found = convolutions.convolutions(SMALL["lenet"])
     assert [c.op.removeprefix("conv_") for c in found] == ["conv", "conv", "input_grad", *["weight_grad"] * 2]
     assert all(c.flops == 2 * c.y[0] * c.y[2] * c.y[3] * int(np.prod(c.w)) for c in found)
-    lines = convolutions.measure(["lenet"], small=True, threads=1).splitlines()
+    lines = convolutions.measure(["lenet"], True, 1, sys.executable).splitlines()
     assert len(lines) == 1 + len(found) and all(float(line.split()[-5]) > 0 for line in lines[1:])
+
+
+def test_contractions_are_timed_beside_numpy() -> None:
+    lines = contractions.measure(["logreg"], True, 1, sys.executable).splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["NN", "TN"]
+    rates, ratios = ([float(line.split()[i]) for line in lines[1:]] for i in (8, -1))
+    assert min(rates) > 0 and np.isfinite(ratios).all()
+
+
+CALLS: list[tuple[str, tuple[Any, ...]]] = [
+    ("product", ((5, 4), (5, 3), True, False)),
+    *(("convolution", (op, (2, 3, 8, 8), (4, 3, 3, 3), (2, 4, 8, 8), (1, 1), (1, 1)))
+      for op in convolutions.PASSES),
+]
+
+
+def test_operations_of_pytorch_are_timed() -> None:
+    torch = pytest.importorskip("torch")
+    found = torch_ops.measure(sys.executable, CALLS, 1, 2)
+    assert len(found) == len(CALLS) and all(0 < seconds < 10 for seconds in found)
+    shapes = [tuple(run().shape) for run in torch_ops.product(torch, *CALLS[0][1])]
+    assert shapes == [(4, 3)]
+
+
+def test_an_interpreter_without_pytorch_has_no_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert np.isnan(torch_ops.measure(sys.executable, CALLS, 1, 2)).all()
