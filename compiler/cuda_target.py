@@ -23,6 +23,8 @@ OPTIONS = ("-fmad=false", "-std=c++17")
 
 _SHARED = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
 """KB of shared memory that a block may ask for, by architecture, as the CUDA programming guide tells."""
+BUSY_BLOCKS = 264
+"""Blocks of threads that keep a large device busy: two for each multiprocessor of an H100 or H200."""
 DECLARED_SHARED = 48 << 10
 """Bytes of shared memory that a kernel may declare; for more, its launch asks."""
 

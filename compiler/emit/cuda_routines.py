@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from graphflow.compiler.cuda_target import BUSY_BLOCKS
 from graphflow.compiler.emit.cuda_text import C_TYPES, THREADS, WARP, Code, apply, dimension, literal
 from graphflow.compiler.kernel.form import RoutineKernel
 from graphflow.compiler.plan.dims import DimLike, ceildiv, typical
@@ -24,8 +25,8 @@ from graphflow.compiler.plan.dtypes import DType
 
 SHARES, PIECE = ((8, 4), (4, 4), (2, 4), (1, 4), (1, 2), (1, 1)), 1024
 """Slices of a warp, and elements of each that a thread has; indices that a block looks at together."""
-WARPS, BLOCKS = THREADS // WARP, 264
-"""Warps of a block, and blocks that keep a large device busy."""
+WARPS = THREADS // WARP
+"""Warps of a block."""
 LONG_ROW = 1024
 """A running sum so long is a block's."""
 UNDER_WAY = 4
@@ -223,7 +224,7 @@ def _share(kernel: RoutineKernel) -> tuple[int, int]:
     before, size, behind = (typical(d) for d in kernel.arguments[-1].shape)
     fitting = [s for s in SHARES if s[1] == 1 or (s[1] - 1) * WARP < behind]
     return next((s for s in fitting if before * -(-size // (s[0] * WARPS)) * -(-behind // (s[1] * WARP))
-                 >= BLOCKS), fitting[-1])
+                 >= BUSY_BLOCKS), fitting[-1])
 
 
 def _slices(kernel: RoutineKernel) -> list[str]:

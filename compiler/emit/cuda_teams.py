@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cached_property
 
+from graphflow.compiler.cuda_target import BUSY_BLOCKS
 from graphflow.compiler.emit.cuda_text import THREADS, WARP
 from graphflow.compiler.emit.cuda_vectors import PACK_BYTES, Loops, Vectors, grid_of, reductions_of
 from graphflow.compiler.kernel.form import Expr, Let, Load, Local, Loop, LoopKernel, Reduce, Statement, Store
@@ -22,9 +23,9 @@ MOST_HELD = {WARP: 64, 128: 32, 256: 32, 512: 32, 1024: 32}
 """Threads of a team and the registers of each that may hold elements of a row."""
 LARGE_TEAM = 512
 """Threads of a long row of few; twice as many would have too few registers."""
-BLOCKS, LEAST_SHARE, FURTHER = 264, 8, 16
-"""Blocks that keep a large device busy; chunks of each thread that make another block for a row worth while;
-how much longer than typical symbolic rows may be to have enough blocks."""
+LEAST_SHARE, FURTHER = 8, 16
+"""Chunks of each thread that make another block for a row worth while; how much longer than typical symbolic
+rows may be to have enough blocks."""
 
 
 def has_rows(kernel: LoopKernel) -> bool:
@@ -131,7 +132,7 @@ class Teams(Vectors):
         if longest <= WARP_ROW:
             self.team = WARP if rows >= FEW_ROWS or longest <= WARP else THREADS
         else:
-            self.team = THREADS if rows >= BLOCKS else LARGE_TEAM
+            self.team = THREADS if rows >= BUSY_BLOCKS else LARGE_TEAM
 
     def _read_again(self) -> list[tuple[Load, str]]:
         """Loads that several passes do, with the innermost variable of the first of them."""
@@ -155,7 +156,7 @@ class Teams(Vectors):
             return 1
         length = product(x for _, x in self.passes[0][0])
         size = length if isinstance(length, int) else FURTHER * typical(length)
-        return max(min(-(-BLOCKS // groups), size // (LEAST_SHARE * self.part_team * self.along)), 1)
+        return max(min(-(-BUSY_BLOCKS // groups), size // (LEAST_SHARE * self.part_team * self.along)), 1)
 
     def _is_one_pass(self) -> bool:
         """Whether all reductions run over the same elements, and none needs the result of another."""

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from math import prod
 
+from graphflow.compiler.cuda_target import BUSY_BLOCKS
 from graphflow.compiler.ir.builder import Builder, rebuild
 from graphflow.compiler.ir.graph import Graph, Node, Value
 from graphflow.compiler.ops import OPS
@@ -27,9 +28,9 @@ from graphflow.compiler.plan.layouts import CHANNELS_LAST, in_memory
 PIECE = 2048
 """About how many products one piece of a split contraction sums, and
 how many elements (times 8) one piece of a split reduction does."""
-BLOCKS, SHARE, COLUMNS, ENOUGH_BLOCKS = 264, 1 << 13, 32, 4
-"""Of a GPU: the blocks that keep it busy, the elements that are worth one, the columns that one takes, and
-the blocks for a row that are worth a kernel more."""
+SHARE, COLUMNS, ENOUGH_BLOCKS = 1 << 13, 32, 4
+"""Of a GPU: the elements that are worth a block, the columns that one takes, and the blocks for a row that
+are worth a kernel more."""
 MAX_PARTIALS = 1 << 20
 TILE_M, TILE_N, ENOUGH_TILES = 12, 32, 8
 MOST_WEIGHTS = 1 << 16
@@ -158,7 +159,7 @@ def _split_among_blocks(node: Node, reductions: Sequence[Node]) -> int:
     groups = rows if order[-1] in axes else rows // max(kept[-1], 1) * -(-kept[-1] // COLUMNS)
     waits = any(_depends(v.node, set(reductions)) for v in node.regions[0].results
                 if v.type.rank != len(kept)) or any(_depends(r, set(reductions) - {r}) for r in reductions)
-    return WHOLE if waits and min(BLOCKS, size // SHARE) >= ENOUGH_BLOCKS * groups else 0
+    return WHOLE if waits and min(BUSY_BLOCKS, size // SHARE) >= ENOUGH_BLOCKS * groups else 0
 
 
 def _images_of_piece(node: Node, shape: Sequence[DimLike], axes: Sequence[int]) -> int:
